@@ -1,0 +1,1 @@
+"""isoflop: a compute budget in, the best language model it buys out."""

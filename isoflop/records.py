@@ -1,0 +1,186 @@
+"""Frozen records that stages pass to one another; each goes to JSON and back unchanged.
+
+Units follow the field's names: losses in nats a token, `seconds`, `bytes`, `flops`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """Base of every record: immutable, no unknown fields, JSON both ways."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls.model_validate_json(text)
+
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON: the record's content name."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class CorpusConfig(Record):
+    """What to read and how to turn it into tokens; equal configs and inputs give equal corpora."""
+
+    sources: tuple[str, ...] = ()  # empty: the Python standard library's source code
+    field: str = "text"  # of structured sources (JSONL, Parquet, datasets)
+    heldout_share: float = 0.02  # of documents, by hash of the text
+    near_duplicate_threshold: float = 0.8  # estimated Jaccard similarity; 1.0 turns the step off
+    min_chars: int = 32  # shorter documents are dropped
+    max_repeated_line_share: float = 0.7  # Rae et al. 2112.11446, table A1, applied to long documents
+    vocab_size: int | None = None  # None: chosen by `corpus.vocabulary.vocab_for`
+    tokenizer: str | None = None  # path of an existing tokenizer.json
+    seed: int = 0
+
+
+class Corpus(Record):
+    """A built corpus: packed token files plus the counts that every later stage needs."""
+
+    id: str
+    folder: Path  # where it lies now; set again by `load_corpus`
+    config: CorpusConfig
+    documents: int  # kept, both sides
+    bytes: int  # UTF-8 bytes kept, both sides
+    raw_bytes: int  # bytes read
+    train_tokens: int
+    heldout_tokens: int
+    train_bytes: int
+    heldout_bytes: int
+    heldout_documents: int
+    vocab_size: int
+    bytes_per_token: float  # heldout_bytes / heldout_tokens
+    dropped: dict[str, int]  # reason -> documents
+    bad_bytes: int  # replaced while decoding
+    hashes: dict[str, str]  # file name -> SHA-256
+    seconds: float  # to build
+
+
+class ModelConfig(Record):
+    """Shape of the decoder (Qwen3's architecture)."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    context: int = 256
+    rope_theta: float = 10_000.0
+    tied: bool = False  # output head shares the input embedding
+
+
+class RunConfig(Record):
+    """Everything that determines a run's weights, given a corpus."""
+
+    model: ModelConfig
+    tokens: int  # D, training tokens seen
+    batch_tokens: int
+    lr_matrix: float  # Muon, matrices of the blocks
+    lr_embed: float  # AdamW, input embedding
+    lr_head: float  # AdamW, output head
+    lr_vector: float  # AdamW, norms
+    weight_decay: float
+    warmup_tokens: int
+    cooldown: float = 0.2  # share of tokens in the linear cooldown to zero
+    grad_clip: float = 1.0
+    seed: int = 0
+    eval_tokens: int = 131_072
+    compile: bool = False
+    threads: int = 1  # part of the record: float sums depend on it
+
+
+class CurvePoint(Record):
+    """One point of a run's training curve."""
+
+    tokens: int
+    seconds: float
+    loss: float  # training loss, nats a token, mean since the last point
+
+
+class Run(Record):
+    """A finished training run and its exact accounting."""
+
+    id: str
+    corpus_id: str
+    config: RunConfig
+    role: str  # "ladder", "final" or "train"
+    trunk: str  # runs of one constant-rate trunk share this id
+    loss: float  # held-out, nats a token
+    loss_se: float  # standard error over held-out windows
+    bpb: float  # bits per byte
+    bpb_se: float
+    params_total: int
+    params_nonembedding: int
+    params_matmul: int  # N
+    tokens: int  # D
+    unique_tokens: int
+    flops: float  # of a run of this (N, D) from scratch
+    flops_spent: float  # really computed for this branch (the trunk's share is in its first branches)
+    seconds_train: float
+    seconds_eval: float
+    seconds_compile: float
+    tokens_per_second: float
+    peak_flops_per_second: float  # measured matmul peak for the same threads
+    peak_share: float  # flops a second / peak_flops_per_second
+    peak_memory_bytes: int
+    curve: tuple[CurvePoint, ...] = ()
+    model: str | None = None  # artifact folder, relative to the project
+
+
+class Interval(Record):
+    """A value with its central interval, and what the interval is of."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.9
+    of: str = "parameter"  # or "mean", "new run", "optimum", "doublings"
+
+
+class Plan(Record):
+    """What the budget buys, written before it is spent."""
+
+    id: str
+    fit_id: str
+    corpus_id: str
+    budget_seconds: float | None
+    budget_flops: float | None
+    config: RunConfig
+    params: int  # N
+    tokens: int  # D
+    flops: float
+    seconds: float  # predicted, of the final run with its compilation and evaluation
+    memory_bytes: int
+    tokens_per_second: float
+    loss: Interval  # of a new run
+    params_optimum: Interval
+    tokens_optimum: Interval
+    doubling_loss: Interval  # predicted loss with twice the budget
+    doubling_saves: Interval  # nats a token that one more doubling of the budget would buy
+    candidates: tuple[dict[str, float], ...] = ()  # the sizes compared: params, tokens, loss
+    notes: tuple[str, ...] = ()
+
+
+class Gain(Record):
+    """Compute-equivalent doublings of a result over a baseline law."""
+
+    loss: float
+    flops: float  # total, all costs counted
+    costs: dict[str, float] = Field(default_factory=dict)  # the parts of `flops`
+    flops_base: Interval  # C_base(L)
+    doublings: Interval
+    extrapolated: bool  # C_base(L) is outside the measured runs
+    undefined_share: float  # share of draws with L <= E
