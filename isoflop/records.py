@@ -184,3 +184,35 @@ class Gain(Record):
     doublings: Interval
     extrapolated: bool  # C_base(L) is outside the measured runs
     undefined_share: float  # share of draws with L <= E
+
+
+class Sample(Record):
+    """Text the model wrote."""
+
+    prompt: str
+    text: str
+
+
+class Result(Record):
+    """What `isoflop run` hands over; the JSON on its stdout."""
+
+    loss: float  # held-out, nats a token
+    loss_se: float
+    bpb: float
+    predicted: float  # written to the ledger before the final run
+    interval: tuple[float, float]  # 90%, of a new run, written with it
+    within_interval: bool
+    params: int  # N
+    tokens: int  # D
+    flops: float  # of the final run
+    flops_total: float  # ladder counted
+    seconds: dict[str, float]  # by stage: corpus, ladder, plan, compile, train, evaluate, total
+    doublings: Interval  # of the final run over the ladder's law, its own compute
+    doublings_total: Interval  # the same with the ladder's compute counted
+    model: str  # folder that transformers opens
+    report: str
+    corpus_id: str
+    fit_id: str
+    plan_id: str
+    run_id: str
+    samples: tuple[Sample, ...] = ()

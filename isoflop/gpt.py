@@ -1,0 +1,209 @@
+"""The decoder: Qwen3's architecture, so that what is trained here opens in transformers, vLLM and llama.cpp.
+
+Pre-norm RMSNorm, rotary embedding, grouped-query attention with QK-norm, SwiGLU, optional tied head
+(Qwen3 technical report, arXiv 2505.09388). Module names are those of `Qwen3ForCausalLM`, so the state
+dictionary is the Hugging Face one.
+
+Shapes: b batch, t time, d model width, h heads, k key/value heads, e head width, f feed-forward, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.records import ModelConfig
+
+EPS = 1e-6
+CHUNK_TOKENS = 512  # logits of one chunk stay in cache: 512 x 4,096 x 4 bytes = 8 MB
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight
+
+
+def rotary_tables(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (t, e), of the rotary embedding (Su et al., arXiv 2104.09864), halves layout."""
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle_te = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
+    return angle_te.cos().float(), angle_te.sin().float()
+
+
+def rotate(x_bhte: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
+    """Rotate each pair (i, i + e/2) by its position's angle."""
+    first, second = x_bhte.chunk(2, dim=-1)
+    return x_bhte * cos_te + torch.cat((-second, first), dim=-1) * sin_te
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with RMS-normalised queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.grouped = config.n_kv_heads != config.n_heads
+        d, e = config.d_model, config.head_dim
+        self.q_proj = nn.Linear(d, config.n_heads * e, bias=False)
+        self.k_proj = nn.Linear(d, config.n_kv_heads * e, bias=False)
+        self.v_proj = nn.Linear(d, config.n_kv_heads * e, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * e, d, bias=False)
+        self.q_norm = RMSNorm(e)
+        self.k_norm = RMSNorm(e)
+
+    def forward(self, x_btd: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
+        b, t, _ = x_btd.shape
+        heads = (b, t, -1, self.head_dim)
+        q_bhte = rotate(self.q_norm(self.q_proj(x_btd).view(heads)).transpose(1, 2), cos_te, sin_te)
+        k_bkte = rotate(self.k_norm(self.k_proj(x_btd).view(heads)).transpose(1, 2), cos_te, sin_te)
+        v_bkte = self.v_proj(x_btd).view(heads).transpose(1, 2)
+        y_bhte = F.scaled_dot_product_attention(
+            q_bhte, k_bkte, v_bkte, is_causal=True, enable_gqa=self.grouped
+        )
+        out: Tensor = self.o_proj(y_bhte.transpose(1, 2).reshape(b, t, -1))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_btd)) * self.up_proj(x_btd))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.d_model)
+        self.mlp = MLP(config)
+
+    def forward(self, x_btd: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
+        x_btd = x_btd + self.self_attn(self.input_layernorm(x_btd), cos_te, sin_te)
+        out: Tensor = x_btd + self.mlp(self.post_attention_layernorm(x_btd))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm (`Qwen3Model`)."""
+
+    cos_te: Tensor
+    sin_te: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model)
+        cos_te, sin_te = rotary_tables(config.context, config.head_dim, config.rope_theta)
+        self.register_buffer("cos_te", cos_te, persistent=False)
+        self.register_buffer("sin_te", sin_te, persistent=False)
+
+    def forward(self, ids_bt: Tensor) -> Tensor:
+        t = ids_bt.shape[1]
+        x_btd = self.embed_tokens(ids_bt)
+        for layer in self.layers:
+            x_btd = layer(x_btd, self.cos_te[:t], self.sin_te[:t])
+        out: Tensor = self.norm(x_btd)
+        return out
+
+
+class GPT(nn.Module):
+    """The language model (`Qwen3ForCausalLM`): decoder and output head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, ids_bt: Tensor) -> Tensor:
+        """Logits (b, t, v) of each next token."""
+        out: Tensor = self.lm_head(self.model(ids_bt))
+        return out
+
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a token, without ever holding all logits."""
+        x_nd = self.model(ids_bt).flatten(0, 1)
+        out: Tensor = LinearCrossEntropy.apply(x_nd, self.lm_head.weight, targets_bt.flatten())
+        return out
+
+    @torch.no_grad()
+    def token_losses(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Cross-entropy (b, t) of each token, in nats."""
+        x_nd = self.model(ids_bt).flatten(0, 1)
+        parts = [
+            F.cross_entropy(self.lm_head(x), y, reduction="none")
+            for x, y in zip(x_nd.split(CHUNK_TOKENS), targets_bt.flatten().split(CHUNK_TOKENS), strict=True)
+        ]
+        return torch.cat(parts).view_as(targets_bt)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Matrices uniform with variance 1/fan_in, output projections and untied head zero, embedding
+        standard normal (Jordan's modded-nanogpt recipe: every block starts as the identity)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+                weight.zero_()
+            elif name.endswith("embed_tokens.weight"):
+                std = 0.02 if self.config.tied else 1.0
+                weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
+            elif weight.ndim == 2:
+                bound = math.sqrt(3.0 / weight.shape[1])
+                weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """mean(cross_entropy(x @ weight.T, targets)) with its gradients made chunk by chunk in the forward pass.
+
+    Logits never leave the cache and the softmax is computed once, not twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x_nd: Tensor, weight_vd: Tensor, y_n: Tensor
+    ) -> Tensor:  # type: ignore[override]
+        n = x_nd.shape[0]
+        grad_x, grad_weight = torch.empty_like(x_nd), torch.zeros_like(weight_vd)
+        total = x_nd.new_zeros(())
+        for start in range(0, n, CHUNK_TOKENS):
+            rows = slice(start, start + CHUNK_TOKENS)
+            x, y = x_nd[rows], y_n[rows, None]
+            logits = x @ weight_vd.T
+            picked = logits.gather(1, y).squeeze(1)
+            lse = torch.logsumexp(logits, dim=1)
+            total += (lse - picked).sum()
+            p = logits.sub_(lse[:, None]).exp_()
+            p.scatter_add_(1, y, p.new_full((1, 1), -1.0).expand_as(y))
+            p.mul_(1.0 / n)
+            torch.mm(p, weight_vd, out=grad_x[rows])
+            grad_weight.addmm_(p.T, x)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        grad_x, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_x * grad, grad_weight * grad, None

@@ -1,0 +1,101 @@
+"""Optimizers and schedule: Muon on the blocks' matrices, AdamW on the rest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.records import RunConfig
+
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al., Muon (2024): quintic, steep at zero
+NS_STEPS = 5
+
+
+def orthogonalise(g_nrc: Tensor, steps: int = NS_STEPS) -> Tensor:
+    """Nearest semi-orthogonal matrix of each of n (r, c) matrices, by Newton-Schulz in their own precision.
+
+    torch.optim.Muon does the same one matrix at a time and in bfloat16, which a CPU without bfloat16
+    units computes a hundred times slower.
+    """
+    a, b, c = NS_COEFFICIENTS
+    tall = g_nrc.shape[-2] > g_nrc.shape[-1]
+    x = g_nrc.mT if tall else g_nrc
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024); matrices of one shape are done in one batch.
+
+    The step has spectral norm lr * sqrt(max(1, rows / columns)), so that a learning rate found at one
+    width holds at another (Bernstein and Newhouse, arXiv 2409.20325). Weight decay is decoupled.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                by_shape[p.shape].append(p)
+            for same in by_shape.values():
+                self._step_batch(same, group["lr"], group["momentum"], group["weight_decay"])
+
+    def _step_batch(self, params: list[nn.Parameter], lr: float, momentum: float, decay: float) -> None:
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        grads = [p.grad for p in params if p.grad is not None]
+        buffers = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        nesterov = torch._foreach_lerp(grads, buffers, momentum)
+        update = orthogonalise(torch.stack(nesterov))
+        rows, columns = params[0].shape
+        torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_add_(params, update.unbind(), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+
+
+def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices; AdamW for embedding, head and norms, each with its own rate."""
+    matrices, embed, head, vectors = [], [], [], []
+    for name, p in model.named_parameters():
+        if "embed_tokens" in name:
+            embed.append(p)
+        elif "lm_head" in name:
+            head.append(p)
+        else:
+            (matrices if p.ndim == 2 else vectors).append(p)
+    groups = [
+        {"params": embed, "lr": config.lr_embed},
+        {"params": head, "lr": config.lr_head},
+        {"params": vectors, "lr": config.lr_vector},
+    ]
+    adamw = torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True
+    )
+    optimizers = [Muon(matrices, config.lr_matrix, weight_decay=config.weight_decay), adamw]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def rate(tokens: int, config: RunConfig) -> float:
+    """Learning rate as a share of its peak: linear warm-up, constant, linear cooldown to zero.
+
+    Haegele et al., arXiv 2405.18392: one constant-rate trunk with cooldown branches serves every D.
+    """
+    warm = min(1.0, (tokens + config.batch_tokens) / max(1, config.warmup_tokens))
+    left = (config.tokens - tokens) / max(1.0, config.tokens * config.cooldown)
+    return max(0.0, min(warm, left, 1.0))
