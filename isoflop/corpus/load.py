@@ -1,0 +1,110 @@
+"""A built corpus read back: its record, tokens, documents and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.corpus import bpe
+from isoflop.corpus.encode import token_type
+from isoflop.errors import CorpusError, CorruptError
+from isoflop.records import Corpus
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SCAN_TOKENS = 1 << 20
+Tokens = np.memmap[Any, np.dtype[np.unsignedinteger[Any]]]
+
+
+def load_corpus(folder: Path, *, verify: bool = False) -> Corpus:
+    """Read `corpus.json` and check that its files are there and complete.
+
+    `verify` also compares their SHA-256. Raises `CorpusError` when `folder` holds no corpus and
+    `CorruptError` when a file is not what was written.
+    """
+    path = folder / "corpus.json"
+    if not path.is_file():
+        raise CorpusError(f"{folder} holds no corpus.", hint="Build one first, or check the path.")
+    try:
+        corpus = Corpus.from_json(path.read_bytes()).model_copy(update={"folder": folder})
+    except ValueError as error:
+        raise CorruptError(f"{path} is not a corpus record: {error}", hint="Build it again.") from error
+    width = np.dtype(token_type(corpus.vocab_size)).itemsize
+    sizes = {"train.bin": corpus.train_tokens * width, "heldout.bin": corpus.heldout_tokens * width}
+    for name in corpus.hashes:
+        _check_size(folder / name, sizes.get(name))
+    if verify:
+        for name, expected in corpus.hashes.items():
+            if (actual := sha256(folder / name)) != expected:
+                raise CorruptError(
+                    f"{folder / name} has SHA-256 {actual}, not {expected} as written.",
+                    hint="Delete the folder and build the corpus again.",
+                )
+    return corpus
+
+
+def train_tokens(corpus: Corpus) -> Tokens:
+    """The training tokens, memory-mapped; each document ends with the end token."""
+    return _tokens(corpus, "train")
+
+
+def heldout_tokens(corpus: Corpus) -> Tokens:
+    """The held-out tokens, memory-mapped; each document ends with the end token."""
+    return _tokens(corpus, "heldout")
+
+
+def token_bytes(corpus: Corpus) -> NDArray[np.int64]:
+    """UTF-8 bytes of text that each token id stands for, shape (vocab_size,); 0 for the end token."""
+    return bpe.count_bytes(tokenizer(corpus))
+
+
+def tokenizer(corpus: Corpus) -> Tokenizer:
+    """The corpus's tokenizer. Raises `CorpusError` when its file cannot be read."""
+    return bpe.read_tokenizer(corpus.folder / "tokenizer.json")
+
+
+def train_documents(corpus: Corpus) -> Iterator[str]:
+    """The training documents' text, decoded from the tokens."""
+    return _documents(corpus, "train")
+
+
+def heldout_documents(corpus: Corpus) -> Iterator[str]:
+    """The held-out documents' text, decoded from the tokens."""
+    return _documents(corpus, "heldout")
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tokens(corpus: Corpus, side: str) -> Tokens:
+    return np.memmap(corpus.folder / f"{side}.bin", token_type(corpus.vocab_size), "r")
+
+
+def _documents(corpus: Corpus, side: str) -> Iterator[str]:
+    decoder = tokenizer(corpus)
+    end = bpe.end_token(decoder)
+    tokens = _tokens(corpus, side)
+    begin = 0
+    for at in range(0, len(tokens), SCAN_TOKENS):
+        for stop in np.flatnonzero(tokens[at : at + SCAN_TOKENS] == end) + at:
+            yield decoder.decode(tokens[begin:stop].tolist(), skip_special_tokens=False)
+            begin = int(stop) + 1
+
+
+def _check_size(path: Path, size: int | None) -> None:
+    if not path.is_file():
+        raise CorruptError(f"{path} is missing.", hint="Delete the folder and build the corpus again.")
+    if size is not None and path.stat().st_size != size:
+        raise CorruptError(
+            f"{path} has {path.stat().st_size} bytes, not {size} as written.",
+            hint="Delete the folder and build the corpus again.",
+        )
