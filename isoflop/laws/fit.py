@@ -153,11 +153,12 @@ def best_of_starts(problem: Problem) -> tuple[Array, float, int, int]:
     grid = law.start_grid()
     start = np.concatenate([np.full((len(grid), law.linear), _third(problem)), grid], axis=1)
     linear = np.arange(start.shape[1]) < law.linear
-    projected, _, _ = solve.minimise(problem, start, free=linear)
-    theta, objective, _ = solve.minimise(problem, projected)
+    projected, _, _ = solve.minimise(problem, start, free=linear, limits=solve.ROUGH)
+    theta, objective, _ = solve.minimise(problem, projected, limits=solve.FAIR)
     best = int(objective.argmin())
-    near = int((objective <= objective[best] * 1.001 + 1e-15).sum())
-    return theta[best : best + 1], float(objective[best]), near, len(grid)
+    polished, lowest, _ = solve.minimise(problem, theta[best : best + 1])
+    near = int((objective <= lowest[0] * 1.001 + 1e-15).sum())
+    return polished, float(lowest[0]), near, len(grid)
 
 
 def _third(problem: Problem) -> float:
@@ -234,7 +235,9 @@ def _holdout(setting: Setting, theta: Array) -> tuple[tuple[Holdout, ...], npt.N
     if len(limits) == 0:
         return (), np.empty(0, np.intp)
     found, _, _ = solve.minimise(
-        replace(problem, weight=inside.astype(np.float64)), np.repeat(theta, len(limits), axis=0)
+        replace(problem, weight=inside.astype(np.float64)),
+        np.repeat(theta, len(limits), axis=0),
+        limits=solve.FAIR,
     )
     error = problem.law.value(found, problem.x) / np.exp(problem.log_loss) - 1.0
     rows, experiment = [], []
@@ -256,18 +259,23 @@ def _holdout(setting: Setting, theta: Array) -> tuple[tuple[Holdout, ...], npt.N
 
 
 def _varied(x: Array) -> bool:
-    return bool((np.ptp(x, axis=1) > 0).all())
+    return bool(x.size and (np.ptp(x, axis=1) > 0).all())
 
 
 def _leave_one_out(setting: Setting, theta: Array) -> Array:
     """(clusters, p) parameters without each cluster; empty when clusters are many or one is the rest."""
     clusters = int(setting.cluster.max()) + 1
     problem = setting.problem
-    weight = (setting.cluster != np.arange(clusters)[:, None]).astype(np.float64)
-    weight = weight[[_varied(problem.x[:, row > 0]) if row.any() else False for row in weight]]
-    if clusters > SMALL_RUNS or len(weight) == 0:
+    kept = setting.cluster != np.arange(clusters)[:, None]
+    if clusters <= SMALL_RUNS:
+        kept = kept[[_varied(problem.x[:, row]) for row in kept]]
+    if clusters > SMALL_RUNS or len(kept) == 0:
         return np.empty((0, theta.shape[1]))
-    found, _, _ = solve.minimise(replace(problem, weight=weight), np.repeat(theta, len(weight), axis=0))
+    found, _, _ = solve.minimise(
+        replace(problem, weight=kept.astype(np.float64)),
+        np.repeat(theta, len(kept), axis=0),
+        limits=solve.FAIR,
+    )
     return problem.law.uncentre(found, setting.centre)
 
 
@@ -275,7 +283,7 @@ def _thin(draws: Array, keep: int) -> Array:
     """At most `keep` rows, evenly spaced."""
     if len(draws) <= keep:
         return draws
-    return draws[np.linspace(0, len(draws) - 1, keep).astype(int)]
+    return np.asarray(draws[np.linspace(0, len(draws) - 1, keep).astype(int)])
 
 
 def _at_bound(law: solve.Law, draws: Array) -> npt.NDArray[np.bool_]:

@@ -41,14 +41,19 @@ def wild_log_losses(
     draws: int,
     rng: np.random.Generator,
 ) -> Array:
-    """(draws, n) log losses of a wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
+    """(draws, n) log losses of a wild cluster bootstrap (Cameron, Gelbach and Miller 2008), with run noise.
 
     Residuals (ln prediction - ln observation, (n,)) are inflated by sqrt(n / df) and multiplied by one
-    Webb weight a cluster, which keeps the dependence within a trunk when clusters are few.
+    Webb weight a cluster, which keeps the dependence within a trunk. With a handful of clusters the fit
+    has absorbed most of that dependence and the draws alone are about half as wide as the truth (90%
+    intervals of simulated 4 x 3 ladders held 56-71%); normal noise of the residual scale, added to each
+    run, brings that to 82-94%.
     """
     clusters = int(cluster.max()) + 1
     weight = rng.choice(np.concatenate([-WEBB, WEBB]), size=(draws, clusters))
-    return np.asarray(log_fitted - np.sqrt(len(residual) / df) * weight[:, cluster] * residual)
+    wild = log_fitted - np.sqrt(len(residual) / df) * weight[:, cluster] * residual
+    scale = np.sqrt((residual**2).sum() / df)
+    return np.asarray(wild + scale * rng.standard_normal(wild.shape))
 
 
 def noise_sd(residual: Array, parameters: int) -> tuple[float, int]:

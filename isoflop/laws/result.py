@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -140,17 +139,17 @@ class Fit(Record):
     holdout: tuple[Holdout, ...] = ()
     diagnostics: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def theta(self) -> Array:
         """(1, p) fitted parameters."""
         return np.array([[self.params[name] for name in law_named(self.law).names]])
 
-    @cached_property
+    @property
     def draws_array(self) -> Array:
         """(k, p) bootstrap draws; the fitted parameters alone when there was no bootstrap."""
         return np.array(self.draws) if self.draws else self.theta
 
-    @cached_property
+    @property
     def max_flops(self) -> float:
         """Largest fitted compute."""
         return float(self.observations.compute().max())
@@ -228,14 +227,15 @@ class Fit(Record):
             undefined_share=float(1.0 - defined.mean()),
         )
 
-    def compute_for(self, loss: float) -> tuple[float, Array]:
+    def compute_for(self, loss: float | Array, theta: Array | None = None) -> Array:
         """C_base(L): FLOPs on the compute-optimal frontier that reach `loss`, nan where L <= E.
 
-        Returns the value of the fitted law and the (draws,) values of the draws.
+        `theta` (m, p) defaults to the fitted parameters (m = 1); give `draws_array` for the draws.
+        `loss` broadcasts to (m,), the shape of the answer.
         """
         law, cost = law_named(self.law), self.flops_model
-        point = law.compute_for(self.theta, np.asarray(loss), cost.kappa, cost.gamma)
-        return float(point[0]), law.compute_for(self.draws_array, np.asarray(loss), cost.kappa, cost.gamma)
+        theta = self.theta if theta is None else theta
+        return law.compute_for(theta, np.asarray(loss, dtype=np.float64), cost.kappa, cost.gamma)
 
     def conf_int(self, level: float = 0.9) -> dict[str, Interval]:
         """Central bootstrap interval of every parameter."""

@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 CHUNK_ELEMENTS = 24_000  # problems x points in one pass: the working set stays in cache
-MAX_STEPS = 120
-TOLERANCE = 1e-11  # relative decrease of the objective at which a problem is solved
 
 
 class Law(Protocol):
@@ -45,6 +43,19 @@ class Law(Protocol):
         self, theta: Array, flops: float, kappa: float, gamma: float
     ) -> tuple[Array, Array, Array]: ...
     def compute_for(self, theta: Array, loss: Array, kappa: float, gamma: float) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: relative decrease of the objective at which a problem is solved, and steps at most."""
+
+    tolerance: float
+    steps: int
+
+
+FINE = Limits(tolerance=1e-11, steps=120)
+ROUGH = Limits(tolerance=1e-4, steps=20)  # for starts
+FAIR = Limits(tolerance=1e-7, steps=60)  # for hold-outs and the choice among starts
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,11 @@ def step(problem: Problem, theta: Array, damping: Array, free: npt.NDArray[np.bo
 
 
 def minimise(
-    problem: Problem, start: Array, *, free: npt.NDArray[np.bool_] | None = None
+    problem: Problem,
+    start: Array,
+    *,
+    free: npt.NDArray[np.bool_] | None = None,
+    limits: Limits = FINE,
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     """Minimise every problem from its start; never worse than the start.
 
@@ -146,7 +161,7 @@ def minimise(
     m, n = len(start), problem.x.shape[1]
     size = max(1, CHUNK_ELEMENTS // n)
     parts = [
-        _minimise_chunk(problem.take(np.arange(i, min(i + size, m))), start[i : i + size], free)
+        _minimise_chunk(problem.take(np.arange(i, min(i + size, m))), start[i : i + size], free, limits)
         for i in range(0, m, size)
     ]
     theta, objective, done = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -154,15 +169,15 @@ def minimise(
 
 
 def _minimise_chunk(
-    problem: Problem, start: Array, free: npt.NDArray[np.bool_] | None
+    problem: Problem, start: Array, free: npt.NDArray[np.bool_] | None, limits: Limits
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     m, p = start.shape
     free = np.ones(p, bool) if free is None else free
     theta = np.clip(start, problem.law.lower, problem.law.upper)
     objective = problem.objective(theta)
     damping = np.full(m, 0.3)
-    done = np.zeros(m, bool)
-    for _ in range(MAX_STEPS):
+    done, refused = np.zeros(m, bool), np.zeros(m, bool)
+    for _ in range(limits.steps):
         at = np.flatnonzero(~done)
         if len(at) == 0:
             break
@@ -171,9 +186,12 @@ def _minimise_chunk(
         value = part.objective(trial)
         drop = objective[at] - value
         better = drop > 0
-        small = np.abs(drop) <= TOLERANCE * objective[at]
-        done[at] = (small & (damping[at] < 1e-2)) | (damping[at] > 1e8)
+        small = np.abs(drop) <= limits.tolerance * objective[at]
+        done[at] = (small & (~better | (damping[at] < 1e-2))) | (damping[at] > 1e8)
         won = at[better]
         theta[won], objective[won] = trial[better], value[better]
-        damping[at] = np.where(better, damping[at] * 0.15, np.maximum(damping[at], 1e-6) * 8.0)
+        # Straight after a refusal the damping stays, so that it does not swing between the two.
+        eased = np.where(refused[at], 0.6, 0.15) * damping[at]
+        damping[at] = np.where(better, eased, np.maximum(damping[at], 1e-6) * 8.0)
+        refused[at] = ~better
     return theta, objective, done

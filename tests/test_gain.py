@@ -1,0 +1,91 @@
+"""Doublings against the frontier they invert."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+from isoflop.errors import FitError
+from isoflop.gain import UNBOUNDED_FLOPS, gain, is_defined
+from isoflop.laws import Fit, fit
+from isoflop.records import Gain
+
+
+@cache
+def law() -> Fit:
+    """40 runs of a known law, 0.1% noise."""
+    N = np.repeat(1e6 * 2.0 ** np.arange(8), 5)
+    D = N * 5.0 * np.tile(2.0 ** np.arange(5), 8)
+    L = 1.8 + 480.0 / N**0.35 + 2100.0 / D**0.37
+    L *= np.exp(0.001 * np.random.default_rng(0).standard_normal(len(L)))
+    return fit({"params": N, "tokens": D, "loss": L}, bootstrap=300)
+
+
+def test_a_run_on_the_frontier_gains_nothing() -> None:
+    best = law().optimum(1e17)
+    found = gain(law(), best.loss.value, 1e17)
+    assert found.doublings.value == pytest.approx(0.0, abs=1e-6)
+    assert found.doublings.low < 0 < found.doublings.high
+    assert not found.extrapolated
+    assert found.undefined_share == 0.0
+
+
+def test_half_the_compute_is_one_doubling_and_costs_are_kept() -> None:
+    best = law().optimum(1e17)
+    found = gain(law(), best.loss.value, 5e16, costs={"teacher": 2e16, "student": 3e16})
+    assert found.doublings.value == pytest.approx(1.0, abs=1e-6)
+    assert found.costs == {"teacher": 2e16, "student": 3e16}
+
+
+def test_the_closed_form_of_the_design() -> None:
+    """C_base(L) = C0 ((L0 - E)/(L - E))^((a+b)/(a b))."""
+    p = law().params
+    power = (p["alpha"] + p["beta"]) / (p["alpha"] * p["beta"])
+    first = law().optimum(1e16).loss.value
+    expected = 1e16 * ((first - p["E"]) / (3.0 - p["E"])) ** power
+    assert gain(law(), 3.0, 1e16).flops_base.value == pytest.approx(expected, rel=1e-9)
+
+
+def test_noise_of_the_loss_widens_the_interval_and_seeds_are_explicit() -> None:
+    sure, unsure = gain(law(), 3.5, 1e16), gain(law(), 3.5, 1e16, loss_se=0.05)
+    assert unsure.doublings.high - unsure.doublings.low > sure.doublings.high - sure.doublings.low
+    assert gain(law(), 3.5, 1e16, loss_se=0.05) == unsure
+    assert gain(law(), 3.5, 1e16, loss_se=0.05, seed=1) != unsure
+
+
+def test_extrapolated_outside_the_measured_runs() -> None:
+    assert gain(law(), law().optimum(1e22).loss.value, 1e17).extrapolated
+    assert gain(law(), law().optimum(1e12).loss.value, 1e17).extrapolated
+
+
+def test_below_the_floor_is_undefined_and_strict_json() -> None:
+    found = gain(law(), 0.5 * law().params["E"], 1e17)
+    assert not is_defined(found)
+    assert found.undefined_share == 1.0
+    assert found.flops_base.value == UNBOUNDED_FLOPS
+    assert found.extrapolated
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(found.to_json(), parse_constant=refuse)
+    assert Gain.from_json(found.to_json()) == found
+
+
+def test_near_the_floor_some_draws_are_undefined() -> None:
+    floor = law().conf_int(0.5)["E"]
+    found = gain(law(), floor.high, 1e17, loss_se=0.001)
+    assert 0.05 < found.undefined_share < 0.95
+    assert found.flops_base.high == UNBOUNDED_FLOPS
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"loss": 0.0}, {"loss": float("nan")}, {"flops": -1.0}, {"loss_se": -0.1}, {"costs": {"teacher": -1.0}}],
+)
+def test_impossible_numbers_are_named(bad: dict[str, object]) -> None:
+    with pytest.raises(FitError):
+        gain(law(), **{"loss": 3.0, "flops": 1e17, **bad})  # type: ignore[arg-type]
