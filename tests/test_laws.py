@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.errors import FitError
-from isoflop.laws import LAWS, Fit, Observations, fit, intervals, solve
+from isoflop.laws import ESTIMATORS, LAWS, Fit, Observations, fit, intervals, solve
 from isoflop.laws.fit import best_of_starts
 from isoflop.laws.solve import Array, Problem
 
@@ -66,6 +66,18 @@ def test_huber_sum_reproduces_the_optimum_of_the_240_points() -> None:
         ("B", 2143.4, 0.05),
         ("alpha", 0.34731, 5e-6),
         ("beta", 0.36717, 5e-6),
+    ):
+        assert found.params[name] == pytest.approx(value, abs=1.05 * half_digit), name
+
+
+def test_huber_likelihood_reproduces_the_published_optimum() -> None:
+    found = fit(epoch(), estimator="huber-likelihood", bootstrap=0)
+    for name, value, half_digit in (
+        ("E", 1.81686, 5e-6),
+        ("A", 482.006, 5e-4),
+        ("B", 2085.43, 0.005),
+        ("alpha", 0.34781, 5e-6),
+        ("beta", 0.36585, 5e-6),
     ):
         assert found.params[name] == pytest.approx(value, abs=1.05 * half_digit), name
 
@@ -183,6 +195,13 @@ def test_never_worse_than_the_best_of_its_starts(seed: int, noise: float, delta:
 
 
 # --- small ladders ----------------------------------------------------------------------------------
+
+
+def test_every_estimator_fits_a_small_ladder() -> None:
+    N, D = np.array([1e7]), np.array([2e8])
+    for estimator in ESTIMATORS:
+        found = fit(trunks(ladder(noise=0.003)), estimator=estimator, bootstrap=20)
+        assert found.loss(N, D) == pytest.approx(curve(N, D), rel=0.03), estimator
 
 
 @pytest.mark.parametrize("clustered", [True, False])

@@ -20,8 +20,12 @@ from isoflop.laws.registry import law_named
 from isoflop.laws.result import Fit, FlopsModel, Holdout, Observations
 from isoflop.laws.solve import Array, Prior, Problem
 
-# Width of the Huber loss on the log of the loss: Hoffmann et al. 2203.15556 use 1e-3, summed.
-ESTIMATORS: dict[str, float] = {"huber-sum": 1e-3, "least-squares": float("inf")}
+DELTA = 1e-3  # width of the Huber loss on the log of the loss: Hoffmann et al. 2203.15556
+ESTIMATORS: dict[str, str] = {
+    "huber-sum": "sum of Huber losses of width 1e-3 on ln L, as Hoffmann et al. 2203.15556",
+    "least-squares": "sum of squares on ln L",
+    "huber-likelihood": "Huber density with a free scale, as Besiroglu et al. 2404.10102",
+}
 SMALL_RUNS, FEW_CLUSTERS = 30, 8  # below either, the weak prior on the exponents is used
 PRIOR_EXPONENT, PRIOR_SD = 0.35, 0.4  # published alpha, beta: 0.28-0.48 on text; sd of the logarithm
 PRIOR_NOISE, PRIOR_NOISE_DF = 0.01, 4  # run-to-run sd assumed by the prior's strength, with its weight
@@ -65,7 +69,9 @@ def fit(
         raise FitError(f"bootstrap is {bootstrap}.", hint="Give the number of refits, or 0 for none.")
     check(observations, len(chosen.names))
 
-    setting = _setting(observations, chosen, ESTIMATORS[estimator])
+    setting = _setting(observations, chosen, np.inf if estimator == "least-squares" else DELTA)
+    if estimator == "huber-likelihood":
+        setting = _free_scale(setting)
     prior = _prior(setting)
     if prior is not None:
         setting = replace(setting, problem=replace(setting.problem, prior=prior))
@@ -153,11 +159,14 @@ def best_of_starts(problem: Problem) -> tuple[Array, float, int, int]:
     grid = law.start_grid()
     start = np.concatenate([np.full((len(grid), law.linear), _third(problem)), grid], axis=1)
     linear = np.arange(start.shape[1]) < law.linear
-    projected, _, _ = solve.minimise(problem, start, free=linear, limits=solve.ROUGH)
-    theta, objective, _ = solve.minimise(problem, projected, limits=solve.FAIR)
+    wide = replace(problem, delta=max(problem.delta, DELTA))
+    projected, _, _ = solve.minimise(wide, start, free=linear, limits=solve.ROUGH)
+    theta, objective, _ = solve.minimise(wide, projected, limits=solve.FAIR)
     best = int(objective.argmin())
-    polished, lowest, _ = solve.minimise(problem, theta[best : best + 1])
+    polished, lowest, _ = solve.minimise(wide, theta[best : best + 1])
     near = int((objective <= lowest[0] * 1.001 + 1e-15).sum())
+    if problem.delta < DELTA:
+        polished, lowest, _ = solve.minimise(problem, polished)
     return polished, float(lowest[0]), near, len(grid)
 
 
@@ -177,11 +186,23 @@ def _setting(observations: Observations, law: solve.Law, delta: float) -> Settin
     )
 
 
-def _prior(setting: Setting) -> Prior | None:
-    """The weak prior for small tables, in units of the objective; None when the data can stand alone.
+def _free_scale(setting: Setting) -> Setting:
+    """The setting whose Huber width is `DELTA` times the maximum-likelihood scale of the residuals.
 
-    A residual of sd s adds r^2/2 to the objective inside the Huber width and about delta |r| outside,
-    so a likelihood of sd s is the objective over s min(s, delta).
+    The likelihood n ln(scale) + sum huber(r / scale) has its best scale at DELTA mean |r| (to order
+    DELTA^2), so the width is about 1e-6 mean |r|: least absolute deviations in all but name.
+    """
+    problem = setting.problem
+    theta, _, _, _ = best_of_starts(problem)
+    residual = np.log(problem.law.value(theta, problem.x)) - problem.log_loss
+    width = max(DELTA**2 * float(np.abs(residual).mean()), 1e-12)
+    return replace(setting, problem=replace(problem, delta=width))
+
+
+def _prior(setting: Setting) -> Prior | None:
+    """The weak prior for small tables; None when the data can stand alone.
+
+    Its noise is the residual sd of a fit without it, shrunk to `PRIOR_NOISE`.
     """
     problem = setting.problem
     n, clusters = problem.x.shape[1], int(setting.cluster.max()) + 1
@@ -190,10 +211,9 @@ def _prior(setting: Setting) -> Prior | None:
     theta, _, _, _ = best_of_starts(problem)
     residual = np.log(problem.law.value(theta, problem.x)[0]) - problem.log_loss[0]
     df = max(0, n - theta.shape[1])
-    s = float(np.sqrt((PRIOR_NOISE_DF * PRIOR_NOISE**2 + (residual**2).sum()) / (PRIOR_NOISE_DF + df)))
-    exponents = theta.shape[1] - problem.law.linear
-    centre = np.full((1, exponents), np.log(PRIOR_EXPONENT))
-    return Prior(strength=s * min(s, problem.delta), centre=centre, sd=PRIOR_SD)
+    variance = (PRIOR_NOISE_DF * PRIOR_NOISE**2 + (residual**2).sum()) / (PRIOR_NOISE_DF + df)
+    centre = np.full((1, theta.shape[1] - problem.law.linear), np.log(PRIOR_EXPONENT))
+    return Prior(noise=float(np.sqrt(variance)), centre=centre, sd=PRIOR_SD)
 
 
 def _bootstrap(

@@ -121,9 +121,9 @@ class Fit(Record):
     se: dict[str, float]  # bootstrap standard errors; empty without bootstrap
     n: int
     n_clusters: int
-    objective: float
+    objective: float  # sum of Huber losses (or half squares) of `residuals`, prior included
     starts: int
-    starts_at_optimum: int  # within 0.1% of the best objective
+    starts_at_optimum: int  # within 0.1% of the best objective (at a Huber width of 1e-3 if narrower)
     bootstrap: str  # "pairs by cluster", "wild by cluster" or "none"
     seed: int
     draws: tuple[tuple[float, ...], ...]

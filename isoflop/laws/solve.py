@@ -6,7 +6,7 @@ axis of every array. Shapes: m problems, n points, p parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -60,15 +60,21 @@ FAIR = Limits(tolerance=1e-7, steps=60)  # for hold-outs and the choice among st
 
 @dataclass(frozen=True)
 class Prior:
-    """Weak normal prior on the logarithms of the exponents, in units of the objective.
+    """Weak normal prior on the logarithms of the exponents: ((ln theta - centre)/sd)^2 / 2 for each.
 
-    Adds strength/2 * ((ln theta - centre)/sd)^2 for each exponent. `centre` is (m, exponents) or
-    (1, exponents): bootstrap draws take random centres, so that the prior's own width is in the draws.
+    `noise` is the relative run-to-run sd that turns it into units of the objective. `centre` is
+    (m, exponents) or (1, exponents): bootstrap draws take random centres, so that the prior's own width
+    is in the draws.
     """
 
-    strength: float
+    noise: float
     centre: Array
     sd: float
+
+    def strength(self, delta: float) -> float:
+        """What multiplies the prior: a residual r adds r^2/2 inside the Huber width and about delta |r|
+        outside, so the objective over noise min(noise, delta) is a log-likelihood."""
+        return self.noise * min(self.noise, delta)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Problem:
         def pick(a: Array) -> Array:
             return a if len(a) == 1 else a[index]
 
-        prior = self.prior and Prior(self.prior.strength, pick(self.prior.centre), self.prior.sd)
+        prior = self.prior and Prior(self.prior.noise, pick(self.prior.centre), self.prior.sd)
         return Problem(self.law, self.x, pick(self.log_loss), pick(self.weight), self.delta, prior)
 
     def objective(self, theta: Array) -> Array:
@@ -96,7 +102,7 @@ class Problem:
         total = np.einsum("mn,mn->m", *np.broadcast_arrays(self.weight, inside * (size - 0.5 * inside)))
         if self.prior is not None:
             z = (np.log(theta[:, self.law.linear :]) - self.prior.centre) / self.prior.sd
-            total = total + 0.5 * self.prior.strength * (z**2).sum(axis=1)
+            total = total + 0.5 * self.prior.strength(self.delta) * (z**2).sum(axis=1)
         return np.asarray(total)
 
     def newton(self, theta: Array, damping: Array) -> tuple[Array, Array, Array]:
@@ -122,7 +128,7 @@ class Problem:
         if self.prior is not None:
             at = np.arange(self.law.linear, theta.shape[1])
             shape = theta[:, at]
-            strength = self.prior.strength / self.prior.sd**2
+            strength = self.prior.strength(self.delta) / self.prior.sd**2
             gradient[:, at] += strength * (np.log(shape) - self.prior.centre) / shape
             hessian[:, at, at] += strength / shape**2
             scale[:, at] += strength / shape**2
@@ -160,12 +166,20 @@ def minimise(
     """
     m, n = len(start), problem.x.shape[1]
     size = max(1, CHUNK_ELEMENTS // n)
-    parts = [
-        _minimise_chunk(problem.take(np.arange(i, min(i + size, m))), start[i : i + size], free, limits)
-        for i in range(0, m, size)
-    ]
-    theta, objective, done = (np.concatenate(part) for part in zip(*parts, strict=True))
+    theta, objective, done = start.copy(), np.empty(m), np.empty(m, bool)
+    for i in range(0, m, size):
+        at = slice(i, min(i + size, m))
+        part = problem.take(np.arange(m)[at])
+        for delta in _widths(problem.delta):
+            scaled = replace(part, delta=delta)
+            theta[at], objective[at], done[at] = _minimise_chunk(scaled, theta[at], free, limits)
     return theta, objective, done
+
+
+def _widths(delta: float) -> list[float]:
+    """Huber widths on the way to a narrow one, which alone would be a maze of kinks."""
+    first = [width for width in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7) if width > 2.0 * delta]
+    return [*first, delta] if delta < 1e-3 else [delta]
 
 
 def _minimise_chunk(
