@@ -20,7 +20,7 @@ from isoflop.corpus import bpe
 from isoflop.corpus.clean import INDEX, CleanTask, clean_unit
 from isoflop.corpus.dedupe import drop_duplicates
 from isoflop.corpus.load import load_corpus, sha256
-from isoflop.corpus.pack import SIDES, PackTask, documents, join, pack, pack_tasks
+from isoflop.corpus.pack import SIDES, join, pack, pack_tasks
 from isoflop.corpus.pool import Pool
 from isoflop.corpus.sources import File, find_files, to_units
 from isoflop.corpus.split import TRAIN, write_sides
@@ -30,7 +30,7 @@ from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, CorpusConfig
 
 FORMAT = 1  # raise it when the same input gives other tokens
-SAMPLE_BYTES = 8 << 20  # of training text for the tokenizer at 4,096 tokens; more for more
+SAMPLE_BYTES = 8 << 20  # of training text for up to 4,096 tokens; up to 4 times that for more
 
 
 def build_corpus(
@@ -44,24 +44,34 @@ def build_corpus(
     """
     files = find_files(config.sources)
     key = _key(config, files)
-    known = root / ".known" / key
-    if known.is_file() and (root / known.read_text() / "corpus.json").is_file():
-        return load_corpus(root / known.read_text())
-    stage = root / ".stages" / key
+    stage, lock, known = root / ".stages" / key, root / ".stages" / f"{key}.lock", root / ".known" / key
+    if corpus := _known(root, known):
+        return corpus
     try:
-        stage.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".stages" / f"{key}.lock"), Pool(workers or _cores()) as pool:
-            corpus = _Build(config, root, stage, progress or Silent(), pool).run(files)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         known.parent.mkdir(exist_ok=True)
-        known.write_text(corpus.id)
+        with FileLock(lock), Pool(workers or _cores()) as pool:
+            if corpus := _known(root, known):  # another process built it meanwhile
+                return corpus
+            stage.mkdir(exist_ok=True)
+            corpus = _Build(config, root, stage, progress or Silent(), pool).run(files)
+            known.write_text(corpus.id)
+            shutil.rmtree(stage)
+            lock.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CorpusError(
             f"The disk of {root} is full.", hint="Free some space and start again: the build goes on."
         ) from error
-    shutil.rmtree(stage)
     return corpus
+
+
+def _known(root: Path, known: Path) -> Corpus | None:
+    """The corpus that these files gave before."""
+    if not known.is_file() or not (root / known.read_text() / "corpus.json").is_file():
+        return None
+    return load_corpus(root / known.read_text())
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,9 @@ class _Build:
         else:
             size = self.config.vocab_size or vocab_for(None)
             self.progress.start("tokenizer", 1)
-            bpe.train_bpe(_sample(stems, SAMPLE_BYTES * max(1, size // 4096)), size).save(str(partial))
+            bpe.train_bpe(_sample(stems, SAMPLE_BYTES * min(max(1, size // 4096), 4)), size).save(
+                str(partial)
+            )
             self.progress.finish("tokenizer", f"{size:,} tokens")
         os.replace(partial, path)
         return path
@@ -182,12 +194,13 @@ def _sample(stems: list[str], size: int) -> Iterator[str]:
         total += int(index["bytes"][sides == TRAIN].sum())
     limit = min(size / total, 1.0) * 2.0**64
     for stem in stems:
-        index = np.fromfile(f"{stem}.index", INDEX)
-        chosen = index["sample"] < limit
-        whole = PackTask(stem, 0, len(index), 0, "", "")
-        for (data, side), wanted in zip(documents(whole), chosen, strict=True):
-            if wanted and side == TRAIN:
-                yield data.decode()
+        index, sides = np.fromfile(f"{stem}.index", INDEX), np.fromfile(f"{stem}.sides", np.uint8)
+        lengths = index["bytes"].astype(np.int64)
+        offsets = np.cumsum(lengths) - lengths
+        with open(f"{stem}.txt", "rb") as text:
+            for row in np.flatnonzero((sides == TRAIN) & (index["sample"] < limit)):
+                text.seek(offsets[row])
+                yield text.read(lengths[row]).decode()
 
 
 def _cores() -> int:

@@ -28,7 +28,6 @@ FLUSH_DOCUMENTS = 128
 CONTROL = bytes(sorted({*range(32), 127} - set(b"\t\n\f\r")))
 INDEX = np.dtype([("bytes", "<u4"), ("side", "<u8"), ("sample", "<u8")])  # both halves of a document's hash
 TABLES: dict[str, Callable[[Part, str], Iterator[str | None]]] = {
-    "jsonl": tables.jsonl_documents,
     "parquet": tables.parquet_documents,
     "arrow": tables.arrow_documents,
     "hub": tables.hub_documents,
@@ -105,7 +104,12 @@ def _documents(part: Part, writer: _Writer) -> Iterator[str]:
     if part.file.kind == "text":
         yield from _text_documents(part, writer)
         return
-    for text in TABLES[part.file.kind](part, writer.config.field):
+    field = writer.config.field
+    if part.file.kind == "jsonl":
+        texts = tables.jsonl_documents(part, field, writer.decode)
+    else:
+        texts = TABLES[part.file.kind](part, field)
+    for text in texts:
         if text is None:
             writer.dropped["empty"] += 1
             continue
@@ -114,20 +118,17 @@ def _documents(part: Part, writer: _Writer) -> Iterator[str]:
 
 
 def _text_documents(part: Part, writer: _Writer) -> Iterator[str]:
-    try:
-        for number, block in enumerate(reading.text_blocks(part)):
-            if number == 0 and reading.is_binary(block):
-                if part.file.named:
-                    raise CorpusError(
-                        f"{part.file.path} is a binary file.",
-                        hint="Give UTF-8 text, or convert it first (UTF-16 looks binary too).",
-                    )
-                writer.dropped["binary"] += 1
-                return
-            writer.read(block)
-            yield from cut(writer.decode(block))
-    except (OSError, EOFError) as error:
-        raise reading.read_error(part.file, error) from error
+    for number, block in enumerate(reading.text_blocks(part)):
+        if number == 0 and reading.is_binary(block):
+            if part.file.named:
+                raise CorpusError(
+                    f"{part.file.path} is a binary file.",
+                    hint="Give UTF-8 text, or convert it first (UTF-16 looks binary too).",
+                )
+            writer.dropped["binary"] += 1
+            return
+        writer.read(block)
+        yield from cut(writer.decode(block))
 
 
 class _Writer:
@@ -145,9 +146,9 @@ class _Writer:
     def __enter__(self) -> _Writer:
         names = ["txt", "index"] + ["signatures"] * wants_signatures(self.config)
         self._stack = ExitStack()
-        self._files: dict[str, IO[bytes]] = {
-            name: self._stack.enter_context(open(f"{self._stem}.{name}", "wb")) for name in names
-        }
+        self._files: dict[str, IO[bytes]] = {}
+        for name in names:
+            self._files[name] = self._stack.enter_context(open(f"{self._stem}.{name}", "wb"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +174,11 @@ class _Writer:
         text = text.replace("\r\n", "\n")
         if not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
-        data = text.encode(errors="replace")
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+            data = text.encode(errors="replace")
+            text = data.decode()
         if reason := fault(text, data, self.config):
             self.dropped[reason] += 1
             return

@@ -139,9 +139,12 @@ def _hashes(stem: str) -> NDArray[np.uint64]:
 
 def _band(stem: str, first: int, rows: int) -> NDArray[np.uint64]:
     """A hash of `rows` columns of the signatures, from `first` on."""
-    table = np.fromfile(f"{stem}.signatures", np.uint32).reshape(-1, PERMUTATIONS)
-    key = np.zeros(len(table), np.uint64)
-    for column in range(first, first + rows):
-        key = (key ^ table[:, column]) * np.uint64(0x9E3779B97F4A7C15)
-        key ^= key >> np.uint64(29)
-    return key
+    keys = [np.empty(0, np.uint64)]
+    with open(f"{stem}.signatures", "rb") as file:
+        while (table := np.fromfile(file, np.uint32, PAIRS * PERMUTATIONS)).size:
+            key = np.zeros(table.size // PERMUTATIONS, np.uint64)
+            for column in range(first, first + rows):
+                key = (key ^ table[column::PERMUTATIONS]) * np.uint64(0x9E3779B97F4A7C15)
+                key ^= key >> np.uint64(29)
+            keys.append(key)
+    return np.concatenate(keys)

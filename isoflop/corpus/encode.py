@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TABLE_WORDS = 200_000  # then the table starts anew: about 40 MB
+TABLE_CHARS = 64  # longer words are seldom seen twice
 SPACES = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 BMP = 0x10000
 
@@ -55,7 +56,9 @@ class _Words(dict[str, bytes]):
         self._encode = encode
 
     def __missing__(self, word: str) -> bytes:
-        ids = self[word] = self._encode(word)
+        ids = self._encode(word)
+        if len(word) <= TABLE_CHARS:
+            self[word] = ids
         return ids
 
 

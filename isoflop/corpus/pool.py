@@ -55,9 +55,7 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in self._processes:
-            process.kill()
-            process.communicate()
+        self._kill()
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """Yield `(index of the task, result)` as tasks finish; the first error ends the run."""
@@ -72,8 +70,15 @@ class Pool:
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
-            finally:
+            except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
+                self._kill()  # so that no thread waits for its worker
+                raise
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
 
     def _call(self, function: Callable[[Task], Result], task: Task) -> Result:
         process = self._idle.get()

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import IO, cast
 
 from isoflop.corpus.sources import BLOCK_BYTES, File, Part
 from isoflop.errors import CorpusError
 
 SLACK_BYTES = 1 << 16  # how far beyond a block's end its last line may reach
+BEYOND_BYTES = SLACK_BYTES + 4  # and the rest of a character
 BINARY_SHARE = 0.001  # of NUL bytes
 
 
-def open_bytes(file: File) -> IO[bytes]:
-    """Open for reading, decompressed by suffix."""
-    if file.path.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(file.path, "rb"))
-    if file.path.endswith(".zst"):
-        import zstandard
+@contextmanager
+def open_bytes(file: File) -> Iterator[IO[bytes]]:
+    """Open for reading, decompressed by suffix. Raises `CorpusError` when that fails, now or later."""
+    failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    try:
+        with ExitStack() as stack:
+            if file.path.endswith(".gz"):
+                yield stack.enter_context(cast(IO[bytes], gzip.open(file.path, "rb")))
+            elif file.path.endswith(".zst"):
+                import zstandard
 
-        return io.BufferedReader(zstandard.open(file.path, "rb"), 1 << 20)
-    return open(file.path, "rb")
+                failures += (zstandard.ZstdError,)
+                opened = stack.enter_context(zstandard.open(file.path, "rb"))
+                yield io.BufferedReader(opened, 1 << 20)
+            else:
+                yield stack.enter_context(open(file.path, "rb"))
+    except failures as error:
+        raise read_error(file, error) from error
 
 
 def read_error(file: File, error: Exception) -> CorpusError:
@@ -33,33 +45,26 @@ def read_error(file: File, error: Exception) -> CorpusError:
 def text_blocks(part: Part) -> Iterator[bytes]:
     """The part's bytes in blocks of about `BLOCK_BYTES`, cut at line ends (a character's end, if none).
 
-    A binary file yields nothing when it was found in a folder; raises `CorpusError` when it was named.
+    Neighbouring parts of a file share their borders: no byte is lost or read twice.
     """
     with open_bytes(part.file) as stream:
-        first = 0
+        length = BLOCK_BYTES if part.stop is None else part.stop - part.start
         if part.start:
             stream.seek(part.start)
-        data = stream.read(_wanted(part, 0))
-        if part.start:
-            first = _border(data, 0)
+        data = stream.read(length + BEYOND_BYTES)
+        first = _border(data, 0) if part.start else 0
         while data:
-            at = (part.stop or 0) - part.start if part.stop else BLOCK_BYTES
-            last = _border(data, at)
+            last = _border(data, length)
             yield data[first:last]
-            if part.stop:
+            if part.stop is not None:
                 return
-            data = data[last:] + stream.read(_wanted(part, len(data) - last))
+            data = data[last:] + stream.read(length + BEYOND_BYTES - (len(data) - last))
             first = 0
 
 
 def is_binary(block: bytes) -> bool:
     """Whether more than `BINARY_SHARE` of the bytes are NUL."""
     return block.count(0) > BINARY_SHARE * len(block)
-
-
-def _wanted(part: Part, have: int) -> int:
-    length = part.stop - part.start if part.stop else BLOCK_BYTES
-    return length + SLACK_BYTES + 4 - have
 
 
 def _border(data: bytes, at: int) -> int:

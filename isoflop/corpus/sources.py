@@ -120,8 +120,9 @@ def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(names):
-            if name.endswith(suffixes) and not name.startswith("."):
-                yield Path(folder, name)
+            path = Path(folder, name)
+            if name.endswith(suffixes) and not name.startswith(".") and path.is_file():
+                yield path
 
 
 def _dataset(folder: Path) -> Iterator[File]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from isoflop.corpus.reading import open_bytes, read_error
@@ -13,8 +13,8 @@ from isoflop.errors import CorpusError
 BATCH_ROWS = 256
 
 
-def jsonl_documents(part: Part, field: str) -> Iterator[str | None]:
-    """The field's text, line by line; None where it is null.
+def jsonl_documents(part: Part, field: str, decode: Callable[[bytes], str]) -> Iterator[str | None]:
+    """The field's text, line by line, made text by `decode`; None where it is null.
 
     A line belongs to the part in which it starts. Raises `CorpusError` naming file and line when a
     line is not a JSON object or has no such field.
@@ -30,7 +30,7 @@ def jsonl_documents(part: Part, field: str) -> Iterator[str | None]:
             position += len(line)
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = json.loads(decode(line))
                 except ValueError as error:
                     raise _line_error(part, number, f"is not JSON ({error})") from error
                 if not isinstance(row, dict):
@@ -135,12 +135,9 @@ def _no_field(file: File, field: str, names: list[str]) -> CorpusError:
 
 def _line_error(part: Part, number: int, what: str) -> CorpusError:
     with open_bytes(part.file) as stream:
-        before = stream.read(part.start).count(b"\n") if part.start else 0
-    if part.start:  # the stretch began in the middle of a line, or exactly at its start
-        with open_bytes(part.file) as stream:
-            stream.seek(part.start - 1)
-            before += stream.read(1) != b"\n"
+        before = stream.read(part.start) if part.start else b"\n"
+    number += before.count(b"\n") + (not before.endswith(b"\n"))  # of the line that the part began in
     return CorpusError(
-        f"{part.file.path}, line {before + number + 1}: this {what}.",
+        f"{part.file.path}, line {number}: this {what}.",
         hint="Mend or remove the line; a file of plain text should not be named .jsonl.",
     )
