@@ -1,0 +1,54 @@
+# isoflop from a machine that has only python3 (3.11 or newer) and make. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+BUDGET ?= 5m
+DEMO   ?= isoflop-demo
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo    set up, then turn $(BUDGET) of this machine into a language model in $(DEMO)/"
+	@echo "make test    set up, then lint, type-check and test"
+	@echo "make clean   remove the environment and the caches ($(DEMO)/ stays)"
+	@echo ""
+	@echo "Variables: PYTHON=$(PYTHON)  BUDGET=$(BUDGET)  DEMO=$(DEMO)"
+
+demo: $(VENV)/.ready
+	$(BIN)/isoflop run --budget $(BUDGET) --project $(DEMO)
+
+test: $(VENV)/.ready-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up is done again only when what it installs has changed.
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing isoflop and its pinned dependencies into $(VENV) ..."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing isoflop, its pinned dependencies and the developer's tools into $(VENV) ..."
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.ready $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "isoflop needs Python 3.11 or newer, and there is no $(PYTHON) here; hint: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "isoflop needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); hint: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment; hint: on Debian and Ubuntu, apt install python3-venv" >&2; \
+	  exit 1; }

@@ -1,0 +1,427 @@
+"""The ledger keeps everything that was put, from many processes at once, or says in a sentence why not."""
+
+import errno
+import json
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from isoflop import store
+from isoflop.errors import CorruptError, ProjectError
+from isoflop.records import CorpusConfig, Interval
+from isoflop.store import Project, atomic_write, content_hash
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+def interval(value: float) -> Interval:
+    return Interval(value=value, low=0, high=1)
+
+
+def files(folder: Path) -> list[str]:
+    """Everything under a folder, hidden files included."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def sql(project: Project, statement: str) -> None:
+    """Change the ledger behind the project's back."""
+    with sqlite3.connect(project.folder / "ledger.db") as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def test_what_was_put_is_got_also_by_another_project_object(project: Project) -> None:
+    assert project.put("interval", interval(0.5), id="x") == "x"
+    again = Project(project.folder, create=False)
+    assert again.get("interval", "x", Interval) == interval(0.5)
+    assert again.get("interval", "y", Interval) is None
+    assert again.get("gain", "x", Interval) is None
+
+
+def test_the_id_is_the_argument_or_the_records_own_or_its_digest(project: Project) -> None:
+    config = CorpusConfig(seed=3)
+    assert project.put("config", config) == config.digest()
+    assert project.get("config", config.digest(), CorpusConfig) == config
+
+
+def test_putting_again_replaces_and_makes_it_the_latest(project: Project) -> None:
+    for id, value in [("a", 1), ("b", 2), ("a", 3), ("a", 3)]:
+        project.put("interval", interval(value), id=id)
+    assert [record.value for record in project.all("interval", Interval)] == [2, 3]
+    assert project.latest("interval", Interval) == interval(3)
+
+
+def test_order_is_kept_when_the_clock_stands_still_or_goes_back(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, now in enumerate([1e9, 1e9, 1e9 - 60, 1e9 + 1]):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        project.put("interval", interval(i), id=f"{i}")
+    assert [record.value for record in project.all("interval", Interval)] == [0, 1, 2, 3]
+    assert project.latest("interval", Interval) == interval(3)
+
+
+def test_kinds_are_apart_and_an_empty_kind_is_empty(project: Project) -> None:
+    project.put("a", interval(1), id="x")
+    project.put("b", interval(2), id="x")
+    project.delete("a", "x")
+    project.delete("a", "never there")
+    assert project.all("a", Interval) == []
+    assert project.latest("a", Interval) is None
+    assert project.all("b", Interval) == [interval(2)]
+
+
+def test_a_record_of_another_class_is_named(project: Project) -> None:
+    project.put("interval", interval(1), id="x")
+    with pytest.raises(ProjectError, match=r"interval x in .*ledger\.db is not a CorpusConfig: .*value"):
+        project.get("interval", "x", CorpusConfig)
+
+
+def test_find_by_prefix(project: Project) -> None:
+    for kind, id in [
+        ("run", "ab12"),
+        ("run", "ab"),
+        ("run", "cd"),
+        ("fit", "cd"),
+        ("run", "%"),
+        ("run", "_"),
+    ]:
+        project.put(kind, interval(1), id=id)
+    kind, id, body = project.find("ab1")
+    assert (kind, id, json.loads(body)["value"]) == ("run", "ab12", 1)
+    assert project.find("ab").id == "ab"  # exact before longer
+    assert project.find("%").id == "%"
+    assert project.find("cd", kind="fit").kind == "fit"
+
+
+@pytest.mark.parametrize(("prefix", "message"), [("z", "no ids"), ("a", "2 ids .*ab; run ac"), ("", "3 ids")])
+def test_find_refuses_none_and_several(project: Project, prefix: str, message: str) -> None:
+    for id in ("ab", "ac", "d"):
+        project.put("run", interval(1), id=id)
+    with pytest.raises(ProjectError, match=message):
+        project.find(prefix)
+
+
+def put_fifty(folder: Path, writer: int) -> None:
+    project = Project(folder)
+    for i in range(50):
+        project.put("interval", interval(i), id=f"{writer}-{i}")
+
+
+def test_four_processes_writing_at_once_lose_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "made by whoever is first"
+    writers = [SPAWN.Process(target=put_fifty, args=(folder, writer)) for writer in range(4)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    assert [process.exitcode for process in writers] == [0] * 4
+    project = Project(folder, create=False)
+    rows = list(project.ledger.rows("interval"))
+    assert len(rows) == 200
+    for writer in range(4):  # each one's in the order in which it wrote
+        mine = [row.id for row in rows if row.id.startswith(f"{writer}-")]
+        assert mine == [f"{writer}-{i}" for i in range(50)]
+
+
+HOLD = """
+import sys
+from isoflop.store import Project
+with Project(sys.argv[1]).lock():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_locked_project_names_its_user_and_still_reads_and_writes(project: Project) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(project.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(ProjectError, match=rf"in use by process {holder.pid} on \S+$"), project.lock():
+            pass
+        project.put("interval", interval(1), id="x")
+        assert Project(project.folder, create=False).latest("interval", Interval) == interval(1)
+        holder.kill()
+    with project.lock():  # a killed holder holds nothing
+        assert (project.folder / ".lock.owner").read_text().split()[1] == str(os.getpid())
+    assert not (project.folder / ".lock.owner").exists()
+
+
+def test_a_second_lock_in_the_same_process_is_refused(project: Project) -> None:
+    with project.lock(), pytest.raises(ProjectError, match=f"process {os.getpid()}"), project.lock():
+        pass
+
+
+def test_a_newer_ledger_is_refused(project: Project) -> None:
+    sql(project, "UPDATE meta SET value = '7' WHERE key = 'schema_version'")
+    message = r"was made by a newer isoflop \(schema 7, this one knows 1\)"
+    with pytest.raises(ProjectError, match=message) as caught:
+        Project(project.folder)
+    assert "upgrade isoflop" in caught.value.hint
+
+
+def test_an_older_ledger_is_migrated_once_or_not_at_all(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_note(connection: sa.Connection) -> None:
+        connection.execute(sa.text("ALTER TABLE records ADD COLUMN note TEXT"))
+
+    def fail(connection: sa.Connection) -> None:
+        raise RuntimeError("power cut")
+
+    def columns() -> list[str]:
+        with sqlite3.connect(project.folder / "ledger.db") as connection:
+            return [row[1] for row in connection.execute("PRAGMA table_info(records)")]
+
+    project.put("interval", interval(1), id="x")
+    monkeypatch.setattr(store, "MIGRATIONS", [*store.MIGRATIONS, add_note, fail])
+    with pytest.raises(RuntimeError):
+        Project(project.folder)
+    assert "note" not in columns()
+    monkeypatch.setattr(store, "MIGRATIONS", store.MIGRATIONS[:-1])
+    for _ in range(2):
+        assert Project(project.folder).get("interval", "x", Interval) == interval(1)
+    assert "note" in columns()
+
+
+def test_a_file_that_is_no_ledger_is_corrupt(project: Project) -> None:
+    (project.folder / "ledger.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(CorruptError, match=r"ledger\.db is damaged: file is not a database"):
+        Project(project.folder)
+
+
+def test_a_truncated_ledger_is_corrupt(project: Project) -> None:
+    for i in range(20):
+        project.put("config", CorpusConfig(sources=("x" * 10_000,)), id=f"{i}")
+    file = project.folder / "ledger.db"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CorruptError, match=r"ledger\.db is damaged: .*malformed"):
+        Project(project.folder).all("config", CorpusConfig)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("body = replace(body, '0.5', '0.6')", "interval x in .* is damaged: its hash does not match"),
+        ("body = CAST(x'ff' AS TEXT)", "ledger.db is damaged: Could not decode"),
+    ],
+)
+def test_a_changed_record_is_corrupt(project: Project, change: str, message: str) -> None:
+    project.put("interval", interval(0.5), id="x")
+    sql(project, f"UPDATE records SET {change}")
+    with pytest.raises(CorruptError, match=message):
+        project.get("interval", "x", Interval)
+
+
+def test_nothing_is_made_when_the_project_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "missing", tmp_path / "empty"):
+        with pytest.raises(ProjectError, match="there is no project here"):
+            Project(folder, create=False)
+    assert files(tmp_path) == ["empty"]
+
+
+def test_a_file_in_the_projects_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ProjectError, match=r"the project .*file.* cannot be written"):
+            Project(folder)
+
+
+def test_a_ledger_elsewhere_by_url(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    with pytest.raises(ProjectError, match="no project here"):
+        Project(tmp_path / "project", url=url, create=False)
+    Project(tmp_path / "project", url=url).put("interval", interval(1), id="x")
+    again = Project(tmp_path / "project", url=url, create=False)
+    assert again.latest("interval", Interval) == interval(1)
+    assert not (tmp_path / "project" / "ledger.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "what?", "#1", "é"])
+def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
+    Project(tmp_path / name).put("interval", interval(1), id="x")
+    assert (tmp_path / name / "ledger.db").is_file()
+    assert Project(tmp_path / name, create=False).latest("interval", Interval) == interval(1)
+
+
+@pytest.mark.parametrize(
+    "url", ["no url", "nosuchdatabase://me:secret@host/x", "sqlite:////no/such/folder/x"]
+)
+def test_a_ledger_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ProjectError, match=r"the ledger .* cannot be") as caught:
+        Project(tmp_path, url=url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_full_disk_refuses_a_record_and_keeps_the_others(project: Project) -> None:
+    project.put("interval", interval(1), id="x")
+
+    def shrink(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")
+
+    sa.event.listen(project.ledger._engine, "connect", shrink)
+    with pytest.raises(ProjectError, match="disk is full"):
+        project.put("config", CorpusConfig(sources=("x" * 100_000,)))
+    assert Project(project.folder).all("interval", Interval) == [interval(1)]
+
+
+def test_the_module_itself_is_light() -> None:
+    code = "import sys, isoflop.store; print({'torch', 'sqlalchemy', 'numpy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"set()\n"
+
+
+def write_two(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "weights").write_bytes(bytes(range(256)))
+    (folder / "config.json").write_text("{}")
+
+
+def test_an_artifact_is_named_by_its_content_and_kept_once(project: Project) -> None:
+    rel = project.add_artifact("model", write_two)
+    assert rel == f"artifacts/model-{content_hash(project.folder / rel)[:16]}"
+    assert files(project.folder / rel) == ["config.json", "deep", "deep/weights"]
+    assert project.add_artifact("model", write_two) == rel
+    assert files(project.folder / "artifacts") == [
+        rel.removeprefix("artifacts/") + tail for tail in ("", "/config.json", "/deep", "/deep/weights")
+    ]
+    project.verify_artifact(rel)
+
+
+def test_the_content_hash_is_that_of_a_sha256sum_listing(tmp_path: Path) -> None:
+    write_two(tmp_path)
+    # find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum
+    assert content_hash(tmp_path)[:16] == "3fc1db95a9bf2f01"
+
+
+def append(path: Path) -> None:
+    path.write_text(path.read_text() + " ")
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("other.json"))
+
+
+def add(path: Path) -> None:
+    path.with_name("added").write_text("")
+
+
+@pytest.mark.parametrize("damage", [append, rename, add, Path.unlink])
+def test_a_changed_artifact_is_corrupt(project: Project, damage: Callable[[Path], None]) -> None:
+    rel = project.add_artifact("model", write_two)
+    damage(project.folder / rel / "config.json")
+    with pytest.raises(CorruptError, match=rel):
+        project.verify_artifact(rel)
+
+
+def test_a_missing_artifact_is_corrupt(project: Project) -> None:
+    with pytest.raises(CorruptError, match=r"artifacts/model-00 is damaged: .* missing"):
+        project.verify_artifact("artifacts/model-00")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b"])
+def test_an_artifacts_name_is_a_folders(project: Project, name: str) -> None:
+    with pytest.raises(ProjectError, match="cannot be named"):
+        project.add_artifact(name, write_two)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "weights"),
+        RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'),
+    ],
+)
+def test_a_full_disk_leaves_no_part_of_an_artifact(project: Project, error: Exception) -> None:
+    def write(folder: Path) -> None:
+        write_two(folder)
+        raise error
+
+    with pytest.raises(ProjectError, match="the disk is full: the artifact model") as caught:
+        project.add_artifact("model", write)
+    assert "free some space" in caught.value.hint
+    assert files(project.folder / "artifacts") == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, FileNotFoundError])
+def test_other_errors_of_the_writer_pass_and_leave_nothing(
+    project: Project, error: type[BaseException]
+) -> None:
+    def write(folder: Path) -> None:
+        write_two(folder)
+        raise error
+
+    with pytest.raises(error):
+        project.add_artifact("model", write)
+    assert files(project.folder / "artifacts") == []
+
+
+def test_two_writers_of_the_same_content(project: Project) -> None:
+    rels: list[str] = []
+
+    def write(folder: Path) -> None:
+        write_two(folder)
+        if not rels:  # the other one overtakes while this one writes
+            rels.append("")
+            rels[0] = project.add_artifact("model", write)
+
+    assert project.add_artifact("model", write) == rels[0]
+    project.verify_artifact(rels[0])
+
+
+def add_slowly(folder: Path) -> None:
+    def write(temp: Path) -> None:
+        write_two(temp)
+        os._exit(9)  # as a kill would end it
+
+    Project(folder).add_artifact("model", write)
+
+
+def test_what_a_killed_writer_left_is_swept_by_the_next_lock(project: Project) -> None:
+    process = SPAWN.Process(target=add_slowly, args=(project.folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert len(files(project.folder / "artifacts")) == 4
+
+    def write(temp: Path) -> None:  # a living writer's folder is left alone
+        with project.lock():
+            write_two(temp)
+
+    rel = project.add_artifact("model", write)
+    assert os.listdir(project.folder / "artifacts") == [Path(rel).name]
+
+
+def test_atomic_write_replaces_a_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "file", "é")
+    atomic_write(tmp_path / "file", b"\0new")
+    assert (tmp_path / "file").read_bytes() == b"\0new"
+    assert files(tmp_path) == ["file"]
+
+
+def test_atomic_write_on_a_full_disk_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    atomic_write(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ProjectError, match=r"the disk is full: the file .*file could not be written"):
+        atomic_write(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert files(tmp_path) == ["file"]
