@@ -130,7 +130,10 @@ class _Build:
         units = to_units(files)
         folder = self.stage / "clean"
         folder.mkdir(exist_ok=True)
-        tasks = [CleanTask(unit, self.config, str(folder / f"{n:06d}")) for n, unit in enumerate(units)]
+        names = [_digest([astuple(part) for part in unit])[:16] for unit in units]
+        tasks = [
+            CleanTask(unit, self.config, str(folder / name)) for unit, name in zip(units, names, strict=True)
+        ]
         self.progress.start("read", sum(file.size for file in files), "bytes")
         counts: Counter[str] = Counter()
         identities = [""] * len(tasks)
@@ -139,8 +142,8 @@ class _Build:
             counts.update({name: int(value) for name, value in summary.items()})
             self.progress.update("read", counts["raw_bytes"])
         self.progress.finish("read", f"{counts['documents']:,} documents")
-        name = _digest([FORMAT, _content(self.config), identities])[:16]
-        return [task.stem for task in tasks], counts, name
+        identity = _digest([FORMAT, _content(self.config), identities])[:16]
+        return [task.stem for task in tasks], counts, identity
 
     def _require_documents(self, kept: int, dropped: dict[str, int]) -> None:
         if kept == 0:

@@ -118,6 +118,8 @@ def _documents(part: Part, writer: _Writer) -> Iterator[str]:
 
 
 def _text_documents(part: Part, writer: _Writer) -> Iterator[str]:
+    if part.file.size == 0:
+        writer.dropped["empty"] += 1
     for number, block in enumerate(reading.text_blocks(part)):
         if number == 0 and reading.is_binary(block):
             if part.file.named:

@@ -24,7 +24,7 @@ def open_bytes(file: File) -> Iterator[IO[bytes]]:
     try:
         with ExitStack() as stack:
             if file.path.endswith(".gz"):
-                yield stack.enter_context(cast(IO[bytes], gzip.open(file.path, "rb")))
+                yield cast(IO[bytes], stack.enter_context(gzip.open(file.path, "rb")))
             elif file.path.endswith(".zst"):
                 import zstandard
 
@@ -55,7 +55,8 @@ def text_blocks(part: Part) -> Iterator[bytes]:
         first = _border(data, 0) if part.start else 0
         while data:
             last = _border(data, length)
-            yield data[first:last]
+            if first < last:
+                yield data[first:last]
             if part.stop is not None:
                 return
             data = data[last:] + stream.read(length + BEYOND_BYTES - (len(data) - last))

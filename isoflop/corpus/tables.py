@@ -135,8 +135,8 @@ def _no_field(file: File, field: str, names: list[str]) -> CorpusError:
 
 def _line_error(part: Part, number: int, what: str) -> CorpusError:
     with open_bytes(part.file) as stream:
-        before = stream.read(part.start) if part.start else b"\n"
-    number += before.count(b"\n") + (not before.endswith(b"\n"))  # of the line that the part began in
+        before = stream.read(part.start)
+    number += 1 + before.count(b"\n") + (before != b"" and not before.endswith(b"\n"))
     return CorpusError(
         f"{part.file.path}, line {number}: this {what}.",
         hint="Mend or remove the line; a file of plain text should not be named .jsonl.",
