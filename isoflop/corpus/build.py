@@ -29,8 +29,8 @@ from isoflop.errors import CorpusError
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, CorpusConfig
 
-FORMAT = 1  # raise it when the same input gives other tokens
-SAMPLE_BYTES = 8 << 20  # of training text for up to 4,096 tokens; up to 4 times that for more
+FORMAT = 2  # raise it when the same input gives other tokens
+SAMPLE_BYTES = 16 << 20  # of training text for the tokenizer; up to 4 times that for large vocabularies
 
 
 def build_corpus(
@@ -168,7 +168,7 @@ class _Build:
         else:
             size = self.config.vocab_size or vocab_for(None)
             self.progress.start("tokenizer", 1)
-            bpe.train_bpe(_sample(stems, SAMPLE_BYTES * min(max(1, size // 4096), 4)), size).save(
+            bpe.train_bpe(_sample(stems, SAMPLE_BYTES * min(max(1, size // 16_384), 4)), size).save(
                 str(partial)
             )
             self.progress.finish("tokenizer", f"{size:,} tokens")
