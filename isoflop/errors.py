@@ -1,13 +1,13 @@
 """Errors that a user can cause, each one sentence plus a hint.
 
-    IsoflopError            (a ValueError; the command line prints it and exits 2)
-    |-- CorpusError         sources, documents, tokenizer
-    |-- BudgetError         a budget that cannot be read or cannot buy anything
-    |-- LadderError         the small runs failed or are too few
-    |-- FitError            the table or the law
-    |-- TrainError          a run that cannot start or cannot go on
-    |-- ProjectError        the project folder: ledger, lock, version
-    `-- CorruptError        a file whose content is not what was written
+IsoflopError            (a ValueError; the command line prints it and exits 2)
+|-- CorpusError         sources, documents, tokenizer
+|-- BudgetError         a budget that cannot be read or cannot buy anything
+|-- LadderError         the small runs failed or are too few
+|-- FitError            the table or the law
+|-- TrainError          a run that cannot start or cannot go on
+|-- ProjectError        the project folder: ledger, lock, version
+`-- CorruptError        a file whose content is not what was written
 """
 
 

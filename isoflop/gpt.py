@@ -4,7 +4,7 @@ Pre-norm RMSNorm, rotary embedding, grouped-query attention with QK-norm, SwiGLU
 (Qwen3 technical report, arXiv 2505.09388). Module names are those of `Qwen3ForCausalLM`, so the state
 dictionary is the Hugging Face one.
 
-Shapes: b batch, t time, d model width, h heads, k key/value heads, e head width, f feed-forward, v vocabulary.
+Shapes: b batch, t time, n = b*t, d width, h heads, k key/value heads, e head width, v vocabulary.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ class GPT(nn.Module):
     def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, without ever holding all logits."""
         x_nd = self.model(ids_bt).flatten(0, 1)
-        out: Tensor = LinearCrossEntropy.apply(x_nd, self.lm_head.weight, targets_bt.flatten())
+        out: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            x_nd, self.lm_head.weight, targets_bt.flatten()
+        )
         return out
 
     @torch.no_grad()
@@ -155,7 +157,9 @@ class GPT(nn.Module):
         x_nd = self.model(ids_bt).flatten(0, 1)
         parts = [
             F.cross_entropy(self.lm_head(x), y, reduction="none")
-            for x, y in zip(x_nd.split(CHUNK_TOKENS), targets_bt.flatten().split(CHUNK_TOKENS), strict=True)
+            for x, y in zip(
+                torch.split(x_nd, CHUNK_TOKENS), torch.split(targets_bt.flatten(), CHUNK_TOKENS), strict=True
+            )
         ]
         return torch.cat(parts).view_as(targets_bt)
 
@@ -184,7 +188,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x_nd: Tensor, weight_vd: Tensor, y_n: Tensor
-    ) -> Tensor:  # type: ignore[override]
+    ) -> Tensor:
         n = x_nd.shape[0]
         grad_x, grad_weight = torch.empty_like(x_nd), torch.zeros_like(weight_vd)
         total = x_nd.new_zeros(())
@@ -204,6 +208,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total / n
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_x, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_x * grad, grad_weight * grad, None

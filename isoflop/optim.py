@@ -62,13 +62,17 @@ class Muon(torch.optim.Optimizer):
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
         update = orthogonalise(torch.stack(nesterov))
         rows, columns = params[0].shape
-        torch._foreach_mul_(params, 1 - lr * decay)
-        torch._foreach_add_(params, update.unbind(), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+        weights: list[Tensor] = [p.data for p in params]
+        torch._foreach_mul_(weights, 1 - lr * decay)
+        torch._foreach_add_(weights, update.unbind(), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
 
 def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices; AdamW for embedding, head and norms, each with its own rate."""
-    matrices, embed, head, vectors = [], [], [], []
+    matrices: list[nn.Parameter] = []
+    embed: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if "embed_tokens" in name:
             embed.append(p)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Client, Connection, Listener
 from typing import Protocol
 
 
@@ -31,3 +36,58 @@ class Silent:
     def finish(self, stage: str, note: str = "") -> None: ...
 
     def log(self, message: str) -> None: ...
+
+
+Address = tuple[str, bytes]  # of a `gather`, and its key
+
+
+class Relay:
+    """In a worker process: sends one part's progress, in units of `scale`, to the parent's `gather`."""
+
+    def __init__(self, address: Address, part: str, scale: float) -> None:
+        self._part, self._scale = part, scale
+        self._connection = Client(address[0], authkey=address[1])
+
+    def _send(self, done: float | None, text: str) -> None:
+        with suppress(OSError):  # the parent is gone: its watcher ends this process
+            self._connection.send((self._part, done, text))
+
+    def start(self, stage: str, total: float, unit: str = "") -> None: ...
+
+    def update(self, stage: str, done: float, note: str = "") -> None:
+        self._send(done * self._scale, note)
+
+    def finish(self, stage: str, note: str = "") -> None:
+        self._send(None, f"{self._part}: {note}")
+
+    def log(self, message: str) -> None:
+        self._send(None, f"{self._part}: {message}")
+
+
+@contextmanager
+def gather(progress: Progress, stage: str) -> Iterator[Address]:
+    """Sum what workers `Relay` into the progress of one stage; yields the address to give them."""
+    key = secrets.token_bytes(16)
+    done: dict[str, float] = {}
+    lock = threading.Lock()
+
+    def read(connection: Connection) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                part, amount, text = connection.recv()
+                with lock:
+                    if amount is None:
+                        progress.log(text)
+                    else:
+                        done[part] = amount
+                        progress.update(stage, sum(done.values()), text)
+
+    with Listener(authkey=key) as listener:
+
+        def accept() -> None:
+            with suppress(OSError, EOFError):
+                while True:
+                    threading.Thread(target=read, args=(listener.accept(),), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield str(listener.address), key

@@ -13,10 +13,16 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def digest(document: object) -> str:
+    """First 16 hex digits of the SHA-256 of a document's canonical JSON."""
+    canonical = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
 class Record(BaseModel):
     """Base of every record: immutable, no unknown fields, JSON both ways."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, ser_json_inf_nan="strings")
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)
@@ -27,8 +33,7 @@ class Record(BaseModel):
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON: the record's content name."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return digest(self.model_dump(mode="json"))
 
 
 class CorpusConfig(Record):
@@ -136,8 +141,53 @@ class Run(Record):
     peak_flops_per_second: float  # measured matmul peak for the same threads
     peak_share: float  # flops a second / peak_flops_per_second
     peak_memory_bytes: int
+    rate_scale: float = 1.0  # below 1 after a non-finite loss
     curve: tuple[CurvePoint, ...] = ()
     model: str | None = None  # artifact folder, relative to the project
+
+
+class Throughput(Record):
+    """Measured training speed of one shape on this machine."""
+
+    model: ModelConfig
+    batch_tokens: int
+    threads: int  # of this run
+    packed: int  # runs side by side while it was measured
+    compile: bool
+    params: int  # N
+    tokens_per_second: float  # training
+    eval_tokens_per_second: float
+    compile_seconds: float
+    memory_bytes: int
+    machine: str
+
+    @property
+    def key(self) -> str:
+        """What the speed depends on."""
+        names = {"model", "batch_tokens", "threads", "packed", "compile", "machine"}
+        return digest(self.model_dump(mode="json", include=names))
+
+
+class Member(Record):
+    """One trunk of the ladder with the token counts of its cooldown branches, and what they will cost."""
+
+    config: RunConfig  # `tokens` is the longest branch
+    token_counts: tuple[int, ...]
+    params: int  # N
+    flops: float  # of everything computed
+    seconds: float
+    memory_bytes: int
+
+
+class Ladder(Record):
+    """The small runs to do, decided before anything is spent."""
+
+    id: str
+    corpus_id: str
+    members: tuple[Member, ...]
+    packed: int  # members side by side
+    seconds: float  # wall time of all
+    flops: float
 
 
 class Interval(Record):

@@ -1,0 +1,5 @@
+"""`python -m isoflop`."""
+
+from isoflop.cli import main
+
+main()

@@ -1,0 +1,395 @@
+"""The command line: one subcommand a stage. It parses, calls and prints; it decides nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isoflop import terminal
+from isoflop.errors import IsoflopError
+from isoflop.terminal import Terminal, out, table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="A compute budget in, the best language model it buys out, with the measured law that says why.\n\n"
+    "Example: [bold]isoflop run docs/ --budget 5m[/bold]",
+)
+
+ProjectOption = Annotated[
+    Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, data order and bootstrap.")]
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Files, folders, globs (.txt .md .py .jsonl[.gz|.zst] .parquet), a Hugging Face dataset folder "
+        "or name. None: the Python standard library's source code."
+    ),
+]
+FieldOption = Annotated[str, typer.Option(help="Field that holds the text in JSONL, Parquet and datasets.")]
+VocabOption = Annotated[int | None, typer.Option(help="Vocabulary size; chosen from the budget when absent.")]
+TokenizerOption = Annotated[
+    Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
+]
+HeldoutOption = Annotated[float, typer.Option(help="Share of documents held out, by hash of their text.")]
+BudgetOption = Annotated[
+    str, typer.Option("--budget", "-b", help="Time (90s, 5m, 2h, 1d) or compute (3e14flops).")
+]
+ShareOption = Annotated[float, typer.Option(help="Share of the budget that the ladder may spend.")]
+DEFAULT_PROJECT = Path("isoflop-project")
+
+
+def _open(folder: Path, *, create: bool = False) -> Any:
+    from isoflop.store import Project
+
+    return Project(folder, create=create)
+
+
+def _corpus_config(
+    sources: list[str] | None, field: str, vocab: int | None, tokenizer: Path | None, heldout: float
+) -> Any:
+    from isoflop.records import CorpusConfig
+
+    return CorpusConfig(
+        sources=tuple(sources or ()), field=field, vocab_size=vocab, heldout_share=heldout,
+        tokenizer=None if tokenizer is None else str(tokenizer),
+    )  # fmt: skip
+
+
+@app.command()
+def run(
+    sources: SourcesArgument = None, budget: BudgetOption = "5m", project: ProjectOption = DEFAULT_PROJECT,
+    field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
+    heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Do all of it: corpus, ladder, law, plan, final model, gain, report.
+
+    Example: [bold]isoflop run docs/ --budget 5m --project my-project[/bold]
+    """
+    from isoflop.pipeline import run as run_job
+
+    with Terminal() as progress:
+        result = run_job(
+            sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
+            corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress,
+        )  # fmt: skip
+    if json:
+        out(result)
+        return
+    low, high = result.interval
+    gain = result.doublings
+    table("What the budget bought", ("", "value"), [
+        ("held-out loss, nats a token", f"{result.loss:.4f} +- {result.loss_se:.4f}"),
+        ("bits per byte", f"{result.bpb:.4f}"),
+        ("predicted before the run", f"{result.predicted:.4f} [{low:.4f}, {high:.4f}]"),
+        ("prediction held", "yes" if result.within_interval else "no"),
+        ("parameters", f"{result.params:,}"),
+        ("tokens", f"{result.tokens:,}"),
+        ("compute, FLOPs", f"{result.flops:.3g} (with the ladder {result.flops_total:.3g})"),
+        ("doublings over the law", f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"),
+        ("seconds of budget", f"{result.seconds['total']:.0f} (corpus {result.seconds['corpus']:.0f} apart)"),
+        ("model", result.model),
+        ("report", result.report),
+    ])  # fmt: skip
+
+
+@app.command()
+def corpus(
+    sources: SourcesArgument = None, project: ProjectOption = DEFAULT_PROJECT, field: FieldOption = "text",
+    vocab: VocabOption = None, tokenizer: TokenizerOption = None, heldout: HeldoutOption = 0.02,
+    json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Read, clean, deduplicate, split and pack text into token files.
+
+    Example: [bold]isoflop corpus 'data/*.jsonl.gz' --field content --vocab 8192[/bold]
+    """
+    from isoflop.pipeline import corpus_of
+
+    home = _open(project, create=True)
+    with home.lock(), Terminal() as progress:
+        built = corpus_of(home, _corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress)
+    if json:
+        out(built)
+        return
+    table(f"Corpus {built.id}", ("", "value"), [
+        ("documents kept", f"{built.documents:,}"),
+        ("bytes kept", f"{built.bytes:,} of {built.raw_bytes:,}"),
+        ("training tokens", f"{built.train_tokens:,}"),
+        ("held-out tokens", f"{built.heldout_tokens:,}"),
+        ("vocabulary", f"{built.vocab_size:,}"),
+        ("bytes a token, held-out", f"{built.bytes_per_token:.3f}"),
+        ("bad bytes replaced", f"{built.bad_bytes:,}"),
+        *((f"dropped: {reason}", f"{count:,}") for reason, count in built.dropped.items()),
+        ("seconds", f"{built.seconds:.1f}"),
+        ("folder", built.folder),
+    ])  # fmt: skip
+
+
+@app.command()
+def sweep(
+    budget: BudgetOption = "100s", project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
+    json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Train the ladder of small runs that the law is fitted to; all of the budget is the ladder's.
+
+    Example: [bold]isoflop sweep --budget 100s --dry-run[/bold]
+    """
+    from isoflop.budget import Budget
+    from isoflop.pipeline import corpus_of, key_of
+    from isoflop.pipeline import sweep as sweep_ladder
+
+    parsed, home = Budget.parse(budget), _open(project)
+    with home.lock(), Terminal() as progress:
+        text = corpus_of(home)
+        key = key_of(text, parsed, seed, 1.0)
+        ladder, runs = sweep_ladder(
+            home, text, parsed, seed=seed, key=key, dry_run=dry_run, progress=progress
+        )
+    if json:
+        out({"ladder": ladder.model_dump(mode="json"), "runs": [r.model_dump(mode="json") for r in runs]})
+        return
+    table(
+        f"Ladder: {ladder.packed} side by side, {ladder.seconds:.0f} s, {ladder.flops:.3g} FLOPs",
+        ("shape", "params N", "tokens D", "FLOPs", "seconds", "memory MB"),
+        [
+            (
+                f"{m.config.model.n_layers} x {m.config.model.d_model}, seed {m.config.seed}",
+                f"{m.params:,}",
+                " ".join(f"{t:,}" for t in m.token_counts), f"{m.flops:.3g}", f"{m.seconds:.1f}",
+                f"{m.memory_bytes / 1e6:.0f}",
+            )
+            for m in ladder.members
+        ],
+    )  # fmt: skip
+    if runs:
+        _runs_table(runs)
+
+
+@app.command()
+def fit(
+    project: ProjectOption = DEFAULT_PROJECT,
+    law: Annotated[str, typer.Option(help="The law.")] = "chinchilla",
+    seed: SeedOption = 0, json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Fit the scaling law to the project's ladder.
+
+    Example: [bold]isoflop fit --project my-project[/bold]
+    """
+    from isoflop.pipeline import corpus_of, fit_runs
+
+    home = _open(project)
+    _, fitted = fit_runs(home, corpus_of(home), law=law, seed=seed)
+    if json:
+        out(fitted)
+    else:
+        typer.echo(fitted.summary())
+
+
+@app.command()
+def plan(
+    budget: BudgetOption = "5m", project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Say what a budget, all of it for one run, would buy by the fitted law.
+
+    Example: [bold]isoflop plan --budget 2h[/bold]
+    """
+    from isoflop.budget import Budget
+    from isoflop.pipeline import corpus_of, fit_runs, key_of, make_plan
+
+    parsed, home = Budget.parse(budget), _open(project)
+    with home.lock(), Terminal() as progress:
+        text = corpus_of(home)
+        fit_id, fitted = fit_runs(home, text, seed=seed)
+        key = key_of(text, parsed, seed, 0.0) + fit_id[:8]
+        made = make_plan(home, text, fitted, fit_id, parsed, key=key, seed=seed, progress=progress)
+    if json:
+        out(made)
+        return
+    model = made.config.model
+    table(f"Plan for {parsed}", ("", "value"), [
+        ("shape", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads"),
+        ("parameters N", f"{made.params:,}"),
+        ("tokens D", f"{made.tokens:,}"),
+        ("batch, tokens", f"{made.config.batch_tokens:,}"),
+        ("rates: matrices, embedding, head",
+         f"{made.config.lr_matrix:.3g}, {made.config.lr_embed:.3g}, {made.config.lr_head:.3g}"),
+        ("compute, FLOPs", f"{made.flops:.3g}"),
+        ("seconds", f"{made.seconds:.0f}"),
+        ("memory MB", f"{made.memory_bytes / 1e6:.0f}"),
+        ("loss of a new run", _interval(made.loss)),
+        ("with twice the budget", _interval(made.doubling_loss)),
+        ("one more doubling saves", _interval(made.doubling_saves)),
+    ])  # fmt: skip
+    for note in made.notes:
+        typer.echo(f"- {note}")
+
+
+@app.command()
+def train(
+    project: ProjectOption = DEFAULT_PROJECT,
+    width: Annotated[int | None, typer.Option(help="d_model.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers; from the width when absent.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
+    lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
+    seed: SeedOption = 0, json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Train the latest plan's model, or the shape given.
+
+    Example: [bold]isoflop train --width 96 --tokens 2000000[/bold]
+    """
+    from isoflop.pipeline import chosen_config, corpus_of, train_model
+
+    home = _open(project)
+    with home.lock(), Terminal() as progress:
+        text = corpus_of(home)
+        config = chosen_config(
+            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed
+        )
+        done = train_model(home, text, config, progress=progress)
+    if json:
+        out(done)
+    else:
+        _runs_table([done])
+        typer.echo(home.folder / str(done.model))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder of this project's tokenizer.")],
+    project: ProjectOption = DEFAULT_PROJECT,
+    tokens: Annotated[int, typer.Option(help="Held-out tokens to score, at most.")] = 1 << 20,
+    json: JsonOption = False,
+) -> None:
+    """Score a model folder on the project's held-out text.
+
+    Example: [bold]isoflop eval my-project/artifacts/model-... --project my-project[/bold]
+    """
+    from isoflop.pipeline import corpus_of, evaluate_folder
+
+    scores = evaluate_folder(model, corpus_of(_open(project)), eval_tokens=tokens)
+    if json:
+        out(vars(scores))
+        return
+    table(f"{model}", ("", "value", "s.e."), [
+        ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),
+        ("bits per byte", f"{scores.bpb:.4f}", f"{scores.bpb_se:.4f}"),
+        ("held-out tokens", f"{scores.tokens:,}", ""),
+    ])  # fmt: skip
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder of this project's tokenizer.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be repeated.")] = None,
+    project: ProjectOption = DEFAULT_PROJECT,
+    tokens: Annotated[int, typer.Option(help="New tokens.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample among this many tokens.")] = 50,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Let a model continue text.
+
+    Example: [bold]isoflop sample MODEL --prompt 'def main('[/bold]
+    """
+    from isoflop.pipeline import corpus_of
+    from isoflop.pipeline import sample as write
+
+    samples = write(
+        model, corpus_of(_open(project)), prompt or [""],
+        tokens=tokens, temperature=temperature, top_k=top_k, seed=seed,
+    )  # fmt: skip
+    if json:
+        out([s.model_dump() for s in samples])
+        return
+    for s in samples:
+        typer.echo(s.prompt + s.text + "\n")
+
+
+@app.command()
+def report(
+    project: ProjectOption = DEFAULT_PROJECT,
+    path: Annotated[
+        Path | None, typer.Option("--out", help="Where; PROJECT/report.html when absent.")
+    ] = None,
+) -> None:
+    """Write the project's report: one HTML file that opens offline.
+
+    Example: [bold]isoflop report --project my-project --out page.html[/bold]
+    """
+    from isoflop.report import write_report
+
+    typer.echo(write_report(_open(project), path))
+
+
+@app.command(name="ls")
+def list_(project: ProjectOption = DEFAULT_PROJECT, json: JsonOption = False) -> None:
+    """List the project's runs.
+
+    Example: [bold]isoflop ls --project my-project[/bold]
+    """
+    from isoflop.records import Run
+
+    runs = _open(project).all("run", Run)
+    if json:
+        out([r.model_dump(mode="json", exclude={"curve"}) for r in runs])
+    else:
+        _runs_table(runs)
+
+
+@app.command()
+def show(
+    id: Annotated[str, typer.Argument(help="The beginning of an id: of a run, plan, fit, result ...")],
+    project: ProjectOption = DEFAULT_PROJECT,
+) -> None:
+    """Print one record of the ledger as JSON.
+
+    Example: [bold]isoflop show 3f2a[/bold]
+    """
+    typer.echo(_open(project).find(id).body)
+
+
+def _runs_table(runs: list[Any]) -> None:
+    table(
+        "Runs",
+        ("id", "role", "params N", "tokens D", "loss", "s.e.", "bits/byte", "tokens/s", "of peak", "seconds"),
+        [
+            (
+                r.id, r.role, f"{r.params_matmul:,}", f"{r.tokens:,}", f"{r.loss:.4f}", f"{r.loss_se:.4f}",
+                f"{r.bpb:.4f}", f"{r.tokens_per_second:,.0f}", f"{100 * r.peak_share:.0f}%",
+                f"{r.seconds_train + r.seconds_eval:.1f}",
+            )
+            for r in runs
+        ],
+    )  # fmt: skip
+
+
+def _interval(value: Any) -> str:
+    return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's exits with 2, an interruption with 130."""
+    try:
+        app(standalone_mode=False)
+    except IsoflopError as error:
+        terminal.show_error(error)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer._click.exceptions.ClickException as error:  # usage errors
+        error.show()
+        sys.exit(error.exit_code)

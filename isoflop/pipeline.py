@@ -1,0 +1,320 @@
+"""The main job: a budget in, the best model it buys out. Each stage alone, and all of them in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from isoflop import ladder as rungs
+from isoflop import plan as planner
+from isoflop.budget import Budget
+from isoflop.corpus import build_corpus, load_corpus, tokenizer, vocab_for
+from isoflop.errors import BudgetError, CorruptError, ProjectError, TrainError
+from isoflop.evaluate import HeldOut, heldout
+from isoflop.export import end_of_text, generate, load_pretrained, save_pretrained
+from isoflop.flops import matmul_peak
+from isoflop.gain import gain
+from isoflop.gpt import GPT
+from isoflop.laws import Fit, Observations, fit
+from isoflop.progress import Progress, Silent
+from isoflop.recipe import recipe, shape
+from isoflop.records import Corpus, CorpusConfig, Gain, Ladder, Plan, Result, Run, RunConfig, Sample, digest
+from isoflop.report import write_report
+from isoflop.store import Project
+from isoflop.train import run_id, train
+from isoflop.workers import cores
+
+LADDER_SHARE = 1 / 3
+CLOSING_SECONDS = 3.0  # saving the model, scoring, samples and the report
+REPORT = "report.html"
+SAMPLE_TOKENS = 96
+
+
+def corpus_of(
+    project: Project, config: CorpusConfig | None = None, *, progress: Progress | None = None
+) -> Corpus:
+    """The project's corpus: built from `config`, or the latest when None.
+
+    Raises CorpusError as `build_corpus` does, ProjectError when there is none yet.
+    """
+    root = project.folder / "corpora"
+    if config is not None:
+        corpus = build_corpus(config, root, progress=progress or Silent())
+        project.put("corpus", corpus, corpus.id)
+        return corpus
+    latest = project.latest("corpus", Corpus)
+    if latest is None:
+        raise ProjectError(f"{project.folder} has no corpus yet", hint="build one: isoflop corpus [SOURCES]")
+    return load_corpus(root / latest.id, verify=True)
+
+
+def key_of(corpus: Corpus, budget: Budget, seed: int, ladder_share: float) -> str:
+    """Names one job: equal jobs share ladder, plan and result."""
+    return digest([corpus.id, budget.model_dump(), seed, ladder_share])
+
+
+def sweep(
+    project: Project, corpus: Corpus, budget: Budget, *, seed: int = 0, key: str, dry_run: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Ladder, list[Run]]:  # fmt: skip
+    """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs."""
+    progress = progress or Silent()
+    ladder = rungs.design(project, corpus, budget, seed=seed, progress=progress, key=key)
+    if dry_run:
+        return ladder, []
+    project.put("ladder", ladder, key)
+    return ladder, rungs.climb(project, corpus, ladder, progress=progress)
+
+
+def fit_runs(project: Project, corpus: Corpus, *, law: str = "chinchilla", seed: int = 0) -> tuple[str, Fit]:
+    """Fit `law` to the ladder runs on this corpus; returns the ledger's id and the fit.
+
+    Raises ProjectError without runs, FitError when they are too few.
+    """
+    runs = [r for r in project.all("run", Run) if r.corpus_id == corpus.id and r.role == "ladder"]
+    if not runs:
+        raise ProjectError(f"{project.folder} has no ladder runs yet", hint="train them: isoflop sweep")
+    runs.sort(key=lambda r: (r.params_matmul, r.tokens, r.id))
+    fitted = fit(Observations.of_runs(runs), law=law, seed=seed)
+    return project.put("fit", fitted), fitted
+
+
+def make_plan(
+    project: Project, corpus: Corpus, fitted: Fit, fit_id: str, budget: Budget, *, key: str, seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:  # fmt: skip
+    """What `budget`, all of it for one run, buys by the fitted law; written to the ledger."""
+    progress = progress or Silent()
+    packed = cores()
+    ladders = [x for x in project.all("ladder", Ladder) if x.corpus_id == corpus.id]
+    known = ladders[-1].members if ladders else ()
+    configs = [m.config for m in known] or [recipe(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)]
+    speed = rungs.measure(project, corpus, configs, packed=packed, progress=progress)
+    return planner.plan(
+        project, corpus, fitted, budget, key=key, fit_id=fit_id, threads=packed, seed=seed, speed=speed,
+        eval_tokens=configs[0].eval_tokens, progress=progress,
+    )  # fmt: skip
+
+
+def train_model(
+    project: Project,
+    corpus: Corpus,
+    config: RunConfig,
+    *,
+    role: str = "train",
+    progress: Progress | None = None,
+) -> Run:
+    """Train one model and keep it as a Hugging Face folder; a run in the ledger is not trained again."""
+    kept = project.get("run", run_id(config, corpus), Run)
+    if kept is not None and kept.model is not None:
+        return kept
+
+    def keep(model: GPT, run: Run) -> str:
+        return project.add_artifact(f"model-{run.id}", lambda to: save_pretrained(model, corpus, to))
+
+    folder = project.folder / "runs" / run_id(config, corpus)
+    run = train(config, corpus, folder, role=role, progress=progress, keep=keep)
+    project.put("run", run, run.id)
+    return run
+
+
+def sample(
+    model_folder: Path, corpus: Corpus, prompts: Sequence[str], *, tokens: int = SAMPLE_TOKENS,
+    temperature: float = 0.8, top_k: int = 50, seed: int = 0,
+) -> list[Sample]:  # fmt: skip
+    """Continue each prompt; an empty prompt starts a new document.
+
+    Raises CorruptError when the model's vocabulary is not the corpus's.
+    """
+    model, tok = load_pretrained(model_folder), tokenizer(corpus)
+    check_vocabulary(model, model_folder, corpus)
+    end = end_of_text(tok)
+    out = []
+    for i, prompt in enumerate(prompts):
+        ids = [end, *tok.encode(prompt).ids]
+        new = generate(
+            model, ids, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed + i, stop=end
+        )
+        out.append(Sample(prompt=prompt, text=tok.decode(new)))
+    return out
+
+
+def check_vocabulary(model: GPT, folder: Path, corpus: Corpus) -> None:
+    """Raises CorruptError unless the model's tokenizer is the corpus's own."""
+    theirs, ours = folder / "tokenizer.json", corpus.folder / "tokenizer.json"
+    same = theirs.exists() and tokenizer_text(theirs) == tokenizer_text(ours)
+    if model.config.vocab_size != corpus.vocab_size or not same:
+        raise CorruptError(
+            f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
+            hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "
+            f"{theirs}",
+        )
+
+
+def tokenizer_text(path: Path) -> str:
+    """A tokenizer file in its canonical form."""
+    from tokenizers import Tokenizer
+
+    return str(Tokenizer.from_file(str(path)).to_str())
+
+
+def run(
+    sources: Sequence[str] = (), *, budget: str | Budget = "5m",
+    project: str | Path | Project = "isoflop-project",
+    seed: int = 0, ladder_share: float = LADDER_SHARE, corpus_config: CorpusConfig | None = None,
+    progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
+
+    `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
+    apart. Raises IsoflopError (see `isoflop.errors`) for what the user can mend.
+    """
+    progress = progress or Silent()
+    whole = Budget.parse(budget) if isinstance(budget, str) else budget
+    if not 0 < ladder_share < 1:
+        raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
+    home = project if isinstance(project, Project) else Project(project)
+    with home.lock():
+        return _run(home, tuple(sources), whole, seed, ladder_share, corpus_config, progress)
+
+
+def _run(
+    project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float,
+    config: CorpusConfig | None, progress: Progress,
+) -> Result:  # fmt: skip
+    start = time.perf_counter()
+    config = config or CorpusConfig()
+    if config.vocab_size is None and config.tokenizer is None:
+        config = config.model_copy(update={"vocab_size": vocab_for(_expected_flops(budget))})
+    corpus = corpus_of(project, config.model_copy(update={"sources": sources}), progress=progress)
+    key = key_of(corpus, budget, seed, share)
+    done = project.get("result", key, Result)
+    if done is not None and (project.folder / done.model).exists():
+        progress.log("this job is done; nothing to do")
+        return done
+    seconds = {"corpus": time.perf_counter() - start}
+    clock = time.perf_counter()
+    ladder, runs = sweep(project, corpus, budget.share(share), seed=seed, key=key, progress=progress)
+    seconds["ladder"] = max(time.perf_counter() - clock, ladder.seconds if not runs else 0.0)
+    middle = time.perf_counter()
+    fit_id, fitted = fit_runs(project, corpus, seed=seed)
+    left = _left(budget, seconds["ladder"] + time.perf_counter() - middle, ladder.flops)
+    plan = make_plan(project, corpus, fitted, fit_id, left, key=key, seed=seed, progress=progress)
+    seconds["plan"] = time.perf_counter() - middle
+    progress.log(
+        f"plan: {plan.params:,} parameters, {plan.tokens:,} tokens, loss {plan.loss.value:.3f} "
+        f"[{plan.loss.low:.3f}, {plan.loss.high:.3f}]"
+    )
+    final = train_model(project, corpus, plan.config, role="final", progress=progress)
+    seconds |= {
+        "compile": final.seconds_compile,
+        "train": final.seconds_train,
+        "evaluate": final.seconds_eval,
+    }
+    closing = time.perf_counter()
+    result = _score(project, corpus, key, plan, final, ladder, seed)
+    seconds["close"] = time.perf_counter() - closing
+    seconds["total"] = sum(seconds.values()) - seconds["corpus"]
+    result = result.model_copy(update={"seconds": seconds})
+    project.put("result", result, key)
+    write_report(project, project.folder / REPORT)
+    return result
+
+
+def _expected_flops(budget: Budget) -> float:
+    """Training FLOPs that the budget might buy, to choose a vocabulary: half the measured matmul peak."""
+    if budget.flops is not None:
+        return budget.flops
+    return 0.5 * matmul_peak(cores()) * (budget.seconds or 0.0)
+
+
+def _left(budget: Budget, spent_seconds: float, spent_flops: float) -> Budget:
+    """What the ladder left of the budget for the final run."""
+    if budget.seconds is not None:
+        left = budget.seconds - spent_seconds - CLOSING_SECONDS
+        if left <= 0:
+            raise BudgetError(f"the ladder used up the whole budget of {budget}", hint="give a larger budget")
+        return Budget(seconds=left)
+    assert budget.flops is not None
+    return Budget(flops=budget.flops - spent_flops)
+
+
+def _score(
+    project: Project, corpus: Corpus, key: str, plan: Plan, final: Run, ladder: Ladder, seed: int
+) -> Result:
+    """Score the prediction, state the gain, write samples."""
+    fitted = project.get("fit", plan.fit_id, Fit)
+    if final.model is None or fitted is None:
+        raise TrainError(f"run {final.id} left no model", hint="run the same command again")
+    parts: dict[str, Gain] = {}
+    for name, costs in {
+        "own": {"final": final.flops},
+        "total": {"final": final.flops, "ladder": ladder.flops},
+    }.items():
+        parts[name] = gain(
+            fitted,
+            final.loss,
+            sum(costs.values()),
+            loss_se=fitted.noise_sd * final.loss,
+            costs=costs,
+            seed=seed,
+        )
+        project.put("gain", parts[name], f"{key}-{name}")
+    folder = project.folder / final.model
+    return Result(
+        loss=final.loss, loss_se=final.loss_se, bpb=final.bpb,
+        predicted=plan.loss.value, interval=(plan.loss.low, plan.loss.high),
+        within_interval=plan.loss.low <= final.loss <= plan.loss.high,
+        params=final.params_matmul, tokens=final.tokens, flops=final.flops,
+        flops_total=final.flops + ladder.flops, seconds={},
+        doublings=parts["own"].doublings, doublings_total=parts["total"].doublings,
+        model=str(folder), report=str(project.folder / REPORT),
+        corpus_id=corpus.id, fit_id=plan.fit_id, plan_id=plan.id, run_id=final.id,
+        samples=tuple(sample(folder, corpus, ["", *opening_lines(corpus)], seed=seed)),
+    )  # fmt: skip
+
+
+def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
+    """The beginnings of the first held-out documents: prompts that the model has not seen."""
+    from itertools import islice
+
+    from isoflop.corpus import heldout_documents
+
+    return [text[:chars] for text in islice(heldout_documents(corpus), count)]
+
+
+def chosen_config(
+    project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
+    lr_scale: float, seed: int,
+) -> RunConfig:  # fmt: skip
+    """The latest plan's configuration, or the recipe's for a given width and number of tokens.
+
+    Raises ProjectError when there is neither a plan nor a width and tokens.
+    """
+    if width is None:
+        latest = project.latest("plan", Plan)
+        if latest is None or latest.corpus_id != corpus.id:
+            raise ProjectError(
+                f"{project.folder} has no plan for its corpus",
+                hint="make one (isoflop plan), or give --width and --tokens",
+            )
+        config = latest.config
+        if tokens is not None:
+            config = config.model_copy(update={"tokens": tokens})
+    elif tokens is None or tokens <= 0 or width <= 0:
+        raise ProjectError(
+            "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
+        )
+    else:
+        model = shape(width, corpus.vocab_size, n_layers=layers)
+        config = recipe(model, tokens, seed=seed, threads=cores())
+    rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
+    return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})
+
+
+def evaluate_folder(folder: Path, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
+    """Held-out scores of a model folder. Raises CorruptError when its tokenizer is another one."""
+    model = load_pretrained(folder)
+    check_vocabulary(model, folder, corpus)
+    return heldout(model, corpus, eval_tokens=eval_tokens)

@@ -1,0 +1,85 @@
+"""The default recipe: from one size and a vocabulary to a complete configuration.
+
+Every value is derived in a numbered step, and each can be overridden by keyword. What was measured for
+this project is in docs/LOG.md; the rest cites its source or says that it is an assumption.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from isoflop import flops
+from isoflop.records import ModelConfig, RunConfig
+
+WIDTH_STEP = 32  # GGUF's 8- and 4-bit blocks hold 32 weights
+CONTEXT = 256
+WARMUP_STEPS = 25
+
+
+def shape(
+    d_model: int, vocab_size: int, *, n_layers: int | None = None, context: int = CONTEXT
+) -> ModelConfig:
+    """The decoder of one width.
+
+    1. Depth sqrt(d_model / 4): 4 layers at 64, 8 at 256, 16 at 1,024 (assumption; between the constant
+       aspect ratios that Kaplan et al., arXiv 2001.08361, figure 5, found equal within 1%).
+    2. Heads of 32 below width 256, 64 below 1,024, then 128 (Qwen3's).
+    3. Feed-forward width 8/3 of d_model (Shazeer, arXiv 2002.05202), rounded to 32.
+    """
+    layers = n_layers or max(2, round(math.sqrt(d_model / 4)))
+    head_dim = 32 if d_model < 256 else 64 if d_model < 1024 else 128
+    heads = max(1, d_model // head_dim)
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=head_dim,
+        d_ff=WIDTH_STEP * max(1, round(8 / 3 * d_model / WIDTH_STEP)),
+        context=context,
+    )
+
+
+def shapes(vocab_size: int, *, largest: int, context: int = CONTEXT) -> list[ModelConfig]:
+    """Every shape of the default family with at most `largest` parameters N, smallest first."""
+    found: list[ModelConfig] = []
+    width = WIDTH_STEP
+    while True:
+        model = shape(width, vocab_size, context=context)
+        if found and flops.params_matmul(model) > largest:
+            return found
+        found.append(model)
+        # Fine steps where a step is a large share of the width, whole heads beyond.
+        width += WIDTH_STEP if width < 256 else 64 if width < 1024 else 128
+
+
+def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
+    """The training configuration of one shape; keyword arguments replace derived values.
+
+    1. Batch: 2,048 tokens at N = 0.5M, growing as sqrt(N), a power of two (small batches win at small
+       scale; the growth keeps Muon's orthogonalisation, about 1,500 d^3 FLOPs a step, a small share).
+    2. Matrix rate for Muon constant over width: its step's spectral norm is already scaled
+       (Bernstein and Newhouse, arXiv 2409.20325).
+    3. Embedding and head rates for AdamW fall as 1/sqrt(d_model), from their values at width 128.
+    4. Warm-up of 25 batches; cooldown to zero over the last 30% (Haegele et al., arXiv 2405.18392, find
+       20% enough for long runs and more better for short ones).
+    """
+    size = flops.params_matmul(model)
+    batch = 2 ** round(math.log2(2048 * math.sqrt(max(size, 500_000) / 500_000)))
+    batch = max(batch, model.context)
+    width = math.sqrt(128 / model.d_model)
+    values: dict[str, Any] = {
+        "model": model,
+        "tokens": tokens,
+        "batch_tokens": batch,
+        "lr_matrix": 0.02,
+        "lr_embed": 0.2 * width,
+        "lr_head": 0.01 * width,
+        "lr_vector": 0.01,
+        "weight_decay": 0.0,
+        "warmup_tokens": WARMUP_STEPS * batch,
+        "cooldown": 0.3,
+    }
+    return RunConfig.model_validate(values | overrides)

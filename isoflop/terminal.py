@@ -1,0 +1,84 @@
+"""What the terminal shows: progress and errors on stderr, tables or JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from isoflop.errors import IsoflopError
+
+
+class Terminal:
+    """Progress on stderr: bars with an ETA on a terminal, one line a stage elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bars = Bars(
+            TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.tasks: dict[str, TaskID] = {}
+        self.began: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def start(self, stage: str, total: float, unit: str = "") -> None:
+        self.began[stage] = time.monotonic()
+        self.tasks[stage] = self.bars.add_task(stage, total=total, note="")
+        if self.bars.disable:
+            self.log(f"{stage} ...")
+
+    def update(self, stage: str, done: float, note: str = "") -> None:
+        if stage in self.tasks:
+            self.bars.update(self.tasks[stage], completed=done, note=note)
+
+    def finish(self, stage: str, note: str = "") -> None:
+        if stage in self.tasks:
+            self.bars.remove_task(self.tasks.pop(stage))
+            self.log(f"{stage} done in {time.monotonic() - self.began[stage]:.1f} s   {note}")
+
+    def log(self, message: str) -> None:
+        self.console.print(message, markup=False, soft_wrap=True)
+
+
+def out(document: BaseModel | dict[str, Any] | list[Any]) -> None:
+    """One JSON document on stdout."""
+    plain = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    sys.stdout.write(json.dumps(plain, indent=1) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; the first column is text, the others are aligned right."""
+    drawn = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(str(cell) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(drawn)
+
+
+def show_error(error: IsoflopError) -> None:
+    """One sentence and a hint on stderr."""
+    console = Console(stderr=True, highlight=False)
+    console.print("error:", style="bold red", end=" ")
+    console.print(error.message, markup=False, soft_wrap=True)
+    console.print("hint:", style="bold", end=" ")
+    console.print(error.hint, markup=False, soft_wrap=True)

@@ -1,0 +1,100 @@
+"""How fast this machine trains: measured, kept in the ledger, never a constant."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from isoflop import flops
+from isoflop.evaluate import heldout
+from isoflop.progress import Silent
+from isoflop.records import Corpus, RunConfig, Throughput, digest
+from isoflop.train import Trainer
+
+PROBE_SECONDS = 1.2
+
+
+def machine() -> str:
+    """What a speed is measured on."""
+    return f"{platform.machine()}-{psutil.cpu_count()}cpu-{platform.node()}"
+
+
+def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PROBE_SECONDS) -> Throughput:
+    """Train a throw-away model of this configuration for about `seconds` and time its steps."""
+    trainer = Trainer(config, corpus, Silent())
+    total = config.batch_tokens * 10_000
+    trainer.train_step(total)
+    times: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        trainer.train_step(total)
+        times.append(time.perf_counter() - start)
+    memory = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    scored = heldout(trainer.model, corpus, eval_tokens=8192)
+    eval_seconds = time.perf_counter() - start
+    return Throughput(
+        model=config.model,
+        batch_tokens=config.batch_tokens,
+        threads=config.threads,
+        packed=packed,
+        compile=config.compile,
+        params=flops.params_matmul(config.model),
+        tokens_per_second=config.batch_tokens / float(np.mean(times)),
+        eval_tokens_per_second=scored.tokens / eval_seconds,
+        compile_seconds=trainer.meter.compile,
+        memory_bytes=memory,
+        machine=machine(),
+    )
+
+
+def speed_key(config: RunConfig, packed: int) -> str:
+    """`Throughput.key` of a measurement of this configuration here."""
+    return digest({
+        "model": config.model.model_dump(mode="json"), "batch_tokens": config.batch_tokens,
+        "threads": config.threads, "packed": packed, "compile": config.compile, "machine": machine(),
+    })  # fmt: skip
+
+
+class SpeedModel:
+    """FLOP/s against N, interpolated on a log scale between measurements, flat outside them."""
+
+    def __init__(self, measured: Iterable[Throughput]) -> None:
+        by_size: dict[int, list[Throughput]] = {}
+        for t in measured:
+            by_size.setdefault(t.params, []).append(t)
+        self.sizes = sorted(by_size)
+        if not self.sizes:
+            raise ValueError("no measured throughput")
+        self._rate = [
+            float(np.median([t.tokens_per_second * flops.flops_per_token(t.model) for t in by_size[n]]))
+            for n in self.sizes
+        ]
+        self.eval_ratio = float(
+            np.median([t.eval_tokens_per_second / t.tokens_per_second for ts in by_size.values() for t in ts])
+        )
+
+    def tokens_per_second(self, config: RunConfig) -> float:
+        """Training speed expected of this configuration."""
+        size = math.log(flops.params_matmul(config.model))
+        rate = math.exp(float(np.interp(size, np.log(self.sizes), np.log(self._rate))))
+        return rate / flops.flops_per_token(config.model)
+
+    def eval_seconds(self, config: RunConfig, corpus: Corpus) -> float:
+        """Time of one held-out evaluation."""
+        tokens = min(config.eval_tokens, corpus.heldout_tokens)
+        return tokens / (self.eval_ratio * self.tokens_per_second(config))
+
+
+def probe_in(folder: Path, config: RunConfig, packed: int) -> Throughput:
+    """`probe` on a corpus folder: what a worker process is asked to do."""
+    from isoflop.corpus import load_corpus
+
+    return probe(config, load_corpus(folder), packed=packed)
