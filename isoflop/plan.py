@@ -45,7 +45,8 @@ def plan(
     """The best model that `budget` (what is left for the final run) buys by `fit`; kept under `key`.
 
     `speed` holds the ladder's packed speeds, the first guess; the sizes that matter are then measured
-    with all `threads`. `eval_tokens` is the held-out sample of the law's runs. Raises BudgetError when the budget is too small for any size.
+    with all `threads`. `eval_tokens` is the held-out sample of the law's runs. Raises BudgetError when
+    the budget is too small for any size.
     """
     kept = project.get("plan", key, Plan)
     if kept is not None:

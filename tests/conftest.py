@@ -1,0 +1,43 @@
+"""Small real things that many tests share: a corpus, a shape, a finished project."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from isoflop.corpus import build_corpus
+from isoflop.recipe import recipe, shape
+from isoflop.records import Corpus, CorpusConfig, Result, RunConfig
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+
+
+@pytest.fixture(scope="session")
+def sources() -> tuple[str, ...]:
+    """About 1.5 MB of real text."""
+    return (str(STDLIB / "asyncio"), str(STDLIB / "email"), str(STDLIB / "unittest"), str(STDLIB / "json"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) -> Corpus:
+    config = CorpusConfig(sources=sources, vocab_size=512, heldout_share=0.1)
+    return build_corpus(config, tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def small(corpus: Corpus) -> RunConfig:
+    """A run of some seconds' fraction: 60 steps of a tiny model."""
+    model = shape(32, corpus.vocab_size, n_layers=2, context=64)
+    return recipe(model, 60 * 256, batch_tokens=256, warmup_tokens=1024, eval_tokens=2048)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) -> tuple[Path, Result]:
+    """The main job, done once on a small compute budget."""
+    from isoflop import run
+
+    folder = tmp_path_factory.mktemp("job") / "project"
+    config = CorpusConfig(vocab_size=512, heldout_share=0.1)
+    return folder, run(sources, budget="4e11flops", project=folder, ladder_share=0.5, corpus_config=config)

@@ -1,0 +1,191 @@
+"""Runs end with the same bits whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from isoflop import checkpoint
+from isoflop import train as training
+from isoflop.errors import CorruptError, TrainError
+from isoflop.gpt import GPT
+from isoflop.progress import Silent
+from isoflop.records import Corpus, Run, RunConfig
+from isoflop.train import Batches, train, train_trunk
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import isoflop.train as training
+from isoflop.corpus import load_corpus
+from isoflop.records import RunConfig
+training.CHECKPOINT_SECONDS = 0.0
+training.MAX_CHECKPOINT_SHARE = 1.0
+config = RunConfig.from_json(sys.argv[1])
+training.train_trunk(config, json.loads(sys.argv[2]), load_corpus(Path(sys.argv[3])), Path(sys.argv[4]))
+"""
+
+
+class Kept:
+    """Collects the weights of finished runs."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, model: GPT, run: Run) -> None:
+        self.weights[run.tokens] = {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_learns_and_accounts(corpus: Corpus, small: RunConfig, tmp_path: Path) -> None:
+    run = train(small, corpus, tmp_path)
+    assert run.loss < 5.5 < 6.2 < run.curve[0].loss  # ln 512 = 6.24
+    assert run.tokens == small.tokens
+    assert run.flops == pytest.approx(run.flops_spent)
+    assert run.bpb == pytest.approx(run.loss / 0.6931 / corpus.bytes_per_token, rel=0.1)
+    assert 0 < run.loss_se < 0.2
+    assert run.seconds_train > 0
+    assert run.params_matmul < run.params_total
+    assert [p.tokens for p in run.curve] == sorted({p.tokens for p in run.curve})
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_a_branch_is_the_run_of_its_own_length(corpus: Corpus, small: RunConfig, tmp_path: Path) -> None:
+    kept = Kept()
+    counts = [20 * 256, 40 * 256, 60 * 256]
+    runs = train_trunk(small, counts, corpus, tmp_path / "trunk", keep=kept)
+    assert [r.tokens for r in runs] == counts
+    assert len({r.trunk for r in runs}) == 1
+    for tokens, run in zip(counts, runs, strict=True):
+        alone = Kept()
+        again = train(small.model_copy(update={"tokens": tokens}), corpus, tmp_path / str(tokens), keep=alone)
+        assert same(kept.weights[tokens], alone.weights[tokens])
+        assert (again.loss, again.id) == (run.loss, run.id)
+        points = [p.tokens for p in run.curve]
+        assert points == sorted(set(points))
+
+
+@pytest.mark.parametrize("kills", [3])
+def test_killed_again_and_again_it_ends_with_the_same_bits(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, kills: int
+) -> None:
+    counts = [80 * 256, 160 * 256]
+    config = small.model_copy(update={"tokens": counts[-1]})
+    folder = tmp_path / "killed"
+    arguments = [
+        sys.executable,
+        "-c",
+        CHILD,
+        config.to_json(),
+        json.dumps(counts),
+        str(corpus.folder),
+        str(folder),
+    ]
+    seen = -1
+    for _ in range(kills):
+        child = subprocess.Popen(arguments)
+        while child.poll() is None and _saved_step(folder) < seen + 20:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert child.returncode == -signal.SIGKILL, "the run ended before it was killed"
+        seen = _saved_step(folder)
+    resumed, straight = Kept(), Kept()
+    after = train_trunk(config, counts, corpus, folder, keep=resumed)
+    before = train_trunk(config, counts, corpus, tmp_path / "straight", keep=straight)
+    assert [r.loss for r in after] == [r.loss for r in before]
+    assert same(resumed.weights[counts[-1]], straight.weights[counts[-1]])
+
+
+def _saved_step(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / checkpoint.INDEX).read_text())[-1]["file"][11:-3])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, {"step": step}, step)
+    files = sorted(tmp_path.glob("*.pt"))
+    assert len(files) == checkpoint.KEEP
+    data = bytearray(files[-1].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[-1].write_bytes(data)
+    assert checkpoint.load(tmp_path, Silent()) == {"step": 2}
+    files[0].write_bytes(b"short")
+    with pytest.raises(CorruptError, match="no checkpoint"):
+        checkpoint.load(tmp_path, Silent())
+    (tmp_path / checkpoint.INDEX).write_text("nonsense")
+    with pytest.raises(CorruptError, match="index"):
+        checkpoint.load(tmp_path, Silent())
+
+
+def test_a_loss_that_is_not_finite_goes_back_once_then_stops(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "MAX_CHECKPOINT_SHARE", 1.0)
+    real = training.Trainer.train_step
+    bad = {"left": 1}
+
+    def step(self: Any, total: int) -> float:
+        loss = real(self, total)
+        if self.step == 30 and bad["left"]:
+            bad["left"] -= 1
+            with torch.no_grad():
+                self.model.lm_head.weight.fill_(float("nan"))
+            return float("nan")
+        return loss
+
+    monkeypatch.setattr(training.Trainer, "train_step", step)
+    run = train(small, corpus, tmp_path / "once")
+    assert run.rate_scale == 0.5
+    assert run.loss < 5.7
+    bad["left"] = 2
+    with pytest.raises(TrainError, match="twice"):
+        train(small, corpus, tmp_path / "twice")
+
+
+def test_an_epoch_visits_every_window_once(corpus: Corpus, small: RunConfig) -> None:
+    batches = Batches(corpus, small)
+    windows = [batches._window(i) for i in range(batches.windows)]
+    assert sorted(windows) == list(range(batches.windows))
+    other = Batches(corpus, small.model_copy(update={"seed": 1}))
+    assert [other._window(i) for i in range(20)] != windows[:20]
+
+
+def test_compiled_training_agrees(corpus: Corpus, small: RunConfig, tmp_path: Path) -> None:
+    short = small.model_copy(update={"tokens": 20 * 256})
+    plain = train(short, corpus, tmp_path / "plain")
+    compiled = train(short.model_copy(update={"compile": True}), corpus, tmp_path / "compiled")
+    assert compiled.loss == pytest.approx(plain.loss, abs=2e-3)
+    assert compiled.seconds_compile > 0
+
+
+def test_without_a_compiler_it_says_so_and_trains(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    said: list[str] = []
+
+    class Listener(Silent):
+        def log(self, message: str) -> None:
+            said.append(message)
+
+    config = small.model_copy(update={"tokens": 10 * 256, "compile": True})
+    run = train(config, corpus, tmp_path, progress=Listener())
+    assert run.seconds_compile == 0
+    assert said == ["no C++ compiler found: training runs uncompiled"]
