@@ -93,7 +93,7 @@ def score_peer(repository: Path, out: Path, corpus: Corpus) -> float:
     windows = heldout_windows(corpus, CONTEXT, 1 << 30)
     nats = 0.0
     with torch.no_grad():
-        for w in windows.split(16):
+        for w in torch.split(windows, 16):
             nats += float(model(w[:, :-1], w[:, 1:])[1]) * w[:, 1:].numel()
     return nats / math.log(2) / float(token_bytes(corpus)[windows[:, 1:].numpy()].sum())
 
@@ -110,12 +110,16 @@ def run_isoflop(project: Path, budget: str, seed: int, corpus: Corpus) -> dict[s
     result: dict[str, Any] = json.loads(done.stdout)
     result["wall_seconds"] = time.perf_counter() - start
     result["command"] = shlex.join(line[1:])
-    result["bpb_all_heldout"] = heldout(load_pretrained(Path(result["model"])), corpus, eval_tokens=1 << 30).bpb
+    result["bpb_all_heldout"] = heldout(
+        load_pretrained(Path(result["model"])), corpus, eval_tokens=1 << 30
+    ).bpb
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder made by `isoflop corpus`")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and projects")

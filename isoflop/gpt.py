@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from isoflop.records import ModelConfig
 
 EPS = 1e-6
+QK_GAIN = 1.4
 CHUNK_TOKENS = 512  # logits of one chunk stay in cache: 512 x 4,096 x 4 bytes = 8 MB
 
 
@@ -166,7 +167,11 @@ class GPT(nn.Module):
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Matrices uniform with variance 1/fan_in, output projections and untied head zero, embedding
-        standard normal (Jordan's modded-nanogpt recipe: every block starts as the identity)."""
+        standard normal (Jordan's modded-nanogpt recipe: every block starts as the identity).
+
+        Normalised queries and keys of small heads start sharper, with weights of QK_GAIN: at 1 no logit
+        could exceed sqrt(head_dim) = 5.7 for heads of 32.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
@@ -174,6 +179,8 @@ class GPT(nn.Module):
             elif name.endswith("embed_tokens.weight"):
                 std = 0.02 if self.config.tied else 1.0
                 weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
+            elif name.endswith(("q_norm.weight", "k_norm.weight")):
+                weight.fill_(QK_GAIN)
             elif weight.ndim == 2:
                 bound = math.sqrt(3.0 / weight.shape[1])
                 weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))

@@ -58,23 +58,23 @@ def shapes(vocab_size: int, *, largest: int, context: int = CONTEXT) -> list[Mod
 def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     """The training configuration of one shape; keyword arguments replace derived values.
 
-    1. Batch: 2,048 tokens at N = 0.5M, growing as sqrt(N), a power of two (small batches win at small
-       scale; the growth keeps Muon's orthogonalisation, about 1,500 d^3 FLOPs a step, a small share).
-    2. Matrix rate for Muon constant over width: its step's spectral norm is already scaled
-       (Bernstein and Newhouse, arXiv 2409.20325).
+    1. Batch: 1,024 tokens at N = 0.25M, growing as sqrt(N) with N, a power of two (small batches win at
+       small scale; the growth keeps Muon's orthogonalisation, about 1,500 d^3 FLOPs a step, a small share).
+    2. Matrix rate 0.04 for Muon (docs/LOG.md), constant over width: its step's spectral norm is already
+       scaled (Bernstein and Newhouse, arXiv 2409.20325).
     3. Embedding and head rates for AdamW fall as 1/sqrt(d_model), from their values at width 128.
     4. Warm-up of 25 batches; cooldown to zero over the last 30% (Haegele et al., arXiv 2405.18392, find
        20% enough for long runs and more better for short ones).
     """
     size = flops.params_matmul(model)
-    batch = 2 ** round(math.log2(2048 * math.sqrt(max(size, 500_000) / 500_000)))
+    batch = 2 ** round(math.log2(1024 * math.sqrt(max(size, 250_000) / 250_000)))
     batch = max(batch, model.context)
     width = math.sqrt(128 / model.d_model)
     values: dict[str, Any] = {
         "model": model,
         "tokens": tokens,
         "batch_tokens": batch,
-        "lr_matrix": 0.02,
+        "lr_matrix": 0.04,
         "lr_embed": 0.2 * width,
         "lr_head": 0.01 * width,
         "lr_vector": 0.01,

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import TypeVar
 
 from loky.process_executor import ProcessPoolExecutor
+
+# The processes are the parallelism.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -19,23 +30,46 @@ def cores() -> int:
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """`workers` processes with one thread each, killed on the way out and when this process dies."""
-    executor = ProcessPoolExecutor(
-        workers, initializer=_begin, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=True, kill_workers=True)
-        raise
-    executor.shutdown(wait=True)
+    parent, held = Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(parent,), env=ONE_THREAD)
+    with parent, held:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=True, kill_workers=True)
+            raise
+        executor.shutdown(wait=True)
 
 
-def _begin(parent: int) -> None:
-    """Die with the parent: an orphan would go on writing what its successor writes too."""
+def stream(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield `(index of the task, result)` as tasks finish, few of them in flight; the first error ends it.
+
+    With one worker, or one task, everything runs in this process.
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from enumerate(map(function, tasks))
+        return
+    left = iter(enumerate(tasks))
+    running: dict[Future[Result], int] = {}
+    with pool(workers) as executor:
+        while True:
+            for index, task in islice(left, 2 * workers - len(running)):
+                running[executor.submit(function, task)] = index
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+
+
+def _begin(parent: Connection) -> None:
+    """Leave Ctrl-C to the parent and die with it: an orphan would go on writing what its successor writes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.poll(None)  # until the other end closes, which nobody else holds
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -40,4 +40,4 @@ def project(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) 
 
     folder = tmp_path_factory.mktemp("job") / "project"
     config = CorpusConfig(vocab_size=512, heldout_share=0.1)
-    return folder, run(sources, budget="4e11flops", project=folder, ladder_share=0.5, corpus_config=config)
+    return folder, run(sources, budget="1.6e12flops", project=folder, ladder_share=0.5, corpus_config=config)

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from isoflop.corpus import build_corpus, dedupe, heldout_documents, tokenizer, train_documents, train_tokens
-from isoflop.corpus.bpe import byte_alphabet, count_bytes, end_token, train_bpe
+from isoflop.corpus.bpe import byte_alphabet, count_bytes, encoder, end_token, token_type, train_bpe
 from isoflop.corpus.clean import PIECE_CHARS, cut
-from isoflop.corpus.encode import encoder, token_type
-from isoflop.corpus.minhash import signatures
+from isoflop.corpus.dedupe import signatures
 from isoflop.errors import CorpusError
 from isoflop.records import Corpus, CorpusConfig
 
@@ -111,7 +110,7 @@ def test_signatures_estimate_the_jaccard_similarity(similarity: float) -> None:
 
 def test_signatures_do_not_depend_on_the_process() -> None:
     code = (
-        "from isoflop.corpus.minhash import signatures as s; print(s(['one two three four five six']).sum())"
+        "from isoflop.corpus.dedupe import signatures as s; print(s(['one two three four five six']).sum())"
     )
     sums = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}
     assert len(sums) == 1
@@ -252,6 +251,6 @@ def test_a_vocabulary_too_small_for_the_bytes(tmp_path: Path) -> None:
 
 
 def test_importing_the_room_is_light() -> None:
-    heavy = {"torch", "datasets", "pyarrow", "tokenizers", "rensa"}
+    heavy = {"torch", "loky", "datasets", "pyarrow", "tokenizers", "rensa"}
     code = f"import isoflop.corpus, sys; print({heavy} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -1,5 +1,6 @@
 """Text to tokens: sources, cleaning, duplicates, the split, the tokenizer, packed files."""
 
+from isoflop.corpus.bpe import vocab_for
 from isoflop.corpus.build import build_corpus
 from isoflop.corpus.load import (
     heldout_documents,
@@ -10,7 +11,6 @@ from isoflop.corpus.load import (
     train_documents,
     train_tokens,
 )
-from isoflop.corpus.vocabulary import vocab_for
 
 __all__ = [
     "build_corpus",

@@ -9,28 +9,30 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
 
 from isoflop.corpus import bpe
-from isoflop.corpus.clean import INDEX, CleanTask, clean_unit
-from isoflop.corpus.dedupe import drop_duplicates
+from isoflop.corpus.clean import CleanTask, clean_unit
+from isoflop.corpus.dedupe import INDEX, drop_duplicates
 from isoflop.corpus.load import load_corpus, sha256
 from isoflop.corpus.pack import SIDES, join, pack, pack_tasks
-from isoflop.corpus.pool import Pool
 from isoflop.corpus.sources import File, find_files, to_units
 from isoflop.corpus.split import TRAIN, write_sides
-from isoflop.corpus.vocabulary import vocab_for
 from isoflop.errors import CorpusError
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, CorpusConfig
 
 FORMAT = 2  # raise it when the same input gives other tokens
 SAMPLE_BYTES = 16 << 20  # of training text for the tokenizer; up to 4 times that for large vocabularies
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def build_corpus(
@@ -50,11 +52,11 @@ def build_corpus(
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         known.parent.mkdir(exist_ok=True)
-        with FileLock(lock), Pool(workers or _cores()) as pool:
+        with FileLock(lock):
             if corpus := _known(root, known):  # another process built it meanwhile
                 return corpus
             stage.mkdir(exist_ok=True)
-            corpus = _Build(config, root, stage, progress or Silent(), pool).run(files)
+            corpus = _Build(config, root, stage, progress or Silent(), workers).run(files)
             known.write_text(corpus.id)
             shutil.rmtree(stage)
             lock.unlink(missing_ok=True)
@@ -82,7 +84,7 @@ class _Build:
     root: Path
     stage: Path
     progress: Progress
-    pool: Pool
+    workers: int | None
 
     def run(self, files: list[File]) -> Corpus:
         began = time.monotonic()
@@ -137,7 +139,7 @@ class _Build:
         self.progress.start("read", sum(file.size for file in files), "bytes")
         counts: Counter[str] = Counter()
         identities = [""] * len(tasks)
-        for number, summary in self.pool.run(clean_unit, tasks):
+        for number, summary in self._each(clean_unit, tasks):
             identities[number] = str(summary.pop("identity"))
             counts.update({name: int(value) for name, value in summary.items()})
             self.progress.update("read", counts["raw_bytes"])
@@ -166,7 +168,7 @@ class _Build:
             self.progress.log(f"Documents end with the tokenizer's {given.id_to_token(end)}.")
             given.save(str(partial))
         else:
-            size = self.config.vocab_size or vocab_for(None)
+            size = self.config.vocab_size or bpe.vocab_for(None)
             self.progress.start("tokenizer", 1)
             bpe.train_bpe(_sample(stems, SAMPLE_BYTES * min(max(1, size // 16_384), 4)), size).save(
                 str(partial)
@@ -182,11 +184,27 @@ class _Build:
         tasks = [task for n, stem in enumerate(stems) for task in pack_tasks(stem, n, tokenizer, folder)]
         total: Counter[str] = Counter()
         self.progress.start("pack", sum(Path(f"{stem}.txt").stat().st_size for stem in stems), "bytes")
-        for _, counts in self.pool.run(pack, tasks):
+        for _, counts in self._each(pack, tasks):
             total.update(counts)
             self.progress.update("pack", total["train_bytes"] + total["heldout_bytes"])
         self.progress.finish("pack", f"{total['train_tokens']:,} tokens")
         return [task.output for task in tasks], total
+
+    def _each(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Iterator[tuple[int, Result]]:
+        """`(index of the task, result)` as the tasks finish in the build's processes."""
+        from loky.process_executor import TerminatedWorkerError
+
+        from isoflop.workers import cores, stream
+
+        try:
+            yield from stream(function, tasks, self.workers or cores())
+        except TerminatedWorkerError as error:
+            raise CorpusError(
+                "A worker process ended unexpectedly.",
+                hint="The machine may be short of memory: use fewer workers. The build goes on.",
+            ) from error
 
 
 def _sample(stems: list[str], size: int) -> Iterator[str]:
@@ -204,10 +222,6 @@ def _sample(stems: list[str], size: int) -> Iterator[str]:
             for row in np.flatnonzero((sides == TRAIN) & (index["sample"] < limit)):
                 text.seek(offsets[row])
                 yield text.read(lengths[row]).decode()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _key(config: CorpusConfig, files: list[File]) -> str:

@@ -15,8 +15,8 @@ from typing import IO
 
 import numpy as np
 
-from isoflop.corpus import reading, tables
-from isoflop.corpus.minhash import signatures, wants_signatures
+from isoflop.corpus import reading
+from isoflop.corpus.dedupe import INDEX, signatures, wants_signatures
 from isoflop.corpus.sources import Part, Unit
 from isoflop.errors import CorpusError
 from isoflop.records import CorpusConfig
@@ -26,11 +26,10 @@ REPEATED_LINES = 20  # fewer non-blank lines are too few to judge
 CONTROL_SHARE = 0.1  # of control characters, and of bytes that were no UTF-8
 FLUSH_DOCUMENTS = 128
 CONTROL = bytes(sorted({*range(32), 127} - set(b"\t\n\f\r")))
-INDEX = np.dtype([("bytes", "<u4"), ("side", "<u8"), ("sample", "<u8")])  # both halves of a document's hash
 TABLES: dict[str, Callable[[Part, str], Iterator[str | None]]] = {
-    "parquet": tables.parquet_documents,
-    "arrow": tables.arrow_documents,
-    "hub": tables.hub_documents,
+    "parquet": reading.parquet_documents,
+    "arrow": reading.arrow_documents,
+    "hub": reading.hub_documents,
 }
 
 
@@ -106,7 +105,7 @@ def _documents(part: Part, writer: _Writer) -> Iterator[str]:
         return
     field = writer.config.field
     if part.file.kind == "jsonl":
-        texts = tables.jsonl_documents(part, field, writer.decode)
+        texts = reading.jsonl_documents(part, field, writer.decode)
     else:
         texts = TABLES[part.file.kind](part, field)
     for text in texts:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.corpus import bpe
-from isoflop.corpus.encode import token_type
 from isoflop.errors import CorpusError, CorruptError
 from isoflop.records import Corpus
 
@@ -35,7 +34,7 @@ def load_corpus(folder: Path, *, verify: bool = False) -> Corpus:
         corpus = Corpus.from_json(path.read_bytes()).model_copy(update={"folder": folder})
     except ValueError as error:
         raise CorruptError(f"{path} is not a corpus record: {error}", hint="Build it again.") from error
-    width = np.dtype(token_type(corpus.vocab_size)).itemsize
+    width = np.dtype(bpe.token_type(corpus.vocab_size)).itemsize
     sizes = {"train.bin": corpus.train_tokens * width, "heldout.bin": corpus.heldout_tokens * width}
     for name in corpus.hashes:
         _check_size(folder / name, sizes.get(name))
@@ -86,7 +85,7 @@ def sha256(path: Path) -> str:
 
 
 def _tokens(corpus: Corpus, side: str) -> Tokens:
-    return np.memmap(corpus.folder / f"{side}.bin", token_type(corpus.vocab_size), "r")
+    return np.memmap(corpus.folder / f"{side}.bin", bpe.token_type(corpus.vocab_size), "r")
 
 
 def _documents(corpus: Corpus, side: str) -> Iterator[str]:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.corpus.bpe import count_bytes, end_token, read_tokenizer
-from isoflop.corpus.clean import INDEX
-from isoflop.corpus.encode import encoder, token_type
+from isoflop.corpus.bpe import count_bytes, encoder, end_token, read_tokenizer, token_type
+from isoflop.corpus.dedupe import INDEX
 from isoflop.corpus.sources import BLOCK_BYTES
 from isoflop.errors import CorpusError
 

@@ -150,7 +150,7 @@ def _stat(path: Path, *, named: bool, kind: str | None = None) -> File:
 
 def _cut(file: File) -> list[Part]:
     if file.kind == "parquet" and file.size > BLOCK_BYTES:
-        from isoflop.corpus.tables import row_groups
+        from isoflop.corpus.reading import row_groups
 
         return [Part(file, start, stop) for start, stop in row_groups(file.path, BLOCK_BYTES)]
     splittable = file.kind in ("text", "jsonl") and not file.path.endswith((".gz", ".zst"))

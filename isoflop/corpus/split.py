@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.corpus.clean import INDEX
+from isoflop.corpus.dedupe import INDEX
 from isoflop.errors import CorpusError
 from isoflop.records import CorpusConfig
 

@@ -1,0 +1,231 @@
+"""The commands as a user types them: good input, bad input, what is printed where."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isoflop.cli import app, main
+from isoflop.records import Result
+from isoflop.store import Project
+
+Job = tuple[Path, Result]
+
+
+class Answer:
+    """Exit code and what was printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def isoflop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Calls the command line in this process."""
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["isoflop", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return Answer(code, out, err)
+
+    return call
+
+
+def refused(answer: Answer, *words: str) -> None:
+    """One sentence that holds `words`, a hint, exit 2, no traceback, nothing on stdout."""
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+    lines = answer.err.strip().splitlines()
+    assert lines[-1].startswith("hint: ")
+    assert lines[-2].startswith("error: ")
+    for word in words:
+        assert word in lines[-2]
+
+
+# -- good input ---------------------------------------------------------------------------------------
+
+
+def test_help_of_every_command_has_an_example(isoflop) -> None:  # type: ignore[no-untyped-def]
+    names = [c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands]
+    assert len(names) >= 11
+    for name in names:
+        answer = isoflop(name, "--help")
+        assert answer.code == 0
+        assert "Example: isoflop" in " ".join(answer.out.split()), name
+
+
+def test_every_option_is_explained() -> None:
+    import typer
+
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{command.name} {parameter.name}"
+
+
+def test_run_prints_one_json_object(isoflop, project: Job, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    folder, result = project
+    answer = isoflop(
+        "run", *sources, "--budget", "1.6e12flops", "--ladder-share", 0.5, "--vocab", 512, "--heldout", 0.1,
+        "--project", folder, "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    printed = json.loads(answer.out)
+    assert Result.model_validate(printed) == result
+    assert {"loss", "loss_se", "bpb", "predicted", "interval", "params", "tokens", "flops", "seconds"} <= set(
+        printed
+    )
+    assert {"doublings", "model", "report"} <= set(printed)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("ls",), ("fit",), ("plan", "--budget", "1e12flops"), ("sweep", "--budget", "8e11flops", "--dry-run")],
+)
+def test_parts_print_tables_and_json(isoflop, project: Job, words: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    folder = project[0]
+    plain = isoflop(*words, "--project", folder)
+    assert plain.code == 0, plain.err
+    assert len(plain.out.splitlines()) > 5
+    machine = isoflop(*words, "--project", folder, "--json")
+    assert machine.code == 0
+    assert json.loads(machine.out)
+
+
+def test_eval_sample_show_and_report(isoflop, project: Job, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, result = project
+    scores = json.loads(isoflop("eval", result.model, "--project", folder, "--json").out)
+    assert scores["bpb"] == pytest.approx(result.bpb, rel=0.1)
+    text = isoflop("sample", result.model, "--prompt", "def f(", "--tokens", 8, "--project", folder)
+    assert text.out.startswith("def f(")
+    shown = json.loads(isoflop("show", result.run_id[:8], "--project", folder).out)
+    assert shown["loss"] == result.loss
+    page = tmp_path / "page.html"
+    assert isoflop("report", "--project", folder, "--out", page).out.strip() == str(page)
+    assert "<html" in page.read_text()
+
+
+def test_no_color_is_respected(project: Job) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop", "ls", "--project", str(project[0])],
+        env={**os.environ, "NO_COLOR": "1", "FORCE_COLOR": ""}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "\x1b[3" not in done.stdout
+
+
+def test_import_stays_light() -> None:
+    code = "import sys, isoflop; assert not {'torch', 'transformers', 'scipy', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- bad input ----------------------------------------------------------------------------------------
+
+
+def test_missing_path(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop("run", "/no/such/text", "--project", tmp_path / "p"), "/no/such/text")
+
+
+@pytest.mark.parametrize("budget", ["0s", "-3m", "soon", "7 bananas", "1e-3s"])
+def test_bad_budget(isoflop, tmp_path: Path, sources: tuple[str, ...], budget: str) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop("run", sources[-1], "--vocab", 400, "--budget", budget, "--project", tmp_path / "p"))
+
+
+def test_a_budget_too_small_for_a_ladder(isoflop, project: Job) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop("sweep", "--budget", "1e9flops", "--project", project[0]), "sizes that a law needs")
+
+
+def test_a_bad_ladder_share(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop("run", "--ladder-share", 1.5, "--project", tmp_path / "p"), "1.5")
+
+
+def test_empty_corpus(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "empty.txt").write_text("  \n")
+    refused(isoflop("corpus", tmp_path / "empty.txt", "--project", tmp_path / "p"))
+
+
+def test_a_corpus_too_small_for_the_ladder(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"A short text, number {i}, about nothing in particular.\n")
+    refused(isoflop("run", tmp_path, "--vocab", 300, "--budget", "1e12flops", "--project", tmp_path / "p"))
+
+
+def test_binary_file(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "image.txt").write_bytes(bytes(range(256)) * 100)
+    refused(isoflop("corpus", tmp_path / "image.txt", "--project", tmp_path / "p"), "image.txt")
+
+
+def test_a_line_that_is_not_json(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\nnot json\n')
+    refused(isoflop("corpus", tmp_path / "a.jsonl", "--project", tmp_path / "p"), "a.jsonl", "2")
+
+
+def test_a_missing_field(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n')
+    refused(isoflop("corpus", tmp_path / "a.jsonl", "--project", tmp_path / "p"), "text")
+
+
+def test_a_corrupt_tokenizer(isoflop, tmp_path: Path, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    bad = tmp_path / "tokenizer.json"
+    bad.write_text("{]")
+    refused(isoflop("corpus", sources[-1], "--tokenizer", bad, "--project", tmp_path / "p"), "tokenizer.json")
+
+
+def test_a_corrupt_ledger(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "ledger.db").write_bytes(b"this is not a database at all" * 100)
+    refused(isoflop("ls", "--project", tmp_path / "p"), "ledger.db")
+
+
+def test_a_project_of_a_newer_version(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Project(tmp_path / "p")
+    with sqlite3.connect(tmp_path / "p" / "ledger.db") as connection:
+        connection.execute("UPDATE meta SET value = '999' WHERE key = 'schema_version'")
+    refused(isoflop("ls", "--project", tmp_path / "p"), "newer")
+
+
+def test_no_project(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop("ls", "--project", tmp_path / "nowhere"), "nowhere")
+
+
+def test_two_processes_on_one_project(isoflop, tmp_path: Path, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    home = Project(tmp_path / "p")
+    with home.lock():
+        refused(isoflop("corpus", sources[-1], "--project", tmp_path / "p"), "in use", str(os.getpid()))
+
+
+def test_an_unknown_id_and_a_foreign_model(isoflop, project: Job, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop("show", "zzzz", "--project", project[0]), "zzzz")
+    refused(isoflop("eval", tmp_path, "--project", project[0]), "config.json")
+
+
+def test_a_disk_that_fills_up(  # type: ignore[no-untyped-def]
+    isoflop, tmp_path: Path, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    home = tmp_path / "p"
+    assert isoflop("corpus", sources[-1], "--vocab", 400, "--heldout", 0.2, "--project", home).code == 0
+    monkeypatch.setattr("isoflop.export.save_file", full)
+    words = ("train", "--width", 32, "--layers", 2, "--tokens", 40_000, "--project", home)
+    refused(isoflop(*words), "full")
+    assert not list((home / "artifacts").glob("*")) if (home / "artifacts").exists() else True
+    monkeypatch.undo()
+
+
+def test_an_unknown_option_is_a_usage_error(isoflop) -> None:  # type: ignore[no-untyped-def]
+    answer = isoflop("run", "--bugdet", "5m")
+    assert answer.code == 2
+    assert "--budget" in answer.err or "bugdet" in answer.err

@@ -1,0 +1,147 @@
+"""Which small runs, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from isoflop import flops
+from isoflop import ladder as rungs
+from isoflop.budget import Budget
+from isoflop.errors import BudgetError, LadderError
+from isoflop.progress import Silent, gather
+from isoflop.records import Corpus, Ladder, ModelConfig, Run
+from isoflop.store import Project
+from isoflop.train import steps_of_trunk, trunk_id
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+def design(home: Project, corpus: Corpus, budget: Budget) -> Ladder:
+    return rungs.design(home, corpus, budget, seed=0, progress=Silent(), key="k", workers=2)
+
+
+def test_sizes_surround_the_best_size_of_a_member() -> None:
+    for compute in (1e11, 1e13, 1e16):
+        sizes = [flops.params_matmul(m) for m in rungs.choose_shapes(1024, compute)]
+        assert sizes == sorted(set(sizes))
+        assert len(sizes) == rungs.SIZES
+        assert sizes[-1] / sizes[0] > 3
+        if compute > 1e12:
+            middle = (compute / (6 * rungs.TOKENS_PER_PARAM)) ** 0.5
+            assert sizes[0] < middle < sizes[-1]
+
+
+def test_the_ladder_spends_its_share(home: Project, corpus: Corpus) -> None:
+    ladder = design(home, corpus, Budget(flops=8e11))
+    assert 0.9 * 8e11 < ladder.flops < 1.02 * 8e11
+    for member in ladder.members:
+        steps = steps_of_trunk(member.token_counts, member.config)
+        per_token = flops.flops_per_token(member.config.model)
+        assert steps * member.config.batch_tokens * per_token == pytest.approx(member.flops, rel=0.05)
+
+
+def test_too_small_a_budget_is_refused(home: Project, corpus: Corpus) -> None:
+    with pytest.raises(BudgetError, match="sizes that a law needs"):
+        design(home, corpus, Budget(flops=1e9))
+
+
+def test_finished_members_are_never_done_again_and_a_failed_one_is_reported(
+    home: Project, corpus: Corpus
+) -> None:
+    ladder = design(home, corpus, Budget(flops=8e11))
+    bad = ladder.members[0]
+    broken = bad.config.model.model_copy(
+        update={"n_heads": 3, "n_kv_heads": 2}
+    )  # 3 heads on 2: no such model
+    members = (
+        bad.model_copy(update={"config": bad.config.model_copy(update={"model": broken})}),
+        *ladder.members[1:],
+    )
+    said: list[str] = []
+
+    class Listener(Silent):
+        def log(self, message: str) -> None:
+            said.append(message)
+
+    runs = rungs.climb(home, corpus, ladder.model_copy(update={"members": members}), progress=Listener())
+    assert len(runs) == 3 * rungs.BRANCHES
+    assert any("failed" in line and f"{bad.params:,}" in line for line in said)
+    files = {p: p.stat().st_mtime_ns for p in (home.folder / "runs").rglob("*")}
+    again = rungs.climb(home, corpus, ladder, progress=Silent())
+    assert len(again) == 4 * rungs.BRANCHES
+    assert {r.id for r in runs} < {r.id for r in again}
+    assert all(p.stat().st_mtime_ns == t for p, t in files.items() if p.exists() and p.is_file())
+
+
+def test_a_killed_worker_costs_one_member(
+    home: Project, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder = design(home, corpus, Budget(flops=8e11))
+    killed: list[int] = []
+
+    def kill() -> None:
+        folder = home.folder / "runs"
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            children = psutil.Process().children(recursive=True)
+            workers = [c for c in children if "loky" in " ".join(c.cmdline()) and c.memory_info().rss > 2e8]
+            if folder.exists() and any(folder.iterdir()) and workers:
+                killed.append(workers[0].pid)
+                os.kill(workers[0].pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        runs = rungs.climb(home, corpus, ladder, progress=Silent())
+    except LadderError as error:
+        pytest.fail(str(error))
+    thread.join()
+    assert killed
+    assert len({r.params_matmul for r in runs}) >= 3
+
+
+def test_progress_of_workers_is_summed() -> None:
+    from isoflop.progress import Relay
+
+    seen: list[tuple[float, str]] = []
+    said: list[str] = []
+
+    class Listener(Silent):
+        def update(self, stage: str, done: float, note: str = "") -> None:
+            seen.append((done, note))
+
+        def log(self, message: str) -> None:
+            said.append(message)
+
+    with gather(Listener(), "ladder") as address:
+        first, second = Relay(address, "a", 2.0), Relay(address, "b", 10.0)
+        first.update("x", 3, "loss 1")
+        second.update("x", 1, "loss 2")
+        second.finish("x", "bye")
+        deadline = time.monotonic() + 5
+        while not (said and len(seen) == 2) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert max(done for done, _ in seen) == 16.0
+    assert said == ["b: bye"]
+
+
+def test_runs_of_one_trunk_share_its_name(
+    corpus: Corpus, small: object, project: tuple[Path, object]
+) -> None:
+    runs = Project(project[0]).all("run", Run)
+    ladder = [r for r in runs if r.role == "ladder"]
+    assert {r.trunk for r in ladder} == {
+        trunk_id(r.config, corpus.model_copy(update={"id": r.corpus_id})) for r in ladder
+    }
+    assert isinstance(ladder[0].config.model, ModelConfig)
