@@ -23,7 +23,7 @@ from isoflop.workers import cores, pool
 SIZES = 4  # the law has five parameters; four sizes with three token counts identify what can be
 BRANCHES = 3  # token counts of a size, each half of the next
 BRANCH_RATIO = 2.0
-MIN_STEPS = 10  # of the shortest branch: below it a run says nothing about the law
+MIN_STEPS = 8  # of the shortest branch: below it a run says nothing about the law
 TOKENS_PER_PARAM = 5.0  # D/N of the ladder's middle, near the measured optimum at this scale (docs/LOG.md)
 START_SECONDS = 6.0  # a worker process imports torch
 MIN_SHAPES_FITTED = 3

@@ -43,14 +43,19 @@ def shape(
 
 
 def shapes(vocab_size: int, *, largest: int, context: int = CONTEXT) -> list[ModelConfig]:
-    """Every shape of the default family with at most `largest` parameters N, smallest first."""
+    """Every shape of the default family with at most `largest` parameters N, smallest first.
+
+    Below width 128, where the next width more than doubles N, each width also comes at about half depth.
+    """
     found: list[ModelConfig] = []
     width = WIDTH_STEP
     while True:
-        model = shape(width, vocab_size, context=context)
-        if found and flops.params_matmul(model) > largest:
-            return found
-        found.append(model)
+        full = shape(width, vocab_size, context=context)
+        half = shape(width, vocab_size, n_layers=max(2, full.n_layers // 2), context=context)
+        for model in (half, full) if width < 128 else (full,):
+            if found and flops.params_matmul(model) > largest:
+                return found
+            found.append(model)
         # Fine steps where a step is a large share of the width, whole heads beyond.
         width += WIDTH_STEP if width < 256 else 64 if width < 1024 else 128
 
@@ -58,7 +63,7 @@ def shapes(vocab_size: int, *, largest: int, context: int = CONTEXT) -> list[Mod
 def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     """The training configuration of one shape; keyword arguments replace derived values.
 
-    1. Batch: 1,024 tokens at N = 0.25M, growing as sqrt(N) with N, a power of two (small batches win at
+    1. Batch: 1,024 tokens up to N = 0.5M, growing as sqrt(N) with N, a power of two (small batches win at
        small scale; the growth keeps Muon's orthogonalisation, about 1,500 d^3 FLOPs a step, a small share).
     2. Matrix rate 0.04 for Muon (docs/LOG.md), constant over width: its step's spectral norm is already
        scaled (Bernstein and Newhouse, arXiv 2409.20325).
@@ -67,7 +72,7 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
        20% enough for long runs and more better for short ones).
     """
     size = flops.params_matmul(model)
-    batch = 2 ** round(math.log2(1024 * math.sqrt(max(size, 250_000) / 250_000)))
+    batch = 2 ** round(math.log2(1024 * math.sqrt(max(size, 500_000) / 500_000)))
     batch = max(batch, model.context)
     width = math.sqrt(128 / model.d_model)
     values: dict[str, Any] = {
