@@ -64,7 +64,6 @@ def test_json_and_back_is_the_identity(cls: type[Record], data: st.DataObject) -
     assert again.digest() == record.digest()
 
 
-@pytest.mark.xfail(reason="Record needs ser_json_inf_nan='strings': today they become null", strict=True)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_a_diverged_loss_survives_json(value: float) -> None:
     again = Interval.from_json(Interval(value=value, low=0, high=1).to_json())
