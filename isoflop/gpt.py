@@ -9,8 +9,6 @@ Shapes: b batch, t time, n = b*t, d width, h heads, k key/value heads, e head wi
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from torch import Tensor, nn
 from isoflop.records import ModelConfig
 
 EPS = 1e-6
-QK_GAIN = 1.4
 CHUNK_TOKENS = 512  # logits of one chunk stay in cache: 512 x 4,096 x 4 bytes = 8 MB
 
 
@@ -33,9 +30,14 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight
 
 
+def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
+    """(e/2,) radians a token of each pair, fastest first (Su et al., arXiv 2104.09864)."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+
+
 def rotary_tables(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (t, e), of the rotary embedding (Su et al., arXiv 2104.09864), halves layout."""
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    """cos and sin, each (t, e), of the rotary embedding, halves layout."""
+    frequency = rotary_frequencies(head_dim, theta)
     angle_te = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
     return angle_te.cos().float(), angle_te.sin().float()
 
@@ -164,27 +166,6 @@ class GPT(nn.Module):
         ]
         return torch.cat(parts).view_as(targets_bt)
 
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Matrices uniform with variance 1/fan_in, output projections and untied head zero, embedding
-        standard normal (Jordan's modded-nanogpt recipe: every block starts as the identity).
-
-        Normalised queries and keys of small heads start sharper, with weights of QK_GAIN: at 1 no logit
-        could exceed sqrt(head_dim) = 5.7 for heads of 32.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
-                weight.zero_()
-            elif name.endswith("embed_tokens.weight"):
-                std = 0.02 if self.config.tied else 1.0
-                weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
-            elif name.endswith(("q_norm.weight", "k_norm.weight")):
-                weight.fill_(QK_GAIN)
-            elif weight.ndim == 2:
-                bound = math.sqrt(3.0 / weight.shape[1])
-                weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
-
 
 class LinearCrossEntropy(torch.autograd.Function):
     """mean(cross_entropy(x @ weight.T, targets)) with its gradients made chunk by chunk in the forward pass.
@@ -196,19 +177,19 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x_nd: Tensor, weight_vd: Tensor, y_n: Tensor
     ) -> Tensor:
-        n = x_nd.shape[0]
+        n, chunk = x_nd.shape[0], min(CHUNK_TOKENS, x_nd.shape[0])
         grad_x, grad_weight = torch.empty_like(x_nd), torch.zeros_like(weight_vd)
+        buffer_nv = x_nd.new_empty(chunk, weight_vd.shape[0])  # one for all: fresh pages cost as much as exp
         total = x_nd.new_zeros(())
-        for start in range(0, n, CHUNK_TOKENS):
-            rows = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, n, chunk):
+            rows = slice(start, start + chunk)
             x, y = x_nd[rows], y_n[rows, None]
-            logits = x @ weight_vd.T
-            picked = logits.gather(1, y).squeeze(1)
-            lse = torch.logsumexp(logits, dim=1)
-            total += (lse - picked).sum()
-            p = logits.sub_(lse[:, None]).exp_()
-            p.scatter_add_(1, y, p.new_full((1, 1), -1.0).expand_as(y))
-            p.mul_(1.0 / n)
+            p = torch.mm(x, weight_vd.T, out=buffer_nv[: len(x)])
+            picked, top = p.gather(1, y), p.amax(1, keepdim=True)
+            norm = p.sub_(top).exp_().sum(1, keepdim=True)
+            total += (norm.log() + top - picked).sum()
+            p.mul_(1.0 / (n * norm))  # softmax / n
+            p.scatter_add_(1, y, p.new_full((1, 1), -1.0 / n).expand_as(y))
             torch.mm(p, weight_vd, out=grad_x[rows])
             grad_weight.addmm_(p.T, x)
         ctx.save_for_backward(grad_x, grad_weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from functools import partial
 from pathlib import Path
 
 from loky.process_executor import TerminatedWorkerError
@@ -17,82 +18,115 @@ from isoflop.recipe import recipe, shapes
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel, probe_in, speed_key
-from isoflop.train import train_trunk, trunk_id
+from isoflop.train import steps_of_trunk, train_trunk, trunk_id
 from isoflop.workers import cores, pool
 
-SIZES = 4  # the law has five parameters; four sizes with three token counts identify what can be
-BRANCHES = 3  # token counts of a size, each half of the next
+MOST_SIZES, FEWEST_SIZES = 4, 3
+MOST_BRANCHES, FEWEST_BRANCHES = 4, 2  # token counts of a size, each half of the next
 BRANCH_RATIO = 2.0
-MIN_STEPS = 8  # of the shortest branch: below it a run says nothing about the law
-TOKENS_PER_PARAM = 5.0  # D/N of the ladder's middle, near the measured optimum at this scale (docs/LOG.md)
+GOOD_STEPS = 90  # shorter branches are 2 to 3% off any power law (docs/LOG.md)
+MIN_STEPS = 8  # of any branch, when the budget is that small
+LONG_SHARE = 0.5  # of the ladder, at most, goes into the smallest size
 START_SECONDS = 6.0  # a worker process imports torch
-MIN_SHAPES_FITTED = 3
-EVAL_SHARE = 0.1  # of a member's time, at most, goes into its held-out evaluations
+MIN_SHAPES_FITTED = 2  # when members failed; with the weak prior on the exponents
+EVAL_SHARE = 0.15  # of a member's time, at most, goes into its held-out evaluations
 MIN_EVAL_TOKENS = 8192
+LARGER_BUDGET = "give a larger budget (--budget), or a larger share of it to the ladder (--ladder-share)"
+TOKENS_PER_PARAM = 5.0  # D/N of a member of middle size, near the measured optimum (docs/LOG.md)
 
 
 # -- deciding -----------------------------------------------------------------------------------------
 
 
-def choose_shapes(vocab_size: int, member_flops: float) -> list[ModelConfig]:
-    """SIZES consecutive shapes of the default family around the best size for `member_flops`.
+def choose_shapes(vocab_size: int, member_flops: float, sizes: int = MOST_SIZES) -> list[ModelConfig]:
+    """`sizes` consecutive shapes of the default family, the smallest first.
 
-    The middle is N = sqrt(C / (6 * TOKENS_PER_PARAM)); larger shapes than the budget of a member can
-    train for MIN_STEPS in its shortest branch are left out.
+    The second is the best size for `member_flops`, N = sqrt(C / (6 * TOKENS_PER_PARAM)): the answer for
+    the whole budget lies above it.
     """
     middle = math.sqrt(member_flops / (6 * TOKENS_PER_PARAM))
-    family = shapes(vocab_size, largest=int(64 * middle))
+    smallest = flops.params_matmul(shapes(vocab_size, largest=1)[0])
+    family = shapes(vocab_size, largest=int(64 * max(middle, smallest)))
     nearest = min(range(len(family)), key=lambda i: abs(math.log(flops.params_matmul(family[i]) / middle)))
-    # One size below the middle and two above: the budget's answer lies above.
-    first = max(0, min(nearest - 1, len(family) - SIZES))
-    return family[first : first + SIZES]
+    first = max(0, min(nearest - 1, len(family) - sizes))
+    return family[first : first + sizes]
+
+
+def shares(cores_each: float, sizes: int) -> list[float]:
+    """What each size spends, smallest size first, in units of the ladder's duration on one core.
+
+    The smallest, where tokens are cheapest, is trained longest: how loss falls with D is what the law
+    must carry furthest. The others, which tell how it falls with N, have equal parts of what is left.
+    """
+    long = min(1.0, LONG_SHARE * cores_each)
+    return [long, *[min(1.0, (cores_each - long) / (sizes - 1))] * (sizes - 1)]
+
+
+def branch_steps(steps: int) -> list[int]:
+    """Lengths of the branches of a trunk of `steps`, shortest first; empty when it is too short."""
+    lengths = [int(steps / BRANCH_RATIO**k) for k in range(MOST_BRANCHES)]
+    kept = [n for i, n in enumerate(lengths) if n >= (GOOD_STEPS if i >= FEWEST_BRANCHES else MIN_STEPS)]
+    return kept[::-1] if len(kept) >= FEWEST_BRANCHES else []
+
+
+def shared_eval_tokens(
+    models: Sequence[ModelConfig],
+    seconds: Callable[[RunConfig], tuple[float, float]],
+    each: Sequence[Budget],
+) -> int:
+    """One held-out sample for all, or their losses could not be compared: what each can afford."""
+    tokens = recipe(models[0], 0).eval_tokens
+    while tokens > MIN_EVAL_TOKENS:
+        costs = [FEWEST_BRANCHES * seconds(recipe(m, 0, eval_tokens=tokens))[1] for m in models]
+        if all(b.seconds is None or c <= EVAL_SHARE * b.seconds for c, b in zip(costs, each, strict=True)):
+            break
+        tokens //= 2
+    return tokens
 
 
 def members_for(
     models: Sequence[ModelConfig],
     seconds: Callable[[RunConfig], tuple[float, float]],
-    each: Budget,
+    each: Sequence[Budget],
     seeds: Sequence[int],
 ) -> list[Member]:
-    """One member a shape and seed, each spending the same; too large shapes are left out.
+    """One member a shape and seed, each within its budget of `each`; too large shapes are left out.
 
     `seconds(config)` gives training seconds a token and seconds of one evaluation.
     """
+    eval_tokens = shared_eval_tokens(models, seconds, each)
     members = []
-    # One held-out sample for all, or their losses could not be compared: what the slowest can afford.
-    eval_tokens = recipe(models[0], 0).eval_tokens
-    while each.seconds is not None and eval_tokens > MIN_EVAL_TOKENS:
-        slowest = max(seconds(recipe(m, 0, eval_tokens=eval_tokens))[1] for m in models)
-        if BRANCHES * slowest <= EVAL_SHARE * each.seconds:
-            break
-        eval_tokens //= 2
-    for model in models:
-        for seed in seeds:
-            config = recipe(model, 0, seed=seed, eval_tokens=eval_tokens)
-            per_token, eval_seconds = seconds(config)
-            # Trunk and cooldowns: D (1 - c) + c D (1 + 1/2 + 1/4) tokens for a longest branch D.
-            tail = sum(BRANCH_RATIO**-k for k in range(BRANCHES))
-            factor = 1 - config.cooldown + config.cooldown * tail
-            if each.seconds is not None:
-                tokens = (each.seconds - BRANCHES * eval_seconds) / (per_token * factor)
+    for model, budget in zip(models, each, strict=True):
+        config = recipe(model, 0, eval_tokens=eval_tokens)
+        per_token, eval_seconds = seconds(config)
+        lengths: list[int] = []
+        for branches in range(MOST_BRANCHES, 0, -1):  # the fewer, the longer the longest can be
+            if budget.seconds is not None:
+                tokens = (budget.seconds - branches * eval_seconds) / per_token
             else:
-                assert each.flops is not None
-                tokens = each.flops / (flops.flops_per_token(model) * factor)
-            steps = int(tokens / config.batch_tokens)
-            counts = [int(steps / BRANCH_RATIO**k) * config.batch_tokens for k in reversed(range(BRANCHES))]
-            if counts[0] < MIN_STEPS * config.batch_tokens:
-                continue
-            spent = counts[-1] * factor
-            members.append(
-                Member(
-                    config=config.model_copy(update={"tokens": counts[-1]}),
-                    token_counts=tuple(counts),
-                    params=flops.params_matmul(model),
-                    flops=spent * flops.flops_per_token(model),
-                    seconds=spent * per_token + BRANCHES * eval_seconds,
-                    memory_bytes=flops.training_memory_bytes(model, config.batch_tokens),
-                )
+                assert budget.flops is not None
+                tokens = budget.flops / flops.flops_per_token(model)
+            # Trunk and cooldowns: D (1 - c) + c D (1 + 1/2 + ...) tokens for a longest branch D.
+            tail = sum(BRANCH_RATIO**-k for k in range(branches))
+            steps = tokens / config.batch_tokens / (1 - config.cooldown + config.cooldown * tail)
+            lengths = branch_steps(int(steps))
+            if len(lengths) >= branches:
+                break
+        counts = [n * config.batch_tokens for n in lengths]
+        if not counts:
+            continue
+        spent = steps_of_trunk(counts, config) * config.batch_tokens
+        members += [
+            Member(
+                config=config.model_copy(update={"tokens": counts[-1], "seed": seed}),
+                token_counts=tuple(counts),
+                params=flops.params_matmul(model),
+                flops=float(spent * flops.flops_per_token(model)),
+                seconds=spent * per_token + len(counts) * eval_seconds,
+                memory_bytes=flops.training_memory_bytes(model, config.batch_tokens),
             )
+            for seed in seeds
+        ]
     return members
 
 
@@ -117,37 +151,52 @@ def design(
     packed = workers or cores()
     pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
-    seeds = [seed + i for i in range(max(1, packed // SIZES))]
-    count = SIZES * len(seeds)
-    if budget.seconds is not None:
-        share = max(0.0, budget.seconds - START_SECONDS) * packed / count
-        each = Budget(seconds=share)
-        rough = share * speed.tokens_per_second(pilot) * flops.flops_per_token(pilot.model)
-    else:
-        assert budget.flops is not None
-        each = Budget(flops=budget.flops / count)
-        rough = budget.flops / count
-    if rough <= 0:
+    members: list[Member] = []
+    for sizes in range(MOST_SIZES, FEWEST_SIZES - 1, -1):
+        seeds = [seed + i for i in range(max(1, packed // sizes))]
+        each, rough = _budgets(budget, packed, sizes, len(seeds), speed, pilot)
+        if rough <= 0:
+            raise BudgetError(
+                f"{budget} for the ladder does not even start its processes", hint=LARGER_BUDGET
+            )
+        models = choose_shapes(corpus.vocab_size, rough, sizes)
+        speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
+        costs = partial(_costs, speed, corpus)
+        members = members_for(models, costs, each, seeds)
+        if len(members) == sizes * len(seeds) and all(
+            m.token_counts[0] >= GOOD_STEPS * m.config.batch_tokens for m in members
+        ):
+            break
+    if len({m.params for m in members}) < FEWEST_SIZES:
         raise BudgetError(
-            f"{budget} for the ladder does not even start its processes",
-            hint="give a larger budget (--budget), or a larger share of it to the ladder (--ladder-share)",
+            f"{budget} for the ladder trains only {len({m.params for m in members})} of the {FEWEST_SIZES} "
+            f"sizes that a law needs for {MIN_STEPS} steps",
+            hint=LARGER_BUDGET,
         )
-    models = choose_shapes(corpus.vocab_size, rough)
-    speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
-    members = members_for(
-        models, lambda c: (1 / speed.tokens_per_second(c), speed.eval_seconds(c, corpus)), each, seeds
-    )
-    if len({m.params for m in members}) < MIN_SHAPES_FITTED:
-        raise BudgetError(
-            f"{budget} for the ladder trains only {len(members)} of the {MIN_SHAPES_FITTED} sizes "
-            f"that a law needs for {MIN_STEPS} steps",
-            hint="give a larger budget (--budget), or a larger share of it to the ladder (--ladder-share)",
-        )
-    wall = sum(m.seconds for m in members) / min(packed, len(members))
     return Ladder(
         id=key, corpus_id=corpus.id, members=tuple(members), packed=packed,
-        seconds=max(wall, *(m.seconds for m in members)), flops=sum(m.flops for m in members),
+        seconds=max(sum(m.seconds for m in members) / packed, *(m.seconds for m in members)),
+        flops=sum(m.flops for m in members),
     )  # fmt: skip
+
+
+def _budgets(
+    budget: Budget, packed: int, sizes: int, seeds: int, speed: SpeedModel, pilot: RunConfig
+) -> tuple[list[Budget], float]:
+    """What each size may spend, and about how many FLOPs the average member gets."""
+    parts = shares(packed / seeds, sizes)
+    if budget.seconds is None:
+        assert budget.flops is not None
+        each = [Budget(flops=budget.flops * part / (sum(parts) * seeds)) for part in parts]
+        return each, budget.flops / sizes / seeds
+    wall = max(0.0, budget.seconds - START_SECONDS)
+    rate = speed.tokens_per_second(pilot) * flops.flops_per_token(pilot.model)
+    return [Budget(seconds=wall * part) for part in parts], wall * sum(parts) / sizes * rate
+
+
+def _costs(speed: SpeedModel, corpus: Corpus, config: RunConfig) -> tuple[float, float]:
+    """Training seconds a token, and seconds of one evaluation."""
+    return 1 / speed.tokens_per_second(config), speed.eval_seconds(config, corpus)
 
 
 # -- measuring speeds ---------------------------------------------------------------------------------

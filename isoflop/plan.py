@@ -22,8 +22,9 @@ from isoflop.throughput import SpeedModel, probe, speed_key
 
 THREAD_EFFICIENCY = 0.85  # first guess of many threads against as many packed runs; then it is measured
 COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
-MARGIN = 0.97  # of the time left, for what the machine does besides
+MARGIN = 0.95  # of the time left: a shared machine's speed drifts by a tenth within minutes
 MIN_STEPS = 50
+LARGER = 16
 EPOCHS_FREE = 4.0  # Muennighoff et al., arXiv 2305.16264: up to 4 epochs are worth nearly as much as new data
 
 
@@ -51,10 +52,13 @@ def plan(
     kept = project.get("plan", key, Plan)
     if kept is not None:
         return kept
-    largest = 16 * max(int(n) for n in fit.observations.params)
+    # Sizes that the law has seen, and up to LARGER times beyond: below them it knows nothing of too small.
+    measured = fit.observations.params
+    largest = int(LARGER * max(measured))
     family = [
         recipe(m, 0, seed=seed, threads=threads, eval_tokens=eval_tokens)
         for m in shapes(corpus.vocab_size, largest=largest)
+        if flops.params_matmul(m) >= min(measured)
     ]
     first = _Rater(corpus, fit, speed, THREAD_EFFICIENCY * threads)
     if budget.seconds is None:
@@ -192,6 +196,8 @@ def _notes(corpus: Corpus, chosen: Candidate, ratio: float, rated: Sequence[Cand
     finite = [c for c in rated if math.isfinite(c.loss)]
     if chosen.params == max(c.params for c in finite):
         notes.append("The largest size considered came out best: a larger one may be better still.")
+    if chosen.params == min(c.params for c in finite):
+        notes.append("The smallest size of the law came out best: a smaller one may be better still.")
     close = [c.params for c in finite if c.loss < chosen.loss * 1.005 and c.params != chosen.params]
     if close:
         notes.append(

@@ -26,6 +26,7 @@ from isoflop.corpus import train_tokens
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
 from isoflop.gpt import GPT
+from isoflop.initial import initialise
 from isoflop.optim import make_optimizers, rate
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, CurvePoint, Run, RunConfig, digest
@@ -102,7 +103,7 @@ class Trainer:
         self.config = config
         self.device = device_for()
         self.model = GPT(config.model)
-        self.model.initialise(config.seed)
+        initialise(self.model, config.seed)
         self.model.to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.batches = Batches(corpus, config)

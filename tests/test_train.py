@@ -51,7 +51,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_training_learns_and_accounts(corpus: Corpus, small: RunConfig, tmp_path: Path) -> None:
     run = train(small, corpus, tmp_path)
-    assert run.loss < 5.5 < 6.2 < run.curve[0].loss  # ln 512 = 6.24
+    assert run.loss < 5.5 < 6.0 < run.curve[0].loss  # ln 512 = 6.24
     assert run.tokens == small.tokens
     assert run.flops == pytest.approx(run.flops_spent)
     assert run.bpb == pytest.approx(run.loss / 0.6931 / corpus.bytes_per_token, rel=0.1)

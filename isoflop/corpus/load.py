@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,12 @@ def heldout_tokens(corpus: Corpus) -> Tokens:
 
 def token_bytes(corpus: Corpus) -> NDArray[np.int64]:
     """UTF-8 bytes of text that each token id stands for, shape (vocab_size,); 0 for the end token."""
-    return bpe.count_bytes(tokenizer(corpus))
+    return _token_bytes(corpus.folder / "tokenizer.json", corpus.hashes["tokenizer.json"])
+
+
+@lru_cache(maxsize=4)
+def _token_bytes(path: Path, sha256: str) -> NDArray[np.int64]:
+    return bpe.count_bytes(bpe.read_tokenizer(path))
 
 
 def tokenizer(corpus: Corpus) -> Tokenizer:
