@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from isoflop.throughput import SpeedModel, probe, speed_key
 
 THREAD_EFFICIENCY = 0.85  # first guess of many threads against as many packed runs; then it is measured
 COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
-MARGIN = 0.95  # of the time left: a shared machine's speed drifts by a tenth within minutes
+MARGIN = 0.9  # of the time left: two threads of a shared machine were up to a fifth slower than measured
 MIN_STEPS = 50
 LARGER = 16
 EPOCHS_FREE = 4.0  # Muennighoff et al., arXiv 2305.16264: up to 4 epochs are worth nearly as much as new data
@@ -65,8 +66,12 @@ def plan(
         rater = first
     else:
         best = first.best(family, budget)
-        near = range(max(0, best - 1), min(len(family), best + 2))
-        rater = _Rater(corpus, fit, measure_alone(project, corpus, [family[i] for i in near], progress), 1.0)
+        near = family[max(0, best - 1) : best + 2]
+        alone = measure_alone(project, corpus, near, progress)
+        # One factor for all sizes: packed threads are steady, joined ones drift by a fifth within minutes.
+        rater = _Rater(corpus, fit, speed, statistics.median(
+            alone.tokens_per_second(c) / speed.tokens_per_second(c) for c in near
+        ))  # fmt: skip
         family = _maybe_compiled(project, corpus, family, rater.best(family, budget), budget, progress)
     rated = rater.rate(family, budget)
     chosen = rated[rater.best(family, budget)]

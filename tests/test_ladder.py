@@ -41,6 +41,23 @@ def test_sizes_surround_the_best_size_of_a_member() -> None:
             assert sizes[0] < middle < sizes[-1]
 
 
+@pytest.mark.parametrize("cores", [1.0, 2.0, 3.0, 4.0, 5.0])
+@pytest.mark.parametrize("sizes", [3, 4])
+def test_the_smallest_size_is_trained_longest_and_no_core_is_idle(cores: float, sizes: int) -> None:
+    parts = rungs.shares(cores, sizes)
+    assert len(parts) == sizes
+    assert max(parts) == parts[0] <= 1.0
+    assert sum(parts) == pytest.approx(min(cores, sizes))
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths"),
+    [(2000, [250, 500, 1000, 2000]), (400, [100, 200, 400]), (100, [50, 100]), (16, [8, 16]), (15, [])],
+)
+def test_short_branches_are_left_out(steps: int, lengths: list[int]) -> None:
+    assert rungs.branch_steps(steps) == lengths
+
+
 def test_the_ladder_spends_its_share(home: Project, corpus: Corpus) -> None:
     ladder = design(home, corpus, Budget(flops=8e11))
     assert 0.9 * 8e11 < ladder.flops < 1.02 * 8e11
