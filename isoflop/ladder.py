@@ -21,8 +21,11 @@ from isoflop.throughput import SpeedModel, probe_in, speed_key
 from isoflop.train import steps_of_trunk, train_trunk, trunk_id
 from isoflop.workers import cores, pool
 
-MOST_SIZES, FEWEST_SIZES = 4, 3
+FEWEST_SIZES = 3  # a law needs
 MOST_BRANCHES, FEWEST_BRANCHES = 4, 2  # token counts of a size, each half of the next
+# (sizes, fewest branches of each): the first design whose every branch is good, or else the least bad.
+DESIGNS, LEAST = ((4, 2), (3, 2), (3, 1)), (3, 2)
+FEWEST_RUNS = 7  # the law has five parameters
 BRANCH_RATIO = 2.0
 GOOD_STEPS = 90  # shorter branches are 2 to 3% off any power law (docs/LOG.md)
 MIN_STEPS = 8  # of any branch, when the budget is that small
@@ -38,7 +41,7 @@ TOKENS_PER_PARAM = 5.0  # D/N of a member of middle size, near the measured opti
 # -- deciding -----------------------------------------------------------------------------------------
 
 
-def choose_shapes(vocab_size: int, member_flops: float, sizes: int = MOST_SIZES) -> list[ModelConfig]:
+def choose_shapes(vocab_size: int, member_flops: float, sizes: int = DESIGNS[0][0]) -> list[ModelConfig]:
     """`sizes` consecutive shapes of the default family, the smallest first.
 
     The second is the best size for `member_flops`, N = sqrt(C / (6 * TOKENS_PER_PARAM)): the answer for
@@ -62,11 +65,14 @@ def shares(cores_each: float, sizes: int) -> list[float]:
     return [long, *[min(1.0, (cores_each - long) / (sizes - 1))] * (sizes - 1)]
 
 
-def branch_steps(steps: int) -> list[int]:
-    """Lengths of the branches of a trunk of `steps`, shortest first; empty when it is too short."""
+def branch_steps(steps: int, fewest: int = FEWEST_BRANCHES) -> list[int]:
+    """Lengths of the branches of a trunk of `steps`, shortest first; empty when it is too short.
+
+    All but the `fewest` longest have GOOD_STEPS.
+    """
     lengths = [int(steps / BRANCH_RATIO**k) for k in range(MOST_BRANCHES)]
-    kept = [n for i, n in enumerate(lengths) if n >= (GOOD_STEPS if i >= FEWEST_BRANCHES else MIN_STEPS)]
-    return kept[::-1] if len(kept) >= FEWEST_BRANCHES else []
+    kept = [n for i, n in enumerate(lengths) if n >= (GOOD_STEPS if i >= fewest else MIN_STEPS)]
+    return kept[::-1] if len(kept) >= fewest else []
 
 
 def shared_eval_tokens(
@@ -89,6 +95,7 @@ def members_for(
     seconds: Callable[[RunConfig], tuple[float, float]],
     each: Sequence[Budget],
     seeds: Sequence[int],
+    fewest: int = FEWEST_BRANCHES,
 ) -> list[Member]:
     """One member a shape and seed, each within its budget of `each`; too large shapes are left out.
 
@@ -109,7 +116,7 @@ def members_for(
             # Trunk and cooldowns: D (1 - c) + c D (1 + 1/2 + ...) tokens for a longest branch D.
             tail = sum(BRANCH_RATIO**-k for k in range(branches))
             steps = tokens / config.batch_tokens / (1 - config.cooldown + config.cooldown * tail)
-            lengths = branch_steps(int(steps))
+            lengths = branch_steps(int(steps), fewest)
             if len(lengths) >= branches:
                 break
         counts = [n * config.batch_tokens for n in lengths]
@@ -152,7 +159,7 @@ def design(
     pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
     members: list[Member] = []
-    for sizes in range(MOST_SIZES, FEWEST_SIZES - 1, -1):
+    for sizes, fewest in (*DESIGNS, LEAST):
         seeds = [seed + i for i in range(max(1, packed // sizes))]
         each, rough = _budgets(budget, packed, sizes, len(seeds), speed, pilot)
         if rough <= 0:
@@ -162,10 +169,8 @@ def design(
         models = choose_shapes(corpus.vocab_size, rough, sizes)
         speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
         costs = partial(_costs, speed, corpus)
-        members = members_for(models, costs, each, seeds)
-        if len(members) == sizes * len(seeds) and all(
-            m.token_counts[0] >= GOOD_STEPS * m.config.batch_tokens for m in members
-        ):
+        members = members_for(models, costs, each, seeds, fewest)
+        if len(members) == sizes * len(seeds) and _is_good(members):
             break
     if len({m.params for m in members}) < FEWEST_SIZES:
         raise BudgetError(
@@ -178,6 +183,12 @@ def design(
         seconds=max(sum(m.seconds for m in members) / packed, *(m.seconds for m in members)),
         flops=sum(m.flops for m in members),
     )  # fmt: skip
+
+
+def _is_good(members: Sequence[Member]) -> bool:
+    """Whether a law can rest on every run, and there are enough."""
+    shortest = min(m.token_counts[0] / m.config.batch_tokens for m in members)
+    return shortest >= GOOD_STEPS and sum(len(m.token_counts) for m in members) >= FEWEST_RUNS
 
 
 def _budgets(

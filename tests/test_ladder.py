@@ -34,7 +34,7 @@ def test_sizes_surround_the_best_size_of_a_member() -> None:
     for compute in (1e11, 1e13, 1e16):
         sizes = [flops.params_matmul(m) for m in rungs.choose_shapes(1024, compute)]
         assert sizes == sorted(set(sizes))
-        assert len(sizes) == rungs.MOST_SIZES
+        assert len(sizes) == rungs.DESIGNS[0][0]
         assert sizes[-1] / sizes[0] > 3
         if compute > 1e12:
             middle = (compute / (6 * rungs.TOKENS_PER_PARAM)) ** 0.5
@@ -56,6 +56,11 @@ def test_the_smallest_size_is_trained_longest_and_no_core_is_idle(cores: float, 
 )
 def test_short_branches_are_left_out(steps: int, lengths: list[int]) -> None:
     assert rungs.branch_steps(steps) == lengths
+
+
+def test_one_good_branch_is_better_than_a_short_one() -> None:
+    assert rungs.branch_steps(170) == [85, 170]
+    assert rungs.branch_steps(170, 1) == [170]
 
 
 def test_the_ladder_spends_its_share(home: Project, corpus: Corpus) -> None:
