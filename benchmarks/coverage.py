@@ -1,7 +1,7 @@
 """Does the interval that is written before the final run hold what the run then measures?
 
     python benchmarks/coverage.py --corpus stdlib= --corpus man=DIR --corpus chinese=DIR \\
-        --budget 3m --seeds 4 --work DIR --record records/DATE_coverage
+        --budget 5m --seeds 4 --work DIR --record records/DATE_coverage
 
 Every row is a whole `isoflop run` on a project folder of its own. `--corpus NAME=` without a path is the
 standard library. Rows are appended to `rows.jsonl` of the record as they end, and a row that is there is
@@ -27,7 +27,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpus", action="append", required=True, metavar="NAME=PATH")
-    parser.add_argument("--budget", default="3m")
+    parser.add_argument("--budget", default="5m")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--work", type=Path, required=True, help="folder for the projects")
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")

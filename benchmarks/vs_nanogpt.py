@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +174,14 @@ def main() -> None:
         if what == "isoflop":
             for seed in range(args.seeds):
                 key = {"what": what, "budget": args.budget, "seed": seed}
-                once(args.record, key, lambda seed=seed: run_isoflop(  # type: ignore[misc]
-                    args.work / f"isoflop-{seed}", args.budget, seed, corpus))  # fmt: skip
+                job = partial(run_isoflop, args.work / f"isoflop-{seed}", args.budget, seed, corpus)
+                once(args.record, key, job)
             continue
         for peer in peers_of("default" if what == "measure" else what, args.seeds):
             steps_for(args.nanogpt, peer, args.work, corpus)
             if what != "measure":
-                once(args.record, {"what": what, **asdict(peer)}, lambda peer=peer: score(  # type: ignore[misc]
-                    args.nanogpt, peer, args.work, corpus, args.threads))  # fmt: skip
+                job = partial(score, args.nanogpt, peer, args.work, corpus, args.threads)
+                once(args.record, {"what": what, **asdict(peer)}, job)
     (args.record / "README.md").write_text(summary(read(args.record)))
 
 

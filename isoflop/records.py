@@ -45,7 +45,7 @@ class CorpusConfig(Record):
     near_duplicate_threshold: float = 0.8  # estimated Jaccard similarity; 1.0 turns the step off
     min_chars: int = 32  # shorter documents are dropped
     max_repeated_line_share: float = 0.7  # Rae et al. 2112.11446, table A1, applied to long documents
-    vocab_size: int | None = None  # None: chosen by `corpus.vocabulary.vocab_for`
+    vocab_size: int | None = None  # None: chosen by `corpus.vocab_for`
     tokenizer: str | None = None  # path of an existing tokenizer.json
     seed: int = 0
 
