@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -86,9 +86,10 @@ def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Opt
         {"params": vectors, "lr": config.lr_vector},
     ]
     adamw = torch.optim.AdamW(
-        [g for g in groups if g["params"]], betas=(0.9, 0.99), eps=1e-10, weight_decay=0.0, fused=True
+        [g for g in groups if g["params"]], betas=config.betas, eps=1e-10, weight_decay=0.0, fused=True
     )
-    optimizers = [Muon(matrices, config.lr_matrix, weight_decay=config.weight_decay), adamw]
+    muon = Muon(matrices, config.lr_matrix, config.momentum, config.weight_decay)
+    optimizers = [muon, adamw]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from isoflop import ladder as rungs
 from isoflop import plan as planner
 from isoflop.budget import Budget
 from isoflop.corpus import build_corpus, load_corpus, tokenizer, vocab_for
+from isoflop.devices import whole_machine
 from isoflop.errors import BudgetError, CorruptError, ProjectError, TrainError
 from isoflop.evaluate import HeldOut, heldout
 from isoflop.export import end_of_text, generate, load_pretrained, save_pretrained
@@ -26,7 +28,7 @@ from isoflop.train import run_id, train
 from isoflop.workers import cores
 
 LADDER_SHARE = 1 / 3
-CLOSING_SECONDS = 3.0  # saving the model, scoring, samples and the report
+CLOSING_SECONDS = 2.0  # saving the model, scoring, samples and the report
 REPORT = "report.html"
 SAMPLE_TOKENS = 96
 
@@ -92,7 +94,7 @@ def make_plan(
     configs = [m.config for m in known] or [recipe(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)]
     speed = rungs.measure(project, corpus, configs, packed=packed, progress=progress)
     return planner.plan(
-        project, corpus, fitted, budget, key=key, fit_id=fit_id, threads=packed, seed=seed, speed=speed,
+        project, corpus, fitted, budget, key=key, fit_id=fit_id, seed=seed, speed=speed,
         eval_tokens=configs[0].eval_tokens, progress=progress,
     )  # fmt: skip
 
@@ -109,14 +111,17 @@ def train_model(
     kept = project.get("run", run_id(config, corpus), Run)
     if kept is not None and kept.model is not None:
         return kept
-
-    def keep(model: GPT, run: Run) -> str:
-        return project.add_artifact(f"model-{run.id}", lambda to: save_pretrained(model, corpus, to))
-
+    keep = partial(_keep, project.folder, corpus)
     folder = project.folder / "runs" / run_id(config, corpus)
     run = train(config, corpus, folder, role=role, progress=progress, keep=keep)
     project.put("run", run, run.id)
     return run
+
+
+def _keep(folder: Path, corpus: Corpus, model: GPT, run: Run) -> str:
+    """Store a finished model; the run may be in another process, so the project is opened anew."""
+    name = f"model-{run.id}"
+    return Project(folder).add_artifact(name, lambda to: save_pretrained(model, corpus, to))
 
 
 def sample(
@@ -308,7 +313,7 @@ def chosen_config(
         )
     else:
         model = shape(width, corpus.vocab_size, n_layers=layers)
-        config = recipe(model, tokens, seed=seed, threads=cores())
+        config = whole_machine(recipe(model, tokens, seed=seed))
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})
 

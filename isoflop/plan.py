@@ -6,12 +6,13 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isoflop import flops
 from isoflop.budget import Budget
+from isoflop.devices import whole_machine
 from isoflop.errors import BudgetError, FitError
 from isoflop.laws import Fit
 from isoflop.laws.intervals import quantiles
@@ -19,9 +20,10 @@ from isoflop.progress import Progress
 from isoflop.recipe import recipe, shapes
 from isoflop.records import Corpus, Interval, Plan, RunConfig, Throughput
 from isoflop.store import Project
-from isoflop.throughput import SpeedModel, probe, speed_key
+from isoflop.throughput import SpeedModel, probe_alone, speed_key
+from isoflop.workers import cores
 
-THREAD_EFFICIENCY = 0.85  # first guess of many threads against as many packed runs; then it is measured
+JOINED_EFFICIENCY = 0.85  # first guess of one run on all cores against packed ones; then it is measured
 COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
 MARGIN = 0.9  # of the time left: two threads of a shared machine were up to a fifth slower than measured
 MIN_STEPS = 50
@@ -41,13 +43,13 @@ class Candidate:
 
 
 def plan(
-    project: Project, corpus: Corpus, fit: Fit, budget: Budget, *, key: str, fit_id: str, threads: int,
-    seed: int, speed: SpeedModel, eval_tokens: int, progress: Progress,
+    project: Project, corpus: Corpus, fit: Fit, budget: Budget, *, key: str, fit_id: str, seed: int,
+    speed: SpeedModel, eval_tokens: int, progress: Progress,
 ) -> Plan:  # fmt: skip
     """The best model that `budget` (what is left for the final run) buys by `fit`; kept under `key`.
 
     `speed` holds the ladder's packed speeds, the first guess; the sizes that matter are then measured
-    with all `threads`. `eval_tokens` is the held-out sample of the law's runs. Raises BudgetError when
+    with the whole machine. `eval_tokens` is the held-out sample of the law's runs. Raises BudgetError when
     the budget is too small for any size.
     """
     kept = project.get("plan", key, Plan)
@@ -57,11 +59,11 @@ def plan(
     measured = fit.observations.params
     largest = int(LARGER * max(measured))
     family = [
-        recipe(m, 0, seed=seed, threads=threads, eval_tokens=eval_tokens)
+        whole_machine(recipe(m, 0, seed=seed, eval_tokens=eval_tokens))
         for m in shapes(corpus.vocab_size, largest=largest)
         if flops.params_matmul(m) >= min(measured)
     ]
-    first = _Rater(corpus, fit, speed, THREAD_EFFICIENCY * threads)
+    first = _Rater(corpus, fit, speed, JOINED_EFFICIENCY * cores())
     if budget.seconds is None:
         rater = first
     else:
@@ -72,7 +74,10 @@ def plan(
         rater = _Rater(corpus, fit, speed, statistics.median(
             alone.tokens_per_second(c) / speed.tokens_per_second(c) for c in near
         ))  # fmt: skip
-        family = _maybe_compiled(project, corpus, family, rater.best(family, budget), budget, progress)
+        best = rater.best(family, budget)
+        if (gained := _compiling(project, corpus, family[best], budget.seconds, progress)) is not None:
+            rater = replace(rater, compiled=gained)
+            family[best] = family[best].model_copy(update={"compile": True})
     rated = rater.rate(family, budget)
     chosen = rated[rater.best(family, budget)]
     double = rater.rate(family, budget.share(2.0))[rater.best(family, budget.share(2.0))]
@@ -81,20 +86,25 @@ def plan(
     return made
 
 
+@dataclass(frozen=True)
 class _Rater:
     """Rates sizes under a budget by speed and law."""
 
-    def __init__(self, corpus: Corpus, fit: Fit, speed: SpeedModel, factor: float) -> None:
-        self.corpus, self.fit, self.speed, self.factor = corpus, fit, speed, factor
+    corpus: Corpus
+    fit: Fit
+    speed: SpeedModel  # of packed runs
+    factor: float  # a run that has the machine, against one packed run
+    compiled: tuple[float, float] = (1.0, 0.0)  # of compiled sizes: speed over uncompiled, seconds it costs
 
     def rate(self, family: Sequence[RunConfig], budget: Budget) -> list[Candidate]:
         """Every size with the tokens that the budget buys it; loss is inf where too few steps are left."""
         out = []
         for config in family:
-            per_second = self.factor * self.speed.tokens_per_second(config)
-            evaluation = self.speed.eval_seconds(config, self.corpus) / self.factor
+            faster, compiling = self.compiled if config.compile else (1.0, 0.0)
+            per_second = self.factor * faster * self.speed.tokens_per_second(config)
+            beside = compiling + self.speed.eval_seconds(config, self.corpus)
             if budget.seconds is not None:
-                tokens = (budget.seconds * MARGIN - evaluation) * per_second
+                tokens = (budget.seconds * MARGIN - beside) * per_second
             else:
                 assert budget.flops is not None
                 tokens = budget.flops / flops.flops_per_token(config.model)
@@ -102,7 +112,7 @@ class _Rater:
             size = flops.params_matmul(config.model)
             counted = config.model_copy(update={"tokens": max(steps, 1) * config.batch_tokens})
             loss = float(self.fit.loss(size, counted.tokens)[0]) if steps >= MIN_STEPS else math.inf
-            seconds = counted.tokens / per_second + evaluation
+            seconds = counted.tokens / per_second + beside
             out.append(Candidate(counted, size, per_second, seconds, loss))
         return out
 
@@ -127,28 +137,31 @@ def measure_alone(
         measured = known.get(speed_key(config, 1))
         if measured is None:
             size = flops.params_matmul(config.model)
-            progress.log(f"measuring the speed of {size:,} parameters on {config.threads} thread(s)")
-            measured = probe(config, corpus, packed=1)
+            progress.log(
+                f"measuring the speed of {size:,} parameters in {config.ranks} process(es) "
+                f"of {config.threads} thread(s)"
+            )
+            measured = probe_alone(config, corpus)
             project.put("throughput", measured, measured.key)
         found.append(measured)
     return SpeedModel(found)
 
 
-def _maybe_compiled(
-    project: Project, corpus: Corpus, family: list[RunConfig], best: int, budget: Budget, progress: Progress
-) -> list[RunConfig]:
-    """Compile the final run when, as measured, that buys more tokens than it costs."""
-    if (budget.seconds or 0) < COMPILE_FROM_SECONDS or not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        return family
-    compiled = family[best].model_copy(update={"compile": True})
-    plain = measure_alone(project, corpus, [family[best]], progress).tokens_per_second(family[best])
-    measure_alone(project, corpus, [compiled], progress)
-    cost = {t.key: t for t in project.all("throughput", Throughput)}[speed_key(compiled, 1)]
-    left = (budget.seconds or 0) - cost.compile_seconds
-    if cost.tokens_per_second * left <= plain * (budget.seconds or 0):
-        return family
-    progress.log(f"compiling pays: {cost.tokens_per_second / plain:.2f}x for {cost.compile_seconds:.0f} s")
-    return [c.model_copy(update={"compile": True}) if i == best else c for i, c in enumerate(family)]
+def _compiling(
+    project: Project, corpus: Corpus, config: RunConfig, seconds: float, progress: Progress
+) -> tuple[float, float] | None:
+    """Speed over uncompiled and seconds of compilation, as measured, when that buys more tokens."""
+    if seconds < COMPILE_FROM_SECONDS or not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return None
+    compiled = config.model_copy(update={"compile": True})
+    plain = measure_alone(project, corpus, [config], progress).tokens_per_second(config)
+    fast = measure_alone(project, corpus, [compiled], progress).tokens_per_second(compiled)
+    known = {t.key: t for t in project.all("throughput", Throughput)}
+    cost = known[speed_key(compiled, 1)].compile_seconds
+    if fast * (seconds - cost) <= plain * seconds:
+        return None
+    progress.log(f"compiling pays: {fast / plain:.2f}x for {cost:.0f} s")
+    return fast / plain, cost
 
 
 def _write(

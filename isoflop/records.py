@@ -104,7 +104,10 @@ class RunConfig(Record):
     seed: int = 0
     eval_tokens: int = 131_072
     compile: bool = False
-    threads: int = 1  # part of the record: float sums depend on it
+    momentum: float = 0.9  # Muon's
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
+    ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
+    threads: int = 1  # of each rank; likewise
 
 
 class CurvePoint(Record):
@@ -151,20 +154,21 @@ class Throughput(Record):
 
     model: ModelConfig
     batch_tokens: int
-    threads: int  # of this run
+    ranks: int = 1
+    threads: int  # of each rank
     packed: int  # runs side by side while it was measured
     compile: bool
     params: int  # N
     tokens_per_second: float  # training
     eval_tokens_per_second: float
     compile_seconds: float
-    memory_bytes: int
+    memory_bytes: int  # of one rank
     machine: str
 
     @property
     def key(self) -> str:
         """What the speed depends on."""
-        names = {"model", "batch_tokens", "threads", "packed", "compile", "machine"}
+        names = {"model", "batch_tokens", "ranks", "threads", "packed", "compile", "machine"}
         return digest(self.model_dump(mode="json", include=names))
 
 

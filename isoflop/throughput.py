@@ -6,16 +6,18 @@ import math
 import platform
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 from isoflop import flops
+from isoflop.devices import agreed, run_ranks
 from isoflop.evaluate import heldout
 from isoflop.progress import Silent
 from isoflop.records import Corpus, RunConfig, Throughput, digest
-from isoflop.train import Trainer
+from isoflop.trainer import Trainer
 
 PROBE_SECONDS = 1.2
 
@@ -30,12 +32,13 @@ def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PR
     trainer = Trainer(config, corpus, Silent())
     total = config.batch_tokens * 10_000
     trainer.train_step(total)
-    times: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < deadline:
-        start = time.perf_counter()
+    start = time.perf_counter()
+    trainer.train_step(total)
+    steps = agreed(max(3, math.ceil(seconds / (time.perf_counter() - start))))
+    start = time.perf_counter()
+    for _ in range(steps):
         trainer.train_step(total)
-        times.append(time.perf_counter() - start)
+    train_seconds = time.perf_counter() - start
     memory = psutil.Process().memory_info().rss
     start = time.perf_counter()
     scored = heldout(trainer.model, corpus, eval_tokens=8192)
@@ -43,11 +46,12 @@ def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PR
     return Throughput(
         model=config.model,
         batch_tokens=config.batch_tokens,
+        ranks=config.ranks,
         threads=config.threads,
         packed=packed,
         compile=config.compile,
         params=flops.params_matmul(config.model),
-        tokens_per_second=config.batch_tokens / float(np.mean(times)),
+        tokens_per_second=steps * config.batch_tokens / train_seconds,
         eval_tokens_per_second=scored.tokens / eval_seconds,
         compile_seconds=trainer.meter.compile,
         memory_bytes=memory,
@@ -59,7 +63,8 @@ def speed_key(config: RunConfig, packed: int) -> str:
     """`Throughput.key` of a measurement of this configuration here."""
     return digest({
         "model": config.model.model_dump(mode="json"), "batch_tokens": config.batch_tokens,
-        "threads": config.threads, "packed": packed, "compile": config.compile, "machine": machine(),
+        "ranks": config.ranks, "threads": config.threads, "packed": packed, "compile": config.compile,
+        "machine": machine(),
     })  # fmt: skip
 
 
@@ -91,6 +96,12 @@ class SpeedModel:
         """Time of one held-out evaluation."""
         tokens = min(config.eval_tokens, corpus.heldout_tokens)
         return tokens / (self.eval_ratio * self.tokens_per_second(config))
+
+
+def probe_alone(config: RunConfig, corpus: Corpus) -> Throughput:
+    """`probe` of a run that has the machine to itself, in as many processes as it has ranks."""
+    task = partial(probe, config, corpus, packed=1)
+    return task() if config.ranks == 1 else run_ranks(config.ranks, task)
 
 
 def probe_in(folder: Path, config: RunConfig, packed: int) -> Throughput:

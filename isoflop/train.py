@@ -1,4 +1,4 @@
-"""The one training step and loop of the project.
+"""The one training loop of the project: trunks, branches, checkpoints, scores.
 
 A run of D tokens is a constant-rate trunk and a linear cooldown. Runs that differ in D alone share the
 trunk: `train_trunk` trains it once and branches off a cooldown at each token count (Haegele et al.,
@@ -9,158 +9,28 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
-from torch import Tensor
 
 from isoflop import checkpoint, flops
-from isoflop.corpus import train_tokens
+from isoflop.devices import rank, run_ranks
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
 from isoflop.gpt import GPT
-from isoflop.initial import initialise
-from isoflop.optim import make_optimizers, rate
-from isoflop.progress import Progress, Silent
+from isoflop.progress import Address, Progress, Relay, Silent, gather
 from isoflop.records import Corpus, CurvePoint, Run, RunConfig, digest
+from isoflop.trainer import Meter, Trainer
 
 CHECKPOINT_SECONDS = 20.0
 CURVE_POINTS = 60
 MAX_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints
 
-
-def device_for(name: str = "auto") -> torch.device:
-    """CUDA, else MPS, else CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-class Batches:
-    """Training windows in a fixed pseudo-random order: batch i is a function of (seed, i) alone.
-
-    Epoch by epoch, all windows are visited once, in steps of a random stride coprime with their number:
-    no permutation is held in memory, and a position is a single integer.
-    """
-
-    def __init__(self, corpus: Corpus, config: RunConfig) -> None:
-        self.tokens = train_tokens(corpus)
-        self.context = config.model.context
-        self.rows = config.batch_tokens // self.context
-        self.windows = (len(self.tokens) - 1) // self.context
-        self.seed = config.seed
-        if self.windows < self.rows:
-            raise TrainError(
-                f"corpus {corpus.id} has {len(self.tokens)} training tokens, "
-                f"one batch takes {config.batch_tokens}",
-                hint="add text",
-            )
-
-    def _window(self, position: int) -> int:
-        epoch, index = divmod(position, self.windows)
-        generator = np.random.default_rng((self.seed, epoch))
-        offset = int(generator.integers(self.windows))
-        stride = int(generator.integers(self.windows // 3, self.windows)) or 1
-        while math.gcd(stride, self.windows) != 1:
-            stride += 1
-        return (offset + index * stride) % self.windows
-
-    def __call__(self, step: int) -> Tensor:
-        """Token ids (rows, context + 1) of batch `step`."""
-        starts = [self._window(step * self.rows + row) * self.context for row in range(self.rows)]
-        return torch.from_numpy(
-            np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
-        )
-
-
-@dataclass
-class Meter:
-    """Seconds and the training curve, as far as the run has come."""
-
-    train: float = 0.0
-    eval: float = 0.0
-    compile: float = 0.0
-    memory: int = 0
-    curve: list[dict[str, float]] = field(default_factory=list)
-    loss_sum: float = 0.0
-    loss_count: int = 0
-
-
-class Trainer:
-    """Model, optimizers and position of one trunk."""
-
-    def __init__(self, config: RunConfig, corpus: Corpus, progress: Progress) -> None:
-        torch.set_num_threads(config.threads)
-        self.config = config
-        self.device = device_for()
-        self.model = GPT(config.model)
-        initialise(self.model, config.seed)
-        self.model.to(self.device)
-        self.optimizers = make_optimizers(self.model, config)
-        self.batches = Batches(corpus, config)
-        self.step = 0
-        self.rate_scale = 1.0
-        self.meter = Meter()
-        if config.compile:
-            self._compile(progress)
-
-    def _compile(self, progress: Progress) -> None:
-        """Compile one layer; the others reuse its code. The first pass is timed apart."""
-        if self.device.type == "cpu" and not any(shutil.which(c) for c in ("c++", "g++", "clang++")):
-            progress.log("no C++ compiler found: training runs uncompiled")
-            return
-        start = time.perf_counter()
-        for layer in self.model.model.layers:
-            layer.compile()
-        ids = self.batches(0).to(self.device)
-        self.model.loss(ids[:, :-1], ids[:, 1:]).backward()  # type: ignore[no-untyped-call]
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self.meter.compile += time.perf_counter() - start
-
-    def train_step(self, total_tokens: int) -> float:
-        """One optimizer step of a run of `total_tokens`; returns the batch's loss in nats a token."""
-        config = self.config
-        ids = self.batches(self.step).to(self.device)
-        loss = self.model.loss(ids[:, :-1], ids[:, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        done = self.step * config.batch_tokens
-        share = self.rate_scale * rate(done, config.model_copy(update={"tokens": total_tokens}))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * share
-            optimizer.step()
-            optimizer.zero_grad()
-        self.step += 1
-        return float(loss.detach())
-
-    def state(self) -> dict[str, Any]:
-        """Everything that determines what comes next."""
-        return {
-            "step": self.step,
-            "rate_scale": self.rate_scale,
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "random": torch.get_rng_state(),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self.rate_scale = state["rate_scale"]
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        torch.set_rng_state(state["random"])
+Keep = Callable[[GPT, Run], str | None]
 
 
 class Diverged(Exception):
@@ -168,7 +38,10 @@ class Diverged(Exception):
 
 
 class Branches:
-    """Trains a trunk and its cooldown branches in order, saving itself as it goes."""
+    """Trains a trunk and its cooldown branches in order, saving itself as it goes.
+
+    Of several ranks all train, the first also scores and saves: the others hold the same bits.
+    """
 
     def __init__(
         self,
@@ -180,10 +53,12 @@ class Branches:
         role: str,
         progress: Progress,
         stage: str,
+        checkpoint_seconds: float,
     ) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.totals = [math.ceil(t / config.batch_tokens) for t in sorted(set(token_counts))]  # in steps
         self.role, self.progress, self.stage = role, progress, stage
+        self.checkpoint_seconds = checkpoint_seconds
         self.trunk = trunk_id(config, corpus)
         self.trainer = Trainer(config, corpus, progress)
         self.branch = 0  # index of the branch being trained
@@ -197,6 +72,8 @@ class Branches:
     # -- saving ---------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        if rank() > 0:
+            return
         start = time.monotonic()
         state = {
             "trainer": self.trainer.state(),
@@ -224,9 +101,15 @@ class Branches:
         self.spent_steps, self.done_steps = state["spent_steps"], state["done_steps"]
         return True
 
+    def _pause(self) -> float:
+        """Seconds until the next checkpoint."""
+        if self.checkpoint_seconds == 0:
+            return 0.0
+        return max(self.checkpoint_seconds, self.save_seconds / MAX_CHECKPOINT_SHARE)
+
     # -- the loop -------------------------------------------------------------------------------------
 
-    def run(self, keep: Callable[[GPT, Run], str | None]) -> list[Run]:
+    def run(self, keep: Keep) -> list[Run]:
         self.resume()
         while self.branch < len(self.totals):
             try:
@@ -249,8 +132,7 @@ class Branches:
             start = time.perf_counter()
             loss = self.trainer.train_step(total * self.config.batch_tokens)
             self._account(loss, time.perf_counter() - start, every)
-            pause = max(CHECKPOINT_SECONDS, self.save_seconds / MAX_CHECKPOINT_SHARE)
-            if time.monotonic() - self.last_save > pause:
+            if time.monotonic() - self.last_save > self._pause():
                 self.save()
 
     def _account(self, loss: float, seconds: float, every: int) -> None:
@@ -287,10 +169,10 @@ class Branches:
         self.resume()
         self.trainer.rate_scale = 0.5
 
-    def _finish_branch(self, keep: Callable[[GPT, Run], str | None]) -> None:
-        run = self._score()
-        run = run.model_copy(update={"model": keep(self.trainer.model, run)})
-        self.runs.append(run)
+    def _finish_branch(self, keep: Keep) -> None:
+        if rank() == 0:
+            run = self._score()
+            self.runs.append(run.model_copy(update={"model": keep(self.trainer.model, run)}))
         self.branch += 1
         self.spent_steps = 0
         if self.fork is not None:
@@ -313,7 +195,7 @@ class Branches:
         seconds = trainer.meter.train - before[0]
         speed = self.spent_steps * config.batch_tokens / max(seconds, 1e-9)
         per_token = flops.flops_per_token(m)
-        peak = flops.matmul_peak(config.threads)
+        peak = config.ranks * flops.matmul_peak(config.threads)
         final = config.model_copy(update={"tokens": tokens})
         return Run(
             id=run_id(final, self.corpus),
@@ -338,7 +220,7 @@ class Branches:
             tokens_per_second=speed,
             peak_flops_per_second=peak,
             peak_share=speed * per_token / peak,
-            peak_memory_bytes=max(trainer.meter.memory, psutil.Process().memory_info().rss),
+            peak_memory_bytes=config.ranks * max(trainer.meter.memory, psutil.Process().memory_info().rss),
             rate_scale=trainer.rate_scale,
             curve=tuple(CurvePoint.model_validate(p) for p in trainer.meter.curve if p["tokens"] <= tokens),
         )
@@ -370,23 +252,46 @@ def train_trunk(
     role: str = "ladder",
     progress: Progress | None = None,
     stage: str = "train",
-    keep: Callable[[GPT, Run], str | None] = lambda model, run: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    keep: Keep = lambda model, run: None,
 ) -> list[Run]:
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
-    `folder` holds the checkpoints: called again after a kill at any instant it goes on, and ends with
-    the same bits. `keep(model, run)` may store a finished model; what it returns is the run's `model`.
+    `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
+    after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store a
+    finished model; what it returns is the run's `model`.
+    With `config.ranks` above 1 it is called in another process.
 
     Raises TrainError when the loss is not finite twice, or the corpus is smaller than a batch;
     CorruptError when no checkpoint can be read.
     """
     progress = progress or Silent()
     folder.mkdir(parents=True, exist_ok=True)
-    branches = Branches(config, token_counts, corpus, folder, role=role, progress=progress, stage=stage)
+    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
     progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
-    runs = branches.run(keep)
+    if config.ranks == 1:
+        runs = work(progress)
+    else:
+        with gather(progress, stage) as address:
+            runs = run_ranks(config.ranks, partial(_as_rank, work, address))
     progress.finish(stage, f"loss {runs[-1].loss:.4f}, {runs[-1].bpb:.4f} bits per byte")
     return runs
+
+
+def _work(
+    config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
+    checkpoint_seconds: float, keep: Keep, progress: Progress,
+) -> list[Run]:  # fmt: skip
+    branches = Branches(
+        config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
+        checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
+    return branches.run(keep)
+
+
+def _as_rank(work: Callable[[Progress], list[Run]], address: Address) -> list[Run]:
+    """In a joined process: the first rank speaks for all."""
+    return work(Relay(address, "training", 1.0) if rank() == 0 else Silent())
 
 
 def train(
@@ -396,7 +301,7 @@ def train(
     *,
     role: str = "train",
     progress: Progress | None = None,
-    keep: Callable[[GPT, Run], str | None] = lambda model, run: None,
+    keep: Keep = lambda model, run: None,
 ) -> Run:
     """Train one model on `config.tokens` tokens. See `train_trunk`."""
     return train_trunk(config, [config.tokens], corpus, folder, role=role, progress=progress, keep=keep)[0]

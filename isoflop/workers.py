@@ -8,15 +8,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from loky.process_executor import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, get_reusable_executor
 
 # The processes are the parallelism.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+IDLE_SECONDS = 60
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -29,16 +32,24 @@ def cores() -> int:
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """`workers` processes with one thread each, killed on the way out and when this process dies."""
-    parent, held = Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(parent,), env=ONE_THREAD)
-    with parent, held:
-        try:
-            yield executor
-        except BaseException:
-            executor.shutdown(wait=True, kill_workers=True)
-            raise
-        executor.shutdown(wait=True)
+    """`workers` processes with one thread each, killed when the block fails and when this process dies.
+
+    They are kept for the next block for a while: importing torch takes them seconds.
+    """
+    executor = get_reusable_executor(
+        workers, timeout=IDLE_SECONDS, initializer=_begin, initargs=(_life()[0],), env=ONE_THREAD
+    )
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=True, kill_workers=True)
+        raise
+
+
+@cache
+def _life() -> tuple[Connection, Connection]:
+    """A pipe whose second end this process alone holds, for as long as it lives; workers watch the first."""
+    return Pipe(duplex=False)
 
 
 def stream(

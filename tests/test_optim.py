@@ -28,7 +28,7 @@ def test_a_batch_of_matrices_is_stepped_as_each_alone() -> None:
 
     def stepped(tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         params = [nn.Parameter(t.clone()) for t in tensors]
-        optimizer = Muon(params, lr=0.1, weight_decay=0.1)
+        optimizer = Muon(params, lr=0.1, momentum=0.9, weight_decay=0.1)
         for _ in range(2):
             for p, g in zip(params, gradients, strict=True):
                 p.grad = g.clone()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import pytest
 import torch
 
 from isoflop import checkpoint
-from isoflop import train as training
 from isoflop.errors import CorruptError, TrainError
 from isoflop.gpt import GPT
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Run, RunConfig
-from isoflop.train import Batches, train, train_trunk
+from isoflop.train import train, train_trunk
+from isoflop.trainer import Batches, Trainer
 
 CHILD = """
 import json, sys
@@ -28,10 +29,10 @@ from pathlib import Path
 import isoflop.train as training
 from isoflop.corpus import load_corpus
 from isoflop.records import RunConfig
-training.CHECKPOINT_SECONDS = 0.0
-training.MAX_CHECKPOINT_SHARE = 1.0
 config = RunConfig.from_json(sys.argv[1])
-training.train_trunk(config, json.loads(sys.argv[2]), load_corpus(Path(sys.argv[3])), Path(sys.argv[4]))
+training.train_trunk(
+    config, json.loads(sys.argv[2]), load_corpus(Path(sys.argv[3])), Path(sys.argv[4]), checkpoint_seconds=0.0
+)
 """
 
 
@@ -43,6 +44,10 @@ class Kept:
 
     def __call__(self, model: GPT, run: Run) -> None:
         self.weights[run.tokens] = {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def save_to(path: Path, model: GPT, run: Run) -> None:
+    torch.save(model.state_dict(), path)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -77,12 +82,12 @@ def test_a_branch_is_the_run_of_its_own_length(corpus: Corpus, small: RunConfig,
         assert points == sorted(set(points))
 
 
-@pytest.mark.parametrize("kills", [3])
+@pytest.mark.parametrize(("kills", "ranks"), [(3, 1), (2, 2)])
 def test_killed_again_and_again_it_ends_with_the_same_bits(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, kills: int
+    corpus: Corpus, small: RunConfig, tmp_path: Path, kills: int, ranks: int
 ) -> None:
     counts = [80 * 256, 160 * 256]
-    config = small.model_copy(update={"tokens": counts[-1]})
+    config = small.model_copy(update={"tokens": counts[-1], "ranks": ranks})
     folder = tmp_path / "killed"
     arguments = [
         sys.executable,
@@ -102,11 +107,11 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
         child.wait()
         assert child.returncode == -signal.SIGKILL, "the run ended before it was killed"
         seen = _saved_step(folder)
-    resumed, straight = Kept(), Kept()
+    resumed, straight = partial(save_to, tmp_path / "resumed.pt"), partial(save_to, tmp_path / "straight.pt")
     after = train_trunk(config, counts, corpus, folder, keep=resumed)
     before = train_trunk(config, counts, corpus, tmp_path / "straight", keep=straight)
     assert [r.loss for r in after] == [r.loss for r in before]
-    assert same(resumed.weights[counts[-1]], straight.weights[counts[-1]])
+    assert same(torch.load(tmp_path / "resumed.pt"), torch.load(tmp_path / "straight.pt"))
 
 
 def _saved_step(folder: Path) -> int:
@@ -136,9 +141,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
 def test_a_loss_that_is_not_finite_goes_back_once_then_stops(
     corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "MAX_CHECKPOINT_SHARE", 1.0)
-    real = training.Trainer.train_step
+    real = Trainer.train_step
     bad = {"left": 1}
 
     def step(self: Any, total: int) -> float:
@@ -150,13 +153,13 @@ def test_a_loss_that_is_not_finite_goes_back_once_then_stops(
             return float("nan")
         return loss
 
-    monkeypatch.setattr(training.Trainer, "train_step", step)
-    run = train(small, corpus, tmp_path / "once")
+    monkeypatch.setattr(Trainer, "train_step", step)
+    (run,) = train_trunk(small, [small.tokens], corpus, tmp_path / "once", checkpoint_seconds=0)
     assert run.rate_scale == 0.5
     assert run.loss < 5.7
     bad["left"] = 2
     with pytest.raises(TrainError, match="twice"):
-        train(small, corpus, tmp_path / "twice")
+        train_trunk(small, [small.tokens], corpus, tmp_path / "twice", checkpoint_seconds=0)
 
 
 def test_an_epoch_visits_every_window_once(corpus: Corpus, small: RunConfig) -> None:
