@@ -56,12 +56,6 @@ def load(folder: Path, progress: Progress) -> dict[str, Any] | None:
     return None
 
 
-def clear(folder: Path) -> None:
-    """Remove the checkpoints of a finished run."""
-    for path in (*folder.glob("checkpoint-*.pt"), folder / INDEX):
-        path.unlink(missing_ok=True)
-
-
 def _index(folder: Path) -> list[dict[str, str]]:
     path = folder / INDEX
     try:

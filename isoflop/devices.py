@@ -1,14 +1,18 @@
 """Where a run computes: its device, and the processes (ranks) that share each of its batches.
 
-On a CPU, processes of one thread each, joined by torch.distributed, are faster and steadier than the threads
-of one process (docs/LOG.md): small matrices give threads too little to do between two barriers.
+On a CPU, processes of few threads, joined by torch.distributed, are faster and steadier than one process of
+many threads (docs/LOG.md): small matrices give threads too little to do between two barriers.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +28,9 @@ from isoflop.errors import IsoflopError, TrainError
 from isoflop.records import RunConfig
 from isoflop.workers import cores, pool
 
-MEMORY_SHARE = 0.5  # of the machine's, at most, for the copies of model, optimizers and activations
+MEMORY_SHARE = 0.5  # of the machine's, at most, for the copies of model and optimizers, and activations
+PATIENCE = timedelta(days=1)  # ranks wait for one that scores, saves or is stopped; a dead one is noticed
+GRACE_SECONDS = 3.0  # for the error behind a broken connection to arrive
 
 Result = TypeVar("Result")
 
@@ -41,51 +47,83 @@ def device_for(name: str = "auto") -> torch.device:
 def whole_machine(config: RunConfig) -> RunConfig:
     """`config` for a run that has the machine to itself.
 
-    On a CPU as many ranks as cores, batch rows and memory allow, with the threads that are left to each.
+    On a CPU the ranks and threads that use most cores, as far as batch rows and memory allow; rather ranks
+    than threads.
     """
     most, rows = cores(), config.batch_tokens // config.model.context
+    room = MEMORY_SHARE * psutil.virtual_memory().total
     ranks = 1
     if device_for().type == "cpu" and dist.is_available():
-        each = flops.training_memory_bytes(config.model, config.batch_tokens)
-        fit = max(1, int(MEMORY_SHARE * psutil.virtual_memory().total / each))
-        ranks = max(r for r in range(1, min(most, fit, rows) + 1) if rows % r == 0)
-    return config.model_copy(update={"ranks": ranks, "threads": max(1, most // ranks)})
+        for r in range(2, min(most, rows) + 1):
+            fits = flops.training_memory_bytes(config.model, config.batch_tokens, r) <= room
+            if rows % r == 0 and fits and r * (most // r) >= ranks * (most // ranks):
+                ranks = r
+    return config.model_copy(update={"ranks": ranks, "threads": most // ranks})
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
+    return any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 def run_ranks(ranks: int, task: Callable[[], Result]) -> Result:
     """Call `task` in `ranks` joined processes at once; returns what rank 0 did.
 
-    Raises what the task raises, rank 0's first: an error of one rank breaks the others' connections.
-    Raises TrainError when one of the processes is killed.
+    Raises the first error of the task, and TrainError when one of the processes is killed.
     """
     with tempfile.TemporaryDirectory() as meeting, pool(ranks) as executor:
-        futures = [executor.submit(_join, r, ranks, Path(meeting, "store"), task) for r in range(ranks)]
-        wait(futures)
-        errors = [e for f in futures if (e := f.exception()) is not None]
-        if any(isinstance(e, TerminatedWorkerError) for e in errors):
+        try:
+            futures = [executor.submit(_join, r, ranks, Path(meeting, "store"), task) for r in range(ranks)]
+            if (error := _first_error(futures)) is not None:
+                raise error
+        except TerminatedWorkerError:
             raise TrainError(
                 f"one of the {ranks} processes of this run was killed",
                 hint="look for a lack of memory, then run the same command again: it goes on where it was",
-            )
-        if errors:
-            raise next((e for e in errors if isinstance(e, IsoflopError)), errors[0])
+            ) from None
         result: Result = futures[0].result()
         return result
 
 
-def _join(rank: int, ranks: int, store: Path, task: Callable[[], Result]) -> Result | None:
-    """In a worker: meet the others, then work; only rank 0 reports."""
-    dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=ranks)
+def _first_error(futures: list[Future[Result]]) -> BaseException | None:
+    """What went wrong, once something did: one rank's error breaks the connections of the others."""
+    first, left = wait(futures, return_when=FIRST_EXCEPTION)
+    if all(f.exception() is None for f in first):
+        return None
+    later, _ = wait(left, timeout=GRACE_SECONDS)
+    errors = [e for f in (*first, *later) if (e := f.exception()) is not None]
+    # torch tells of a broken connection by a RuntimeError.
+    return min(errors, key=lambda e: (not isinstance(e, IsoflopError), isinstance(e, RuntimeError)))
+
+
+def _join(number: int, ranks: int, store: Path, task: Callable[[], Result]) -> Result | None:
+    """In a worker: meet the others on this machine, then work; only rank 0 reports."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    meeting = dist.FileStore(str(store), ranks)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=meeting, rank=number, world_size=ranks, timeout=PATIENCE)
     try:
         result = task()
     finally:
         dist.destroy_process_group()
-    return result if rank == 0 else None
+    return result if number == 0 else None
+
+
+def _loopback() -> str:
+    """Name of the network interface that leads nowhere else."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family == socket.AF_INET and a.address.startswith("127.") for a in addresses):
+            return str(name)
+    return "lo"
 
 
 def joined() -> bool:
     """Whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized()
+
+
+def world() -> int:
+    """How many ranks share the run of this process."""
+    return dist.get_world_size() if joined() else 1
 
 
 def rank() -> int:
@@ -100,7 +138,7 @@ def average_gradients(model: nn.Module, loss: Tensor) -> Tensor:
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([parameters_to_vector(grads), loss.view(1)])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat /= world()
     vector_to_parameters(flat[:-1], grads)
     return flat[-1]
 

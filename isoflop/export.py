@@ -55,6 +55,7 @@ def save_pretrained(model: GPT, corpus: Corpus, folder: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer into `folder`."""
     from isoflop.corpus import tokenizer
 
+    folder.mkdir(parents=True, exist_ok=True)
     tok = tokenizer(corpus)
     end = end_of_text(tok)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}

@@ -50,16 +50,18 @@ def flops_per_token(m: ModelConfig) -> int:
     return 6 * params_matmul(m) + attention
 
 
-def training_memory_bytes(m: ModelConfig, batch_tokens: int) -> int:
+def training_memory_bytes(m: ModelConfig, batch_tokens: int, ranks: int = 1) -> int:
     """Estimate of what training holds: weights, gradients, two moments, and the saved activations.
 
+    Each of several ranks holds its own copy of all but its share of the activations, and a buffer for the
+    gradients of all.
     A layer saves about 14 tensors of the width and 4 of the feed-forward width (counted on `gpt.Block`);
     the head saves a gradient of its own size. The interpreter and torch's libraries come on top.
     """
-    states = 4 * params_total(m)
+    states = (4 if ranks == 1 else 5) * params_total(m)
     saved = m.n_layers * (14 * m.d_model + 4 * m.d_ff) + 4 * m.d_model
     head = 2 * m.vocab_size * m.d_model
-    return BYTES_FLOAT32 * (states + batch_tokens * saved + head)
+    return BYTES_FLOAT32 * (ranks * (states + head) + batch_tokens * saved)
 
 
 @lru_cache

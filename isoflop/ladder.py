@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from functools import partial
@@ -23,7 +24,7 @@ from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
 MOST_BRANCHES, FEWEST_BRANCHES = 4, 2  # token counts of a size, each half of the next
-# (sizes, fewest branches of each): the first design whose every branch is good, or else the least bad.
+# (sizes, fewest branches of each): the first design whose every branch is good, or else the least bad one.
 DESIGNS, LEAST = ((4, 2), (3, 2), (3, 1)), (3, 2)
 FEWEST_RUNS = 7  # the law has five parameters
 BRANCH_RATIO = 2.0
@@ -158,8 +159,8 @@ def design(
     packed = workers or cores()
     pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
-    members: list[Member] = []
-    for sizes, fewest in (*DESIGNS, LEAST):
+    tried: dict[tuple[int, int], list[Member]] = {}
+    for sizes, fewest in DESIGNS:
         seeds = [seed + i for i in range(max(1, packed // sizes))]
         each, rough = _budgets(budget, packed, sizes, len(seeds), speed, pilot)
         if rough <= 0:
@@ -169,9 +170,11 @@ def design(
         models = choose_shapes(corpus.vocab_size, rough, sizes)
         speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
         costs = partial(_costs, speed, corpus)
-        members = members_for(models, costs, each, seeds, fewest)
+        members = tried[sizes, fewest] = members_for(models, costs, each, seeds, fewest)
         if len(members) == sizes * len(seeds) and _is_good(members):
             break
+    else:
+        members = tried[LEAST]
     if len({m.params for m in members}) < FEWEST_SIZES:
         raise BudgetError(
             f"{budget} for the ladder trains only {len({m.params for m in members})} of the {FEWEST_SIZES} "
@@ -260,6 +263,7 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
                 continue
             for run in result:
                 project.put("run", run, run.id)
+            shutil.rmtree(project.folder / "runs" / result[0].trunk, ignore_errors=True)  # its checkpoints
             runs.extend(result)
         progress.finish("ladder", f"{len(runs)} runs of {len({r.params_matmul for r in runs})} sizes")
     if len({r.params_matmul for r in runs}) < MIN_SHAPES_FITTED:
@@ -283,7 +287,7 @@ def _train_all(
                     _train_member,
                     m,
                     corpus.folder,
-                    project.folder / "runs" / trunk_id(m.config, corpus),
+                    (project.folder / "runs" / trunk_id(m.config, corpus)).absolute(),
                     address,
                 ): m
                 for m in left

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from isoflop import ladder as rungs
@@ -23,8 +23,8 @@ from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Gain, Ladder, Plan, Result, Run, RunConfig, Sample, digest
 from isoflop.report import write_report
-from isoflop.store import Project
-from isoflop.train import run_id, train
+from isoflop.store import Project, disk_errors
+from isoflop.train import run_id, train, whole_batches
 from isoflop.workers import cores
 
 LADDER_SHARE = 1 / 3
@@ -40,7 +40,7 @@ def corpus_of(
 
     Raises CorpusError as `build_corpus` does, ProjectError when there is none yet.
     """
-    root = project.folder / "corpora"
+    root = (project.folder / "corpora").absolute()  # workers may have been started elsewhere
     if config is not None:
         corpus = build_corpus(config, root, progress=progress or Silent())
         project.put("corpus", corpus, corpus.id)
@@ -108,20 +108,23 @@ def train_model(
     progress: Progress | None = None,
 ) -> Run:
     """Train one model and keep it as a Hugging Face folder; a run in the ledger is not trained again."""
+    config = whole_batches(config)
     kept = project.get("run", run_id(config, corpus), Run)
     if kept is not None and kept.model is not None:
         return kept
-    keep = partial(_keep, project.folder, corpus)
-    folder = project.folder / "runs" / run_id(config, corpus)
+    folder = (project.folder / "runs" / run_id(config, corpus)).absolute()
+    saved = folder / "model"
+
+    def keep(model: GPT, run: Run) -> None:
+        with disk_errors(f"the model {saved}"):
+            save_pretrained(model, corpus, saved)
+
     run = train(config, corpus, folder, role=role, progress=progress, keep=keep)
+    model = project.add_artifact(f"model-{run.id}", lambda to: shutil.copytree(saved, to, dirs_exist_ok=True))
+    run = run.model_copy(update={"model": model})
     project.put("run", run, run.id)
+    shutil.rmtree(folder, ignore_errors=True)  # its checkpoints and the copy
     return run
-
-
-def _keep(folder: Path, corpus: Corpus, model: GPT, run: Run) -> str:
-    """Store a finished model; the run may be in another process, so the project is opened anew."""
-    name = f"model-{run.id}"
-    return Project(folder).add_artifact(name, lambda to: save_pretrained(model, corpus, to))
 
 
 def sample(
@@ -211,12 +214,16 @@ def _run(
         f"plan: {plan.params:,} parameters, {plan.tokens:,} tokens, loss {plan.loss.value:.3f} "
         f"[{plan.loss.low:.3f}, {plan.loss.high:.3f}]"
     )
+    training = time.perf_counter()
     final = train_model(project, corpus, plan.config, role="final", progress=progress)
-    seconds |= {
+    parts = {
         "compile": final.seconds_compile,
         "train": final.seconds_train,
         "evaluate": final.seconds_eval,
     }
+    # Starting processes, checkpoints, keeping the model: as far as it was done in this call.
+    parts["save"] = max(0.0, time.perf_counter() - training - sum(parts.values()))
+    seconds |= parts
     closing = time.perf_counter()
     result = _score(project, corpus, key, plan, final, ladder, seed)
     seconds["close"] = time.perf_counter() - closing

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isoflop import flops
 from isoflop.budget import Budget
-from isoflop.devices import whole_machine
+from isoflop.devices import has_compiler, whole_machine
 from isoflop.errors import BudgetError, FitError
 from isoflop.laws import Fit
 from isoflop.laws.intervals import quantiles
@@ -25,7 +25,7 @@ from isoflop.workers import cores
 
 JOINED_EFFICIENCY = 0.85  # first guess of one run on all cores against packed ones; then it is measured
 COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
-MARGIN = 0.9  # of the time left: two threads of a shared machine were up to a fifth slower than measured
+MARGIN = 0.95  # of the time left is planned: speeds drift by some percent within minutes (docs/LOG.md)
 MIN_STEPS = 50
 LARGER = 16
 EPOCHS_FREE = 4.0  # Muennighoff et al., arXiv 2305.16264: up to 4 epochs are worth nearly as much as new data
@@ -63,27 +63,39 @@ def plan(
         for m in shapes(corpus.vocab_size, largest=largest)
         if flops.params_matmul(m) >= min(measured)
     ]
-    first = _Rater(corpus, fit, speed, JOINED_EFFICIENCY * cores())
-    if budget.seconds is None:
-        rater = first
-    else:
-        best = first.best(family, budget)
-        near = family[max(0, best - 1) : best + 2]
-        alone = measure_alone(project, corpus, near, progress)
-        # One factor for all sizes: packed threads are steady, joined ones drift by a fifth within minutes.
-        rater = _Rater(corpus, fit, speed, statistics.median(
-            alone.tokens_per_second(c) / speed.tokens_per_second(c) for c in near
-        ))  # fmt: skip
-        best = rater.best(family, budget)
-        if (gained := _compiling(project, corpus, family[best], budget.seconds, progress)) is not None:
-            rater = replace(rater, compiled=gained)
-            family[best] = family[best].model_copy(update={"compile": True})
+    rater = _Rater(corpus, fit, speed, {}, JOINED_EFFICIENCY * cores())
+    if budget.seconds is not None:
+        start = time.perf_counter()
+        rater, family = _measured(project, rater, family, budget, progress)
+        budget = Budget(seconds=budget.seconds - (time.perf_counter() - start))
     rated = rater.rate(family, budget)
     chosen = rated[rater.best(family, budget)]
     double = rater.rate(family, budget.share(2.0))[rater.best(family, budget.share(2.0))]
     made = _write(corpus, fit, budget, chosen, double, rated, key, fit_id)
     project.put("plan", made, key)
     return made
+
+
+def _measured(
+    project: Project, rater: _Rater, family: list[RunConfig], budget: Budget, progress: Progress
+) -> tuple[_Rater, list[RunConfig]]:
+    """The rater with factors measured around the size that comes out best, which is compiled if that pays."""
+    measured: list[RunConfig] = []
+    while family[best := rater.best(family, budget)] not in measured:
+        measured = [*measured, *family[max(0, best - 1) : best + 2]]
+        alone = measure_alone(project, rater.corpus, measured, progress)
+        by_layout: dict[tuple[int, int], list[float]] = {}
+        for c in measured:
+            found = alone.tokens_per_second(c) / rater.speed.tokens_per_second(c)
+            by_layout.setdefault((c.ranks, c.threads), []).append(found)
+        # One factor for the sizes of a layout: a neighbour that disturbs one measurement must not choose.
+        factors = {layout: statistics.median(ratios) for layout, ratios in by_layout.items()}
+        rater = replace(rater, factors=factors, factor=statistics.median(factors.values()))
+    gained = _compiling(project, rater.corpus, family[best], budget.seconds or 0.0, progress)
+    if gained is not None:
+        rater = replace(rater, compiled=gained)
+        family = [c.model_copy(update={"compile": True}) if i == best else c for i, c in enumerate(family)]
+    return rater, family
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,8 @@ class _Rater:
     corpus: Corpus
     fit: Fit
     speed: SpeedModel  # of packed runs
-    factor: float  # a run that has the machine, against one packed run
+    factors: Mapping[tuple[int, int], float]  # a run that has the machine against one packed run, by layout
+    factor: float  # the same for layouts (ranks, threads) that were not measured
     compiled: tuple[float, float] = (1.0, 0.0)  # of compiled sizes: speed over uncompiled, seconds it costs
 
     def rate(self, family: Sequence[RunConfig], budget: Budget) -> list[Candidate]:
@@ -101,7 +114,8 @@ class _Rater:
         out = []
         for config in family:
             faster, compiling = self.compiled if config.compile else (1.0, 0.0)
-            per_second = self.factor * faster * self.speed.tokens_per_second(config)
+            factor = self.factors.get((config.ranks, config.threads), self.factor)
+            per_second = factor * faster * self.speed.tokens_per_second(config)
             beside = compiling + self.speed.eval_seconds(config, self.corpus)
             if budget.seconds is not None:
                 tokens = (budget.seconds * MARGIN - beside) * per_second
@@ -151,7 +165,7 @@ def _compiling(
     project: Project, corpus: Corpus, config: RunConfig, seconds: float, progress: Progress
 ) -> tuple[float, float] | None:
     """Speed over uncompiled and seconds of compilation, as measured, when that buys more tokens."""
-    if seconds < COMPILE_FROM_SECONDS or not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if seconds < COMPILE_FROM_SECONDS or not has_compiler():
         return None
     compiled = config.model_copy(update={"compile": True})
     plain = measure_alone(project, corpus, [config], progress).tokens_per_second(config)
@@ -190,7 +204,9 @@ def _write(
         id=key, fit_id=fit_id, corpus_id=corpus.id, budget_seconds=budget.seconds, budget_flops=budget.flops,
         config=chosen.config, params=chosen.params, tokens=chosen.config.tokens, flops=compute,
         seconds=chosen.seconds,
-        memory_bytes=flops.training_memory_bytes(chosen.config.model, chosen.config.batch_tokens),
+        memory_bytes=flops.training_memory_bytes(
+            chosen.config.model, chosen.config.batch_tokens, chosen.config.ranks
+        ),
         tokens_per_second=chosen.tokens_per_second, loss=loss.plain(),
         params_optimum=split[0], tokens_optimum=split[1], doubling_loss=doubled.plain(),
         doubling_saves=Interval(value=value, low=min(low, value), high=max(high, value), of="mean"),

@@ -141,9 +141,9 @@ class Run(Record):
     seconds_eval: float
     seconds_compile: float
     tokens_per_second: float
-    peak_flops_per_second: float  # measured matmul peak for the same threads
+    peak_flops_per_second: float  # measured matmul peak for the same threads, times ranks
     peak_share: float  # flops a second / peak_flops_per_second
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # of all ranks, pages that they share counted for each
     rate_scale: float = 1.0  # below 1 after a non-finite loss
     curve: tuple[CurvePoint, ...] = ()
     model: str | None = None  # artifact folder, relative to the project
@@ -260,7 +260,7 @@ class Result(Record):
     tokens: int  # D
     flops: float  # of the final run
     flops_total: float  # ladder counted
-    seconds: dict[str, float]  # by stage: corpus, ladder, plan, compile, train, evaluate, total
+    seconds: dict[str, float]  # by stage: corpus, ladder, plan, compile, train, evaluate, save, close, total
     doublings: Interval  # of the final run over the ladder's law, its own compute
     doublings_total: Interval  # the same with the ladder's compute counted
     model: str  # folder that transformers opens

@@ -57,7 +57,7 @@ class Project:
     def __init__(self, folder: Path | str, *, url: str | None = None, create: bool = True) -> None:
         self.folder = Path(folder).expanduser()
         if create:
-            with _disk_errors(f"the project {self.folder}"):
+            with disk_errors(f"the project {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(url or self.folder / "ledger.db", create=create)
 
@@ -121,7 +121,7 @@ class Project:
         owner = self.folder / ".lock.owner"
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
-            with _disk_errors(f"the project {self.folder}"):
+            with disk_errors(f"the project {self.folder}"):
                 lock.acquire()
         except Timeout:
             user = "another process"
@@ -143,7 +143,7 @@ class Project:
             if not psutil.pid_exists(int(temp.name.rsplit("-", 2)[1])):
                 shutil.rmtree(temp, ignore_errors=True)
 
-    def add_artifact(self, name: str, write: Callable[[Path], None]) -> str:
+    def add_artifact(self, name: str, write: Callable[[Path], object]) -> str:
         """Keep the files that `write(folder)` puts in an empty folder; returns `artifacts/NAME-HASH`.
 
         The folder appears whole or not at all, and the same content twice is kept once.
@@ -155,7 +155,7 @@ class Project:
             raise ProjectError(f"an artifact cannot be named {name!r}", hint="use letters, digits and . _ -")
         folder = self.folder / "artifacts"
         temp = folder / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
-        with _disk_errors(f"the artifact {name} in {folder}"):
+        with disk_errors(f"the artifact {name} in {folder}"):
             try:
                 temp.mkdir(parents=True)
                 write(temp)
@@ -340,7 +340,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         ProjectError: the disk is full or not writable; the old content is still there.
     """
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with _disk_errors(f"the file {path}"):
+    with disk_errors(f"the file {path}"):
         try:
             temp.write_bytes(data.encode() if isinstance(data, str) else data)
             _fsync(temp)
@@ -384,7 +384,7 @@ def _rename_unless_there(temp: Path, target: Path) -> None:  # same name, same c
 
 
 @contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
+def disk_errors(what: str) -> Iterator[None]:
     """Say in a sentence that the disk refuses; writers in Rust or C++ raise their own types of error."""
     try:
         yield

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from isoflop import checkpoint, flops
-from isoflop.devices import rank, run_ranks
+from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
 from isoflop.gpt import GPT
@@ -30,7 +31,7 @@ CHECKPOINT_SECONDS = 20.0
 CURVE_POINTS = 60
 MAX_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints
 
-Keep = Callable[[GPT, Run], str | None]
+Keep = Callable[[GPT, Run], None]
 
 
 class Diverged(Exception):
@@ -88,10 +89,16 @@ class Branches:
         self.last_save = time.monotonic()
         self.save_seconds = self.last_save - start
 
-    def resume(self) -> bool:
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one; all ranks from the same."""
         state = checkpoint.load(self.folder, self.progress)
+        step = -1 if state is None else state["done_steps"]
+        if agreed(step) != step:
+            raise TrainError(
+                f"the processes of run {self.trunk} read different checkpoints", hint="run it again"
+            )
         if state is None:
-            return False
+            return
         compiled = self.trainer.meter.compile
         self.trainer.load(state["trainer"])
         self.trainer.meter = Meter(**state["meter"])
@@ -99,7 +106,6 @@ class Branches:
         self.branch, self.fork = state["branch"], state["fork"]
         self.runs = [Run.from_json(r) for r in state["runs"]]
         self.spent_steps, self.done_steps = state["spent_steps"], state["done_steps"]
-        return True
 
     def _pause(self) -> float:
         """Seconds until the next checkpoint."""
@@ -172,7 +178,8 @@ class Branches:
     def _finish_branch(self, keep: Keep) -> None:
         if rank() == 0:
             run = self._score()
-            self.runs.append(run.model_copy(update={"model": keep(self.trainer.model, run)}))
+            keep(self.trainer.model, run)
+            self.runs.append(run)
         self.branch += 1
         self.spent_steps = 0
         if self.fork is not None:
@@ -184,7 +191,9 @@ class Branches:
     def _score(self) -> Run:
         trainer, config, m = self.trainer, self.config, self.trainer.config.model
         start = time.perf_counter()
+        torch.set_num_threads(config.ranks * config.threads)  # the other ranks wait
         scores = heldout(trainer.model, self.corpus, eval_tokens=config.eval_tokens)
+        torch.set_num_threads(config.threads)
         trainer.meter.eval += time.perf_counter() - start
         if not math.isfinite(scores.loss):
             raise TrainError(
@@ -236,6 +245,12 @@ def trunk_id(config: RunConfig, corpus: Corpus) -> str:
     return run_id(config.model_copy(update={"tokens": 0}), corpus)
 
 
+def whole_batches(config: RunConfig) -> RunConfig:
+    """`config` with its tokens rounded up to a number of batches, as they are trained."""
+    steps = math.ceil(config.tokens / config.batch_tokens)
+    return config.model_copy(update={"tokens": steps * config.batch_tokens})
+
+
 def steps_of_trunk(token_counts: Sequence[int], config: RunConfig) -> int:
     """Optimizer steps that a trunk with these branches takes in all."""
     totals = [math.ceil(t / config.batch_tokens) for t in sorted(set(token_counts))]
@@ -258,14 +273,14 @@ def train_trunk(
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
     `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
-    after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store a
-    finished model; what it returns is the run's `model`.
-    With `config.ranks` above 1 it is called in another process.
+    after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
+    finished model; with `config.ranks` above 1 it is sent to another process and called there.
 
     Raises TrainError when the loss is not finite twice, or the corpus is smaller than a batch;
     CorruptError when no checkpoint can be read.
     """
     progress = progress or Silent()
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
     progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isoflop.corpus import train_tokens
-from isoflop.devices import average_gradients, device_for, rank
+from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
 from isoflop.gpt import GPT
 from isoflop.initial import initialise
@@ -83,6 +82,8 @@ class Trainer:
     """Model, optimizers and position of one trunk."""
 
     def __init__(self, config: RunConfig, corpus: Corpus, progress: Progress) -> None:
+        if config.ranks != world():
+            raise ValueError(f"a run of {config.ranks} ranks was started in {world()}: use train_trunk")
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = device_for()
@@ -99,7 +100,7 @@ class Trainer:
 
     def _compile(self, progress: Progress) -> None:
         """Compile one layer; the others reuse its code. The first pass is timed apart."""
-        if self.device.type == "cpu" and not any(shutil.which(c) for c in ("c++", "g++", "clang++")):
+        if self.device.type == "cpu" and not has_compiler():
             progress.log("no C++ compiler found: training runs uncompiled")
             return
         start = time.perf_counter()

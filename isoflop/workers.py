@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from loky import ProcessPoolExecutor, get_reusable_executor
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 IDLE_SECONDS = 60
+
+# A worker that has grown is replaced between two tasks, which is no news to the user.
+warnings.filterwarnings("ignore", message="A worker was restarted", category=UserWarning)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

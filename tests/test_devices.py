@@ -7,10 +7,12 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 
+from isoflop import devices, flops
 from isoflop.devices import average_gradients, rank, run_ranks, whole_machine
 from isoflop.errors import TrainError
 from isoflop.progress import Silent
@@ -18,7 +20,6 @@ from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, RunConfig
 from isoflop.throughput import probe_alone
 from isoflop.trainer import Batches, Trainer
-from isoflop.workers import cores
 
 
 def gathered_weights(config: RunConfig, corpus: Corpus, steps: int) -> tuple[float, list[torch.Tensor]]:
@@ -70,9 +71,9 @@ def test_gradients_and_loss_become_their_means() -> None:
     assert run_ranks(2, mean_of_gradients) == (5.0, [0.5, 0.5])
 
 
-def first_fails() -> None:
-    if rank() == 0:
-        raise TrainError("the first rank cannot", hint="try")
+def fails(number: int, error: BaseException) -> None:
+    if rank() == number:
+        raise error
     dist.all_reduce(torch.ones(1))
 
 
@@ -82,19 +83,44 @@ def last_is_killed() -> None:
     dist.all_reduce(torch.ones(1))
 
 
-def test_the_error_of_one_rank_is_what_is_raised() -> None:
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_error_of_one_rank_is_what_is_raised(ranks: int) -> None:
     with pytest.raises(TrainError, match="the first rank cannot"):
-        run_ranks(2, first_fails)
-    with pytest.raises(TrainError, match="one of the 2 processes of this run was killed"):
-        run_ranks(2, last_is_killed)
+        run_ranks(ranks, partial(fails, 0, TrainError("the first rank cannot", hint="try")))
+    with pytest.raises(OSError, match="no space"):
+        run_ranks(ranks, partial(fails, 1, OSError("no space")))
+    with pytest.raises(TrainError, match=f"one of the {ranks} processes of this run was killed"):
+        run_ranks(ranks, last_is_killed)
     assert run_ranks(2, mean_of_gradients)[0] == 5.0  # the next run is not harmed
 
 
-def test_the_whole_machine_is_used_and_no_more(corpus: Corpus) -> None:
-    for width in (64, 256, 1024):
-        config = whole_machine(recipe(shape(width, corpus.vocab_size), 0))
-        assert config.ranks * config.threads <= cores()
-        assert (config.batch_tokens // config.model.context) % config.ranks == 0
+@pytest.mark.parametrize(
+    ("cpus", "ranks", "threads"), [(1, 1, 1), (2, 2, 1), (3, 1, 3), (6, 2, 3), (8, 4, 2), (64, 4, 16)]
+)
+def test_as_many_cores_as_possible_are_used(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, cpus: int, ranks: int, threads: int
+) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: cpus)
+    monkeypatch.setattr(devices, "device_for", lambda: torch.device("cpu"))
+    config = recipe(shape(64, corpus.vocab_size), 0, batch_tokens=4 * 512)
+    found = whole_machine(config)
+    assert (found.ranks, found.threads) == (ranks, threads)
+
+
+def test_memory_limits_the_ranks(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: 64)
+    monkeypatch.setattr(devices, "device_for", lambda: torch.device("cpu"))
+    config = recipe(shape(8192, 100_000), 0, batch_tokens=64 * 512)
+    found = whole_machine(config)
+    room = devices.MEMORY_SHARE * psutil.virtual_memory().total
+    copies = flops.training_memory_bytes(config.model, config.batch_tokens, found.ranks)
+    assert found.ranks == 1 or copies <= room
+    assert found.ranks * found.threads == 64
+
+
+def test_ranks_that_were_not_started_are_refused(corpus: Corpus, small: RunConfig) -> None:
+    with pytest.raises(ValueError, match="2 ranks was started in 1"):
+        Trainer(small.model_copy(update={"ranks": 2}), corpus, Silent())
 
 
 def test_the_speed_of_ranks_is_measured(corpus: Corpus, small: RunConfig, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def rater(corpus: Corpus, law: Fit, family: list[RunConfig]) -> planner._Rater:
         )
         for c in family
     ]  # fmt: skip
-    return planner._Rater(corpus, law, SpeedModel(rates), 1.8)
+    return planner._Rater(corpus, law, SpeedModel(rates), {}, 1.8)
 
 
 def test_a_larger_budget_buys_a_larger_model_and_a_lower_loss(
@@ -66,6 +66,14 @@ def test_compiling_is_planned_with_its_speed_and_its_cost(
     expected = 1.5 * (1000 * planner.MARGIN - 100) / (1000 * planner.MARGIN)
     assert compiled.config.tokens == pytest.approx(expected * plain.config.tokens, rel=0.01)
     assert fast.rate(family, Budget(seconds=1000))[0] == plain
+
+
+def test_a_layout_has_its_own_factor(rater: planner._Rater, family: list[RunConfig]) -> None:
+    four = [c.model_copy(update={"ranks": 4}) for c in family]
+    mixed = replace(rater, factors={(4, 1): 3.6})
+    budget = Budget(seconds=100)
+    plain, joined = mixed.rate(family, budget)[0], mixed.rate(four, budget)[0]
+    assert joined.tokens_per_second == pytest.approx(2 * plain.tokens_per_second)
 
 
 def test_too_little_for_any_size_is_refused(rater: planner._Rater, family: list[RunConfig]) -> None:
