@@ -356,3 +356,26 @@ def test_import_is_light() -> None:
     code = "import sys, isoflop.laws, isoflop.gain; print('torch' in sys.modules, 'scipy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
+
+
+def test_noise_is_shrunk_to_its_prior_when_runs_are_few() -> None:
+    rng = np.random.default_rng(0)
+    own = np.arange(8)
+    few, many = 0.02 * rng.standard_normal(8), 0.02 * rng.standard_normal(400)
+    alone = float(np.sqrt((few**2).sum() / 3))
+    shrunk = intervals.run_noise(few, 5, own)
+    assert intervals.NOISE_PRIOR < shrunk.run < alone
+    assert shrunk.df == 3 + intervals.NOISE_PRIOR_DF
+    assert shrunk.total == shrunk.run
+    assert intervals.run_noise(many, 5, np.arange(400)).run == pytest.approx(0.02, rel=0.1)
+    assert intervals.run_noise(few, 5, own // 4).total == pytest.approx(shrunk.run * 2**0.5)
+
+
+def test_parametric_draws_deviate_by_trunk_and_by_run() -> None:
+    noise = intervals.Noise(run=0.003, total=0.005, df=1000)
+    cluster = np.array([0, 0, 0, 1, 1, 2])
+    fitted = np.linspace(0.5, 1.0, 6)
+    draws = intervals.noisy_log_losses(fitted, noise, cluster, 20_000, np.random.default_rng(0)) - fitted
+    covariance = draws.T @ draws / len(draws)
+    expected = 0.004**2 * (cluster[:, None] == cluster) + 0.003**2 * np.eye(6)
+    assert np.abs(covariance - expected).max() < 1e-6

@@ -76,7 +76,7 @@ def _clusters(result: Fit) -> list[str]:
         return []
     return [
         f"Only {result.n_clusters} independent clusters of runs: intervals of the parameters are rough"
-        " (wild cluster bootstrap)."
+        " (parametric bootstrap)."
     ]
 
 

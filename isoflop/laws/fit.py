@@ -78,8 +78,8 @@ def fit(
     theta, objective, at_optimum, starts = best_of_starts(setting.problem)
     fitted = np.log(chosen.value(theta, setting.problem.x)[0])
     residual = fitted - setting.problem.log_loss[0]
-    noise, df = intervals.noise_sd(residual, len(chosen.names))
-    draws, method, failed = _bootstrap(setting, theta, fitted, residual, bootstrap, seed)
+    noise = intervals.run_noise(residual, len(chosen.names), setting.cluster)
+    draws, method, failed = _bootstrap(setting, theta, fitted, noise, bootstrap, seed)
     holdout, experiment = _holdout(setting, theta)
     result = Fit(
         law=law,
@@ -97,13 +97,13 @@ def fit(
         draws_failed=failed,
         draws_at_bound=int(_at_bound(chosen, draws).sum()),
         residuals=tuple(float(r) for r in residual),
-        noise_sd=noise,
-        noise_df=df,
+        noise_sd=noise.total,
+        noise_df=noise.df,
         model_sigma=intervals.calibrate_model(
             np.array([row.ratio for row in holdout]),
             np.array([row.error for row in holdout]),
             experiment,
-            noise,
+            noise.total,
         ),
         prior=prior is not None,
         flops_model=flops_model(observations),
@@ -217,7 +217,7 @@ def _prior(setting: Setting) -> Prior | None:
 
 
 def _bootstrap(
-    setting: Setting, theta: Array, fitted: Array, residual: Array, draws: int, seed: int
+    setting: Setting, theta: Array, fitted: Array, noise: intervals.Noise, draws: int, seed: int
 ) -> tuple[Array, str, int]:
     """(k, p) parameters of the draws that converged, the method's name, and how many did not."""
     if draws == 0:
@@ -228,10 +228,9 @@ def _bootstrap(
         method = "pairs by cluster"
         problem = replace(problem, weight=intervals.pairs_weights(setting.cluster, draws, rng))
     else:
-        method = "wild by cluster"
-        df = max(1, len(residual) - theta.shape[1])
-        wild = intervals.wild_log_losses(fitted, residual, setting.cluster, df, draws, rng)
-        problem = replace(problem, log_loss=wild)
+        method = "parametric by cluster"
+        noisy = intervals.noisy_log_losses(fitted, noise, setting.cluster, draws, rng)
+        problem = replace(problem, log_loss=noisy)
     if problem.prior is not None:
         centre = problem.prior.centre + PRIOR_SD * rng.standard_normal((draws, problem.prior.centre.shape[1]))
         problem = replace(problem, prior=replace(problem.prior, centre=centre))

@@ -3,7 +3,8 @@
 The interval of a new run has three parts, added in quadrature on the log of the loss, each side apart:
 
 1. parameters: quantiles of the bootstrap draws' predictions around the fitted one;
-2. run-to-run noise: residual scale with n - p degrees of freedom, Student's t;
+2. run-to-run noise: residual scale with n - p degrees of freedom and a prior's, Student's t; where runs
+   share trunks, a new run's trunk deviates as well;
 3. model error: the law itself is not exact, and is worse further out. Its relative sd is
    `sigma0 * log2(1 + max(r, 1))` at r = C / C_max_fitted, see `model_sd`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,10 @@ from isoflop.laws.solve import Array
 MODEL_SIGMA = 0.007
 MODEL_PRIOR_WEIGHT = 6.0  # the prior counts as this many hold-out experiments
 MODEL_SIGMA_RANGE = (0.5, 2.5)  # calibration moves sigma0 by no more than these factors
-WEBB = np.sqrt(np.array([0.5, 1.0, 1.5]))  # six-point weights of Webb (2014), with both signs
+# Prior of the run-to-run noise: in three seeds of a ladder of 3 trunks and 8 branches it was 0.45% within
+# trunks and 0.43% between them (docs/LOG.md).
+NOISE_PRIOR = 0.0045
+NOISE_PRIOR_DF = 4  # what it weighs, in runs
 
 
 def pairs_weights(cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Generator) -> Array:
@@ -33,33 +38,41 @@ def pairs_weights(cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Gene
     return np.asarray(counts[:, cluster], dtype=np.float64)
 
 
-def wild_log_losses(
-    log_fitted: Array,
-    residual: Array,
-    cluster: npt.NDArray[np.intp],
-    df: int,
-    draws: int,
-    rng: np.random.Generator,
-) -> Array:
-    """(draws, n) log losses of a wild cluster bootstrap (Cameron, Gelbach and Miller 2008), with run noise.
+class Noise(NamedTuple):
+    """Relative scatter of the loss between runs that differ in seed alone."""
 
-    Residuals (ln prediction - ln observation, (n,)) are inflated by sqrt(n / df) and multiplied by one
-    Webb weight a cluster, which keeps the dependence within a trunk. With a handful of clusters the fit
-    has absorbed most of that dependence and the draws alone are about half as wide as the truth (90%
-    intervals of simulated 4 x 3 ladders held 56-71%); normal noise of the residual scale, added to each
-    run, brings that to 82-94%.
+    run: float  # sd of a run around its trunk
+    total: float  # sd of a run whose trunk is new, too
+    df: int  # that `run` is known to, the prior's included
+
+
+def run_noise(residual: Array, parameters: int, cluster: npt.NDArray[np.intp]) -> Noise:
+    """Noise from (n,) residuals of the log loss, shrunk to `NOISE_PRIOR`.
+
+    Where runs share trunks (fewer clusters than runs), the trunk's own deviation counts as large as that
+    of its branches; the fit has absorbed it, so residuals do not show it.
     """
-    clusters = int(cluster.max()) + 1
-    weight = rng.choice(np.concatenate([-WEBB, WEBB]), size=(draws, clusters))
-    wild = log_fitted - np.sqrt(len(residual) / df) * weight[:, cluster] * residual
-    scale = np.sqrt((residual**2).sum() / df)
-    return np.asarray(wild + scale * rng.standard_normal(wild.shape))
-
-
-def noise_sd(residual: Array, parameters: int) -> tuple[float, int]:
-    """Relative run-to-run sd and its degrees of freedom, from (n,) residuals of the log loss."""
     df = max(1, len(residual) - parameters)
-    return float(np.sqrt((residual**2).sum() / df)), df
+    weight = NOISE_PRIOR_DF + df
+    run = float(np.sqrt((NOISE_PRIOR_DF * NOISE_PRIOR**2 + (residual**2).sum()) / weight))
+    shared = int(cluster.max()) + 1 < len(residual)
+    return Noise(run, run * np.sqrt(2.0) if shared else run, weight)
+
+
+def noisy_log_losses(
+    log_fitted: Array, noise: Noise, cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Generator
+) -> Array:
+    """(draws, n) log losses of a parametric bootstrap: a noise scale of its own for each draw, from its
+    posterior; a deviation for each trunk, and one for each run.
+
+    A handful of clusters cannot be resampled: pairs lose whole sizes, and the residuals of a wild
+    bootstrap are what a fit of five parameters has left of eight runs.
+    """
+    n = len(log_fitted)
+    scale = np.sqrt(noise.df / rng.chisquare(noise.df, size=(draws, 1)))
+    trunk = np.sqrt(max(0.0, noise.total**2 - noise.run**2))
+    shared = trunk * rng.standard_normal((draws, int(cluster.max()) + 1))[:, cluster]
+    return np.asarray(log_fitted + scale * (shared + noise.run * rng.standard_normal((draws, n))))
 
 
 def model_sd(ratio: float | Array, sigma0: float) -> Array:

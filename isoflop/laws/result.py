@@ -124,14 +124,14 @@ class Fit(Record):
     objective: float  # sum of Huber losses (or half squares) of `residuals`, prior included
     starts: int
     starts_at_optimum: int  # within 0.1% of the best objective (at a Huber width of 1e-3 if narrower)
-    bootstrap: str  # "pairs by cluster", "wild by cluster" or "none"
+    bootstrap: str  # "pairs by cluster", "parametric by cluster" or "none"
     seed: int
     draws: tuple[tuple[float, ...], ...]
     draws_failed: int  # did not converge, and are left out
     draws_at_bound: int  # alpha or beta ended at its bound; kept
     residuals: tuple[float, ...]  # ln prediction - ln observation
-    noise_sd: float  # relative, run to run
-    noise_df: int
+    noise_sd: float  # relative, run to run, shrunk to a prior (`intervals.run_noise`)
+    noise_df: int  # that it is known to
     model_sigma: float  # sigma0 of `intervals.model_sd`
     prior: bool  # weak prior on the exponents was used
     flops_model: FlopsModel
