@@ -13,7 +13,7 @@ from isoflop import flops
 from isoflop.records import ModelConfig, RunConfig
 
 WIDTH_STEP = 32  # GGUF's 8- and 4-bit blocks hold 32 weights
-SMALLEST_WIDTH = 64  # two heads: with one, it lies far above the law of the others (docs/LOG.md)
+SMALLEST_WIDTH = 64  # 32 lies far above the law of the others, with one head or two (docs/LOG.md)
 CONTEXT = 512
 WARMUP_STEPS = 10
 
