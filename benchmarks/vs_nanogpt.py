@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import ttest_ind
 
 from isoflop.corpus import build_corpus, heldout_tokens, load_corpus, token_bytes, train_tokens
 from isoflop.evaluate import heldout, heldout_windows
@@ -210,18 +211,29 @@ def once(record: Path, key: dict[str, Any], work: Callable[[], dict[str, Any]]) 
     print(json.dumps(row), flush=True)
 
 
+def above(theirs: list[float], ours: list[float]) -> str:
+    """How far the mean of `theirs` lies above that of `ours`, with Welch's interval over seeds."""
+    if not ours or theirs is ours:
+        return ""
+    base = statistics.mean(ours)
+    value = f"{statistics.mean(theirs) / base - 1:+.1%}"
+    if min(len(theirs), len(ours)) < 2:
+        return value
+    ends = ttest_ind(theirs, ours, equal_var=False).confidence_interval(0.9)
+    return f"{value} [{ends.low / base:+.1%}, {ends.high / base:+.1%}]"
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
-    """The record's README: each setting with its mean and spread over seeds, and the ratios."""
+    """The record's README: settings with mean and spread over seeds, and how far above isoflop."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         name = f"isoflop run --budget {row['budget']}" if row["what"] == "isoflop" else (
             f"nanoGPT {row['size']}, batch {row['batch']}, rate {row['lr']:g}, {row['minutes']:g} minutes"
         )  # fmt: skip
         groups.setdefault(name, []).append(row["bpb"])
-    ours = next((statistics.mean(v) for k, v in groups.items() if k.startswith("isoflop")), math.nan)
+    ours = next((v for k, v in groups.items() if k.startswith("isoflop")), [])
     lines = [
-        f"| {name} | {len(v)} | {statistics.mean(v):.4f} | {min(v):.4f} to {max(v):.4f} "
-        f"| {statistics.mean(v) / ours:.3f} |"
+        f"| {name} | {len(v)} | {statistics.mean(v):.4f} | {min(v):.4f} to {max(v):.4f} | {above(v, ours)} |"
         for name, v in sorted(groups.items(), key=lambda item: statistics.mean(item[1]))
     ]
     return "\n".join([
@@ -229,7 +241,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "",
         (__doc__ or "").split("\n\n")[2].replace("\n", " "),
         "",
-        "| what | seeds | bits per byte | range over seeds | ratio to isoflop |",
+        "| what | seeds | bits per byte | range over seeds | above isoflop, 90% interval |",
         "|---|---|---|---|---|",
         *lines,
         "",
