@@ -24,11 +24,13 @@ from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
 MOST_BRANCHES, FEWEST_BRANCHES = 4, 2  # token counts of a size, each half of the next
-# (sizes, fewest branches of each): the first design whose every branch is good, or else the least bad one.
-DESIGNS, LEAST = ((4, 2), (3, 2), (3, 1)), (3, 2)
+# (sizes, fewest branches of each, whether larger sizes get less): the first whose every branch is good, or
+# the last, for budgets that are too small for any good one.
+DESIGNS = ((4, 2, True), (3, 2, True), (3, 1, True), (3, 2, False))
 FEWEST_RUNS = 7  # the law has five parameters
 BRANCH_RATIO = 2.0
-GOOD_STEPS = 90  # shorter branches are 2 to 3% off any power law (docs/LOG.md)
+GOOD_STEPS = 150  # shorter branches are 2 to 3% off any power law (docs/LOG.md) ...
+SMALLEST_GOOD_STEPS = 90  # ... those of the smallest size less so
 MIN_STEPS = 8  # of any branch, when the budget is that small
 LONG_SHARE = 0.5  # of the ladder, at most, goes into the smallest size
 START_SECONDS = 2.0  # of a member in a worker that has imported torch to measure speeds
@@ -56,23 +58,29 @@ def choose_shapes(vocab_size: int, member_flops: float, sizes: int = DESIGNS[0][
     return family[first : first + sizes]
 
 
-def shares(cores_each: float, sizes: int) -> list[float]:
+def shares(cores_each: float, sizes: int, tapered: bool = True) -> list[float]:
     """What each size spends, smallest size first, in units of the ladder's duration on one core.
 
     The smallest, where tokens are cheapest, is trained longest: how loss falls with D is what the law
-    must carry furthest. The others, which tell how it falls with N, have equal parts of what is left.
+    must carry furthest. The others, which tell how it falls with N, share what is left as 2 : 1, 3 : 2 : 1
+    and so on when `tapered`, so that none is too short, else evenly.
     """
-    long = min(1.0, LONG_SHARE * cores_each)
-    return [long, *[min(1.0, (cores_each - long) / (sizes - 1))] * (sizes - 1)]
+    parts = [min(1.0, LONG_SHARE * cores_each)]
+    left = cores_each - parts[0]
+    for weight in range(sizes - 1, 0, -1):
+        # Of what is left: weight / (weight + ... + 1), or one of `weight` equal parts.
+        parts.append(min(1.0, left * 2 / (weight + 1) if tapered else left / weight))
+        left -= parts[-1]
+    return parts
 
 
-def branch_steps(steps: int, fewest: int = FEWEST_BRANCHES) -> list[int]:
+def branch_steps(steps: int, fewest: int = FEWEST_BRANCHES, good: int = SMALLEST_GOOD_STEPS) -> list[int]:
     """Lengths of the branches of a trunk of `steps`, shortest first; empty when it is too short.
 
-    All but the `fewest` longest have GOOD_STEPS.
+    All but the `fewest` longest have `good` steps.
     """
     lengths = [int(steps / BRANCH_RATIO**k) for k in range(MOST_BRANCHES)]
-    kept = [n for i, n in enumerate(lengths) if n >= (GOOD_STEPS if i >= fewest else MIN_STEPS)]
+    kept = [n for i, n in enumerate(lengths) if n >= (good if i >= fewest else MIN_STEPS)]
     return kept[::-1] if len(kept) >= fewest else []
 
 
@@ -105,6 +113,7 @@ def members_for(
     eval_tokens = shared_eval_tokens(models, seconds, each)
     members = []
     for model, budget in zip(models, each, strict=True):
+        good = SMALLEST_GOOD_STEPS if model == models[0] else GOOD_STEPS
         config = recipe(model, 0, eval_tokens=eval_tokens)
         per_token, eval_seconds = seconds(config)
         lengths: list[int] = []
@@ -117,7 +126,7 @@ def members_for(
             # Trunk and cooldowns: D (1 - c) + c D (1 + 1/2 + ...) tokens for a longest branch D.
             tail = sum(BRANCH_RATIO**-k for k in range(branches))
             steps = tokens / config.batch_tokens / (1 - config.cooldown + config.cooldown * tail)
-            lengths = branch_steps(int(steps), fewest)
+            lengths = branch_steps(int(steps), fewest, good)
             if len(lengths) >= branches:
                 break
         counts = [n * config.batch_tokens for n in lengths]
@@ -159,10 +168,11 @@ def design(
     packed = workers or cores()
     pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
-    tried: dict[tuple[int, int], list[Member]] = {}
-    for sizes, fewest in DESIGNS:
+    members: list[Member] = []
+    for sizes, fewest, tapered in DESIGNS:
         seeds = [seed + i for i in range(max(1, packed // sizes))]
-        each, rough = _budgets(budget, packed, sizes, len(seeds), speed, pilot)
+        parts = shares(packed / len(seeds), sizes, tapered)
+        each, rough = _budgets(budget, parts, len(seeds), speed, pilot)
         if rough <= 0:
             raise BudgetError(
                 f"{budget} for the ladder does not even start its processes", hint=LARGER_BUDGET
@@ -170,11 +180,9 @@ def design(
         models = choose_shapes(corpus.vocab_size, rough, sizes)
         speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
         costs = partial(_costs, speed, corpus)
-        members = tried[sizes, fewest] = members_for(models, costs, each, seeds, fewest)
+        members = members_for(models, costs, each, seeds, fewest)
         if len(members) == sizes * len(seeds) and _is_good(members):
             break
-    else:
-        members = tried[LEAST]
     if len({m.params for m in members}) < FEWEST_SIZES:
         raise BudgetError(
             f"{budget} for the ladder trains only {len({m.params for m in members})} of the {FEWEST_SIZES} "
@@ -190,22 +198,26 @@ def design(
 
 def _is_good(members: Sequence[Member]) -> bool:
     """Whether a law can rest on every run, and there are enough."""
-    shortest = min(m.token_counts[0] / m.config.batch_tokens for m in members)
-    return shortest >= GOOD_STEPS and sum(len(m.token_counts) for m in members) >= FEWEST_RUNS
+    smallest = min(m.params for m in members)
+    long_enough = all(
+        m.token_counts[0]
+        >= m.config.batch_tokens * (SMALLEST_GOOD_STEPS if m.params == smallest else GOOD_STEPS)
+        for m in members
+    )
+    return long_enough and sum(len(m.token_counts) for m in members) >= FEWEST_RUNS
 
 
 def _budgets(
-    budget: Budget, packed: int, sizes: int, seeds: int, speed: SpeedModel, pilot: RunConfig
+    budget: Budget, parts: Sequence[float], seeds: int, speed: SpeedModel, pilot: RunConfig
 ) -> tuple[list[Budget], float]:
     """What each size may spend, and about how many FLOPs the average member gets."""
-    parts = shares(packed / seeds, sizes)
     if budget.seconds is None:
         assert budget.flops is not None
         each = [Budget(flops=budget.flops * part / (sum(parts) * seeds)) for part in parts]
-        return each, budget.flops / sizes / seeds
+        return each, budget.flops / len(parts) / seeds
     wall = max(0.0, budget.seconds - START_SECONDS)
     rate = speed.tokens_per_second(pilot) * flops.flops_per_token(pilot.model)
-    return [Budget(seconds=wall * part) for part in parts], wall * sum(parts) / sizes * rate
+    return [Budget(seconds=wall * part) for part in parts], wall * sum(parts) / len(parts) * rate
 
 
 def _costs(speed: SpeedModel, corpus: Corpus, config: RunConfig) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from isoflop.flops import matmul_peak
 from isoflop.gain import gain
 from isoflop.gpt import GPT
 from isoflop.laws import Fit, Observations, fit
+from isoflop.laws.intervals import NOISE_PRIOR
 from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Gain, Ladder, Plan, Result, Run, RunConfig, Sample, digest
@@ -28,6 +29,7 @@ from isoflop.train import run_id, train, whole_batches
 from isoflop.workers import cores
 
 LADDER_SHARE = 1 / 3
+LADDER_DELTA = 1.345 * NOISE_PRIOR  # a narrow Huber width goes through five of a ladder's seven runs exactly
 CLOSING_SECONDS = 2.0  # saving the model, scoring, samples and the report
 REPORT = "report.html"
 SAMPLE_TOKENS = 96
@@ -78,7 +80,7 @@ def fit_runs(project: Project, corpus: Corpus, *, law: str = "chinchilla", seed:
     if not runs:
         raise ProjectError(f"{project.folder} has no ladder runs yet", hint="train them: isoflop sweep")
     runs.sort(key=lambda r: (r.params_matmul, r.tokens, r.id))
-    fitted = fit(Observations.of_runs(runs), law=law, seed=seed)
+    fitted = fit(Observations.of_runs(runs), law=law, delta=LADDER_DELTA, seed=seed)
     return project.put("fit", fitted), fitted
 
 

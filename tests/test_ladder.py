@@ -46,8 +46,12 @@ def test_sizes_surround_the_best_size_of_a_member() -> None:
 def test_the_smallest_size_is_trained_longest_and_no_core_is_idle(cores: float, sizes: int) -> None:
     parts = rungs.shares(cores, sizes)
     assert len(parts) == sizes
-    assert max(parts) == parts[0] <= 1.0
+    assert parts == sorted(parts, reverse=True)
+    assert parts[0] <= 1.0
     assert sum(parts) == pytest.approx(min(cores, sizes))
+    even = rungs.shares(cores, sizes, tapered=False)
+    assert sum(even) == pytest.approx(min(cores, sizes))
+    assert max(even[1:]) == pytest.approx(min(even[1:]))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,7 @@ def test_short_branches_are_left_out(steps: int, lengths: list[int]) -> None:
 def test_one_good_branch_is_better_than_a_short_one() -> None:
     assert rungs.branch_steps(170) == [85, 170]
     assert rungs.branch_steps(170, 1) == [170]
+    assert rungs.branch_steps(400, 1, 150) == [200, 400]
 
 
 def test_the_ladder_spends_its_share(home: Project, corpus: Corpus) -> None:

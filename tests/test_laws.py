@@ -358,6 +358,21 @@ def test_import_is_light() -> None:
     assert out.stdout.split() == ["False", "False"]
 
 
+def test_a_wide_huber_is_least_squares_until_a_run_is_far_off() -> None:
+    table = ladder(sizes=5, ratios=4, noise=0.003)
+    wide = fit(table, delta=1.0, bootstrap=0)
+    squares = fit(table, estimator="least-squares", bootstrap=0)
+    assert (wide.delta, squares.delta) == (1.0, np.inf)
+    assert wide.params == pytest.approx(squares.params, rel=1e-4)
+    table["loss"][5] *= 1.2
+    truth = squares.loss(2e7, 4e8)[0]
+    robust = fit(table, delta=0.006, bootstrap=0).loss(2e7, 4e8)[0]
+    misled = fit(table, estimator="least-squares", bootstrap=0).loss(2e7, 4e8)[0]
+    assert abs(robust - truth) < 0.5 * abs(misled - truth)
+    with pytest.raises(FitError, match="Huber width"):
+        fit(table, delta=0.0)
+
+
 def test_noise_is_shrunk_to_its_prior_when_runs_are_few() -> None:
     rng = np.random.default_rng(0)
     own = np.arange(8)

@@ -22,7 +22,7 @@ from isoflop.laws.solve import Array, Prior, Problem
 
 DELTA = 1e-3  # width of the Huber loss on the log of the loss: Hoffmann et al. 2203.15556
 ESTIMATORS: dict[str, str] = {
-    "huber-sum": "sum of Huber losses of width 1e-3 on ln L, as Hoffmann et al. 2203.15556",
+    "huber-sum": "sum of Huber losses on ln L, of width 1e-3 if not given, as Hoffmann et al. 2203.15556",
     "least-squares": "sum of squares on ln L",
     "huber-likelihood": "Huber density with a free scale, as Besiroglu et al. 2404.10102",
 }
@@ -48,12 +48,15 @@ def fit(
     *,
     law: str = "chinchilla",
     estimator: str = "huber-sum",
+    delta: float = DELTA,
     bootstrap: int = 1000,
     seed: int = 0,
     keep_draws: int = 400,
 ) -> Fit:
     """Fit `law` to a table with columns params, tokens, loss (nats a token) and optional flops, cluster.
 
+    `delta` is the Huber width of "huber-sum", on the log of the loss: the published 1e-3 is far below the
+    noise of runs and fits nearly their medians; 1.345 times the noise is 95% as efficient as least squares.
     `bootstrap` refits resample whole clusters (runs of one trunk are not independent); at most
     `keep_draws` of them stay in the result. With fewer than 30 runs or 8 clusters a weak log-normal prior
     (centre 0.35, sd of the logarithm 0.4) on the exponents keeps the extrapolation sane.
@@ -65,11 +68,13 @@ def fit(
         raise FitError(
             f"There is no estimator named {estimator!r}.", hint=f"Use one of: {', '.join(ESTIMATORS)}."
         )
+    if not 0 < delta < np.inf:
+        raise FitError(f"A Huber width of {delta} makes no sense.", hint="Give e.g. 0.001.")
     if bootstrap < 0:
         raise FitError(f"bootstrap is {bootstrap}.", hint="Give the number of refits, or 0 for none.")
     check(observations, len(chosen.names))
 
-    setting = _setting(observations, chosen, np.inf if estimator == "least-squares" else DELTA)
+    setting = _setting(observations, chosen, np.inf if estimator == "least-squares" else delta)
     if estimator == "huber-likelihood":
         setting = _free_scale(setting)
     prior = _prior(setting)
@@ -84,6 +89,7 @@ def fit(
     result = Fit(
         law=law,
         estimator=estimator,
+        delta=setting.problem.delta,
         params=_named(chosen, chosen.uncentre(theta, setting.centre)[0]),
         se=_named(chosen, draws.std(axis=0, ddof=1)) if len(draws) > 1 else {},
         n=len(residual),

@@ -117,6 +117,7 @@ class Fit(Record):
     schema_version: int = 1
     law: str
     estimator: str
+    delta: float = 1e-3  # Huber width on ln L; inf for least squares
     params: dict[str, float]
     se: dict[str, float]  # bootstrap standard errors; empty without bootstrap
     n: int
