@@ -24,8 +24,8 @@ from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
 MOST_BRANCHES, FEWEST_BRANCHES = 4, 2  # token counts of a size, each half of the next
-# (sizes, fewest branches of each, whether larger sizes get less): the first whose every branch is good, or
-# the last, for budgets that are too small for any good one.
+# (sizes, fewest branches of each, whether larger sizes get less): the first whose every branch is good, else
+# the best of those with enough runs, else the last, for budgets that are too small for them.
 DESIGNS = ((4, 2, True), (3, 2, True), (3, 1, True), (3, 2, False))
 FEWEST_RUNS = 7  # the law has five parameters
 BRANCH_RATIO = 2.0
@@ -169,6 +169,7 @@ def design(
     pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
     members: list[Member] = []
+    enough: list[list[Member]] = []
     for sizes, fewest, tapered in DESIGNS:
         seeds = [seed + i for i in range(max(1, packed // sizes))]
         parts = shares(packed / len(seeds), sizes, tapered)
@@ -181,8 +182,11 @@ def design(
         speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
         costs = partial(_costs, speed, corpus)
         members = members_for(models, costs, each, seeds, fewest)
-        if len(members) == sizes * len(seeds) and _is_good(members):
-            break
+        if len(members) == sizes * len(seeds) and sum(len(m.token_counts) for m in members) >= FEWEST_RUNS:
+            enough.append(members)
+            if _goodness(members) >= 1:
+                break
+    members = max(enough, key=_goodness, default=members)
     if len({m.params for m in members}) < FEWEST_SIZES:
         raise BudgetError(
             f"{budget} for the ladder trains only {len({m.params for m in members})} of the {FEWEST_SIZES} "
@@ -196,15 +200,15 @@ def design(
     )  # fmt: skip
 
 
-def _is_good(members: Sequence[Member]) -> bool:
-    """Whether a law can rest on every run, and there are enough."""
+def _goodness(members: Sequence[Member]) -> float:
+    """The shortest branch over what makes a good one: at 1 or more a law can rest on every run."""
     smallest = min(m.params for m in members)
-    long_enough = all(
+    return min(
         m.token_counts[0]
-        >= m.config.batch_tokens * (SMALLEST_GOOD_STEPS if m.params == smallest else GOOD_STEPS)
+        / m.config.batch_tokens
+        / (SMALLEST_GOOD_STEPS if m.params == smallest else GOOD_STEPS)
         for m in members
     )
-    return long_enough and sum(len(m.token_counts) for m in members) >= FEWEST_RUNS
 
 
 def _budgets(
