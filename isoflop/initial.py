@@ -18,9 +18,8 @@ from torch import Tensor
 
 from isoflop.gpt import GPT, Attention, rotary_frequencies
 
-QK_GAIN = (
-    1.4  # of normalised queries and keys: at 1 no logit could exceed sqrt(head_dim), 5.7 for heads of 32
-)
+# Of normalised queries and keys: at 1 no logit could exceed sqrt(head_dim), 5.7 for heads of 32.
+QK_GAIN = 1.4
 FAST = 0.15  # radians a token: frequencies that tell one position from the next
 SLOW = 5.0  # radians over the whole context: frequencies that hardly notice position
 COPY_LOGIT = 0.2  # of the initial head on the copied token's channels, where embeddings are standard normal

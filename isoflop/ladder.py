@@ -16,10 +16,10 @@ from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError
 from isoflop.progress import Address, Progress, Relay, gather
 from isoflop.recipe import recipe, shapes
-from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
+from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput, digest
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel, probe_in, speed_key
-from isoflop.train import steps_of_trunk, train_trunk, trunk_id
+from isoflop.train import run_id, steps_of_trunk, train_trunk, trunk_id
 from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
@@ -113,7 +113,7 @@ def members_for(
     eval_tokens = shared_eval_tokens(models, seconds, each)
     members = []
     for model, budget in zip(models, each, strict=True):
-        good = SMALLEST_GOOD_STEPS if model == models[0] else GOOD_STEPS
+        good = _good_steps(model == models[0])
         config = recipe(model, 0, eval_tokens=eval_tokens)
         per_token, eval_seconds = seconds(config)
         lengths: list[int] = []
@@ -203,12 +203,12 @@ def design(
 def _goodness(members: Sequence[Member]) -> float:
     """The shortest branch over what makes a good one: at 1 or more a law can rest on every run."""
     smallest = min(m.params for m in members)
-    return min(
-        m.token_counts[0]
-        / m.config.batch_tokens
-        / (SMALLEST_GOOD_STEPS if m.params == smallest else GOOD_STEPS)
-        for m in members
-    )
+    return min(m.token_counts[0] / m.config.batch_tokens / _good_steps(m.params == smallest) for m in members)
+
+
+def _good_steps(smallest: bool) -> int:
+    """The fewest steps of a good branch, of the smallest size or another."""
+    return SMALLEST_GOOD_STEPS if smallest else GOOD_STEPS
 
 
 def _budgets(
@@ -265,9 +265,10 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     A member that fails is reported and does not stop the others. Raises LadderError when fewer sizes
     than a law needs are left.
     """
-    trunks = {trunk_id(m.config, corpus): m for m in ladder.members}
-    runs = [r for r in project.all("run", Run) if r.trunk in trunks]
-    todo = [m for trunk, m in trunks.items() if trunk not in {r.trunk for r in runs}]
+    branches = [_run_ids(m, corpus) for m in ladder.members]
+    wanted = {id for ids in branches for id in ids}
+    done = {r.id: r for r in project.all("run", Run) if r.id in wanted}
+    todo = [m for m, ids in zip(ladder.members, branches, strict=True) if not done.keys() >= ids]
     todo.sort(key=lambda m: -m.seconds)  # longest first packs best
     failures: list[str] = []
     if todo:
@@ -279,16 +280,30 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
                 continue
             for run in result:
                 project.put("run", run, run.id)
-            shutil.rmtree(project.folder / "runs" / result[0].trunk, ignore_errors=True)  # its checkpoints
-            runs.extend(result)
-        progress.finish("ladder", f"{len(runs)} runs of {len({r.params_matmul for r in runs})} sizes")
-    if len({r.params_matmul for r in runs}) < MIN_SHAPES_FITTED:
+                done[run.id] = run
+            shutil.rmtree(_folder(project, corpus, member), ignore_errors=True)  # its checkpoints
+        progress.finish(
+            "ladder", f"{len(done)} runs of {len({r.params_matmul for r in done.values()})} sizes"
+        )
+    sizes = len({r.params_matmul for r in done.values()})
+    if sizes < MIN_SHAPES_FITTED:
         raise LadderError(
-            f"only {len({r.params_matmul for r in runs})} sizes of the ladder finished; first failure: "
+            f"only {sizes} sizes of the ladder finished; first failure: "
             + (failures[0] if failures else "none"),
             hint="mend the cause and run the same command again: finished members are kept",
         )
-    return sorted(runs, key=lambda r: (r.params_matmul, r.tokens))
+    return sorted(done.values(), key=lambda r: (r.params_matmul, r.tokens))
+
+
+def _run_ids(member: Member, corpus: Corpus) -> set[str]:
+    """Of a member's branches."""
+    return {run_id(member.config.model_copy(update={"tokens": t}), corpus) for t in member.token_counts}
+
+
+def _folder(project: Project, corpus: Corpus, member: Member) -> Path:
+    """Where a member keeps its checkpoints: another ladder may want other branches of the same trunk."""
+    name = digest([trunk_id(member.config, corpus), member.token_counts])
+    return (project.folder / "runs" / name).absolute()
 
 
 def _train_all(
@@ -303,7 +318,7 @@ def _train_all(
                     _train_member,
                     m,
                     corpus.folder,
-                    (project.folder / "runs" / trunk_id(m.config, corpus)).absolute(),
+                    _folder(project, corpus, m),
                     address,
                 ): m
                 for m in left

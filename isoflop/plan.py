@@ -67,7 +67,7 @@ def plan(
     if budget.seconds is not None:
         start = time.perf_counter()
         rater, family = _measured(project, rater, family, budget, progress)
-        budget = Budget(seconds=budget.seconds - (time.perf_counter() - start))
+        budget = Budget(seconds=max(0.0, budget.seconds - (time.perf_counter() - start)))
     rated = rater.rate(family, budget)
     chosen = rated[rater.best(family, budget)]
     double = rater.rate(family, budget.share(2.0))[rater.best(family, budget.share(2.0))]
@@ -82,7 +82,8 @@ def _measured(
     """The rater with factors measured around the size that comes out best, which is compiled if that pays."""
     measured: list[RunConfig] = []
     while family[best := rater.best(family, budget)] not in measured:
-        measured = [*measured, *family[max(0, best - 1) : best + 2]]
+        near = family[max(0, best - 1) : best + 2]
+        measured += [c for c in near if c not in measured]
         alone = measure_alone(project, rater.corpus, measured, progress)
         by_layout: dict[tuple[int, int], list[float]] = {}
         for c in measured:

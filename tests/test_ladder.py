@@ -103,11 +103,21 @@ def test_finished_members_are_never_done_again_and_a_failed_one_is_reported(
     runs = rungs.climb(home, corpus, ladder.model_copy(update={"members": members}), progress=Listener())
     assert len({r.params_matmul for r in runs}) == len({m.params for m in ladder.members}) - 1
     assert any("failed" in line and f"{bad.params:,}" in line for line in said)
-    files = {p: p.stat().st_mtime_ns for p in (home.folder / "runs").rglob("*")}
-    again = rungs.climb(home, corpus, ladder, progress=Silent())
+    said.clear()
+    again = rungs.climb(home, corpus, ladder, progress=Listener())
+    assert len([line for line in said if "bits per byte" in line]) == 1  # the one that had failed
     assert len(again) == sum(len(m.token_counts) for m in ladder.members)
     assert {r.id for r in runs} < {r.id for r in again}
-    assert all(p.stat().st_mtime_ns == t for p, t in files.items() if p.exists() and p.is_file())
+    first = ladder.members[0]
+    assert len(first.token_counts) > 1
+    fewer = first.model_copy(update={"token_counts": first.token_counts[:1]})
+    home.delete("run", next(r.id for r in again if r.params_matmul == first.params))
+    said.clear()
+    mended = rungs.climb(
+        home, corpus, ladder.model_copy(update={"members": (fewer, *ladder.members[1:])}), progress=Listener()
+    )
+    assert len([line for line in said if "bits per byte" in line]) == 1  # a branch was missing
+    assert len(mended) == len(again) - len(first.token_counts) + 1
 
 
 def test_a_killed_worker_costs_one_member(

@@ -64,14 +64,7 @@ def fit(
     """
     observations = Observations.of(table)
     chosen = law_named(law)
-    if estimator not in ESTIMATORS:
-        raise FitError(
-            f"There is no estimator named {estimator!r}.", hint=f"Use one of: {', '.join(ESTIMATORS)}."
-        )
-    if not 0 < delta < np.inf:
-        raise FitError(f"A Huber width of {delta} makes no sense.", hint="Give e.g. 0.001.")
-    if bootstrap < 0:
-        raise FitError(f"bootstrap is {bootstrap}.", hint="Give the number of refits, or 0 for none.")
+    check_options(estimator, delta, bootstrap)
     check(observations, len(chosen.names))
 
     setting = _setting(observations, chosen, np.inf if estimator == "least-squares" else delta)
@@ -118,6 +111,18 @@ def fit(
     )
     without = _leave_one_out(setting, theta)
     return result.model_copy(update={"diagnostics": sentences(result, without)})
+
+
+def check_options(estimator: str, delta: float, bootstrap: int) -> None:
+    """Raises FitError when an option of `fit` makes no sense."""
+    if estimator not in ESTIMATORS:
+        raise FitError(
+            f"There is no estimator named {estimator!r}.", hint=f"Use one of: {', '.join(ESTIMATORS)}."
+        )
+    if not 0 < delta < np.inf:
+        raise FitError(f"A Huber width of {delta} makes no sense.", hint="Give e.g. 0.001.")
+    if bootstrap < 0:
+        raise FitError(f"bootstrap is {bootstrap}.", hint="Give the number of refits, or 0 for none.")
 
 
 def check(observations: Observations, parameters: int) -> None:
