@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from isoflop.errors import FitError
 from isoflop.laws import intervals
 from isoflop.laws.result import Fit, check_level
 from isoflop.laws.solve import Array
-from isoflop.records import Gain, Interval
+from isoflop.records import Gain, Interval, Record
 
 UNBOUNDED_FLOPS = 1e300  # stands for C_base(L) where L <= E: no compute reaches it; keeps the JSON strict
 MIN_DRAWS = 2000  # joint draws of law and loss when the loss is uncertain
@@ -74,6 +74,87 @@ def gain(
         extrapolated=not measured.min() <= value <= measured.max(),
         undefined_share=float(np.isnan(base).mean()),
     )
+
+
+class ScaleGain(Record):
+    """What one recipe is worth over another at one compute."""
+
+    flops: float
+    doublings: Interval
+    extrapolated: bool  # outside the compute that both recipes were measured at
+
+
+class RecipeGain(Record):
+    """What a recipe is worth over a baseline across scales; `trend` is doublings a tenfold of compute."""
+
+    scales: tuple[ScaleGain, ...]
+    trend: Interval
+    undefined_share: float  # of draws in which the baseline never reaches the loss, at the largest scale
+    sentence: str
+
+
+def compare(base: Fit, other: Fit, flops: Sequence[float] = (), *, interval: float = 0.9) -> RecipeGain:
+    """Doublings log2(C_base(L_other(C)) / C) of a recipe with law `other` over one with law `base`.
+
+    Both are taken on their compute-optimal frontiers at each C of `flops` (default: the ends and the
+    middle of the range that both were measured in). Intervals join independent draws of both laws; trend is
+    between the first and the last C. Raises FitError when a law has no frontier or a C is not positive.
+    """
+    check_level(interval)
+    ranges = [law.observations.compute() for law in (base, other) if law.n]
+    low = max((c.min() for c in ranges), default=0.0)
+    high = min((c.max() for c in ranges), default=np.inf)
+    if not flops:
+        if not 0.0 < low < high < np.inf:
+            raise FitError(
+                "The two recipes were not measured at any common compute.", hint="Say where: --flops 1e18."
+            )
+        flops = [low, float(np.sqrt(low * high)), high]
+    if not all(np.isfinite(c) and c > 0 for c in flops):
+        raise FitError(f"A compute of {min(flops):g} makes no sense.", hint="Give FLOPs above zero.")
+    draws = min(len(base.draws_array), len(other.draws_array))
+    theirs = np.concatenate([other.theta, other.draws_array[:draws]])
+    ours = np.concatenate([base.theta, np.roll(base.draws_array[:draws], 1, axis=0)])
+    found = np.array([_doublings(base, ours, other, theirs, c) for c in flops])  # (scales, 1 + draws)
+    tens = np.log10(max(flops) / min(flops)) or 1.0
+    trend = _interval((found[-1] - found[0]) / tens, interval)
+    scales = tuple(
+        ScaleGain(flops=c, doublings=_interval(row, interval), extrapolated=not low <= c <= high)
+        for c, row in zip(flops, found, strict=True)
+    )
+    undefined = float(np.mean(found[-1, 1:] >= np.log2(UNBOUNDED_FLOPS / flops[-1])))
+    return RecipeGain(
+        scales=scales, trend=trend, undefined_share=undefined, sentence=_sentence(scales, trend)
+    )
+
+
+def _doublings(base: Fit, ours: Array, other: Fit, theirs: Array, flops: float) -> Array:
+    """(1 + draws,) doublings at one compute."""
+    reached = other.split().optimum(theirs, flops)[2]
+    return np.asarray(np.log2(_bounded(base.compute_for(reached, ours)) / flops))
+
+
+def _interval(row: Array, level: float) -> Interval:
+    """A value first, its draws after it."""
+    low, high = intervals.quantiles(row[1:], level)
+    value = float(row[0])
+    return Interval(value=value, low=min(low, value), high=max(high, value), level=level, of="doublings")
+
+
+def _sentence(scales: Sequence[ScaleGain], trend: Interval) -> str:
+    def words(found: Interval) -> str:
+        return f"{found.value:+.2f} doublings [{found.low:+.2f}, {found.high:+.2f}]"
+
+    last = scales[-1]
+    sure = last.doublings.low > 0 or last.doublings.high < 0
+    out = f"At {last.flops:.3g} FLOPs the change is worth {words(last.doublings)}"
+    out += "." if sure else ": not told apart from nothing."
+    if len(scales) == 1:
+        return out
+    if trend.low <= 0 <= trend.high:
+        return f"{out} Whether that grows or shrinks with scale cannot be told ({words(trend)} a tenfold)."
+    way = "grows" if trend.value > 0 else "shrinks"
+    return f"{out} It {way} with scale: {words(trend)} a tenfold of compute."
 
 
 def is_defined(result: Gain) -> bool:

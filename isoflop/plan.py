@@ -219,8 +219,9 @@ def _write(
     )  # fmt: skip
 
 
-def _notes(corpus: Corpus, chosen: Candidate, ratio: float, rated: Sequence[Candidate]) -> list[str]:
+def _notes(corpus: Corpus, chosen: Candidate, ratio: float | None, rated: Sequence[Candidate]) -> list[str]:
     """What the reader should know about this plan, in sentences."""
+    assert ratio is not None  # a law of the project's own runs knows its range
     notes = [f"The final run uses {ratio:.1f} times the compute of the largest run behind the law."]
     epochs = chosen.config.tokens / corpus.train_tokens
     if epochs > EPOCHS_FREE:

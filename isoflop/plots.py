@@ -176,7 +176,7 @@ class FrontierData:
 def frontier_data(fit: Fit, final: Run | None = None, forecast: Interval | None = None) -> FrontierData:
     """Bands from the cheapest fitted run to four times the dearest run of all."""
     measured = fit.observations.compute()
-    top = 4 * max(fit.max_flops, 0.0 if final is None else final.flops)
+    top = 4 * max(float(measured.max()), 0.0 if final is None else final.flops)
     grid = np.geomspace(measured.min(), top, 48)
     best = [fit.optimum(c) for c in grid.tolist()]
     means = [fit.mean(b.params.value, b.tokens.value) for b in best]

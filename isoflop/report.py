@@ -132,25 +132,27 @@ def planner(fit: Fit, final: Run | None = None, plan: Plan | None = None) -> dic
     """
     if fit.law != "chinchilla":
         return None
-    start = fit.max_flops if plan is None else plan.flops
+    reach = float(fit.observations.compute().max())
+    start = reach if plan is None else plan.flops
     try:
         best = fit.optimum(start, LEVEL)
     except IsoflopError:  # no best split: the frontier's place on the page says so
         return None
     tails = intervals.tails(LEVEL)
     low = min(float(fit.observations.compute().min()), start / 2)
-    position = round(STEPS * log2(start / low) / log2(SLIDER_REACH * max(fit.max_flops, start) / low))
+    position = round(STEPS * log2(start / low) / log2(SLIDER_REACH * max(reach, start) / low))
     high = low * (start / low) ** (STEPS / position)  # so that the start is on a step
     law = {
         "theta": fit.theta[0].tolist(),
         "draws": fit.draws_array.tolist(),
         "kappa": fit.flops_model.kappa,
         "gamma": fit.flops_model.gamma,
-        "max_flops": fit.max_flops,
+        "max_flops": reach,
         "tails": tails,
         "noise": intervals.student_t(tails[1], fit.noise_df) * fit.noise_sd,
-        "model_sigma": fit.model_sigma,
-        "model_z": NormalDist().inv_cdf(tails[1]),
+        "model_sd": NormalDist().inv_cdf(tails[1]) * fit.model_sigma,
+        "model_power": intervals.MODEL_POWER,
+        "model_sides": [intervals.MODEL_BELOW, intervals.MODEL_ABOVE],
         "flops_per_second": None if final is None else final.flops / final.seconds_train,
         "budget": {"low": low, "high": high, "steps": STEPS},
     }

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from isoflop.errors import FitError
 from isoflop.laws import ESTIMATORS, LAWS, Fit, Observations, fit, intervals, solve
-from isoflop.laws.fit import best_of_starts
+from isoflop.laws.fit import Setting, best_of_starts
 from isoflop.laws.solve import Array, Problem
+from isoflop.laws.split import Split
 
 EPOCH = Path(__file__).parents[2] / "shared/data/scaling/chinchilla_epoch_245.csv"
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
@@ -37,7 +38,17 @@ def epoch() -> Observations:
 
 def curve(N: Array, D: Array, truth: dict[str, float] = TRUTH) -> Array:
     law = np.array([[truth[name] for name in LAWS["chinchilla"].names]])
-    return np.asarray(LAWS["chinchilla"].loss(law, N, D)[0])
+    return np.asarray(LAWS["chinchilla"].loss(law, {"params": N, "tokens": D})[0])
+
+
+def setting(table: Columns, delta: float = 1e-3, weight: Array | None = None) -> Setting:
+    """The centred problem of a table."""
+    law = LAWS["chinchilla"]
+    x, centre = law.features(table)
+    log_loss = np.log(table["loss"])[None]
+    weight = np.ones_like(log_loss) if weight is None else weight
+    problem = Problem(law, x, log_loss, weight, delta, np.ones(5, bool))
+    return Setting(problem, centre, {}, np.arange(x.shape[1]), table["params"] * table["tokens"])
 
 
 def ladder(sizes: int = 4, ratios: int = 3, noise: float = 0.0, seed: int = 0) -> Columns:
@@ -82,25 +93,58 @@ def test_huber_likelihood_reproduces_the_published_optimum() -> None:
         assert found.params[name] == pytest.approx(value, abs=1.05 * half_digit), name
 
 
-def test_bootstrap_errors_are_near_the_published_ones() -> None:
-    # Besiroglu et al. print .02566, 124.52, 1293.28, .01540, .02060 (likelihood form, 4,000 draws).
-    found = fit(epoch(), bootstrap=1000)
-    assert found.draws_failed == 0
-    assert found.bootstrap == "pairs by cluster"
-    for name, error in {"E": 0.02566, "A": 124.52, "B": 1293.28, "alpha": 0.01540, "beta": 0.02060}.items():
-        assert found.se[name] == pytest.approx(error, rel=0.25), name
+def test_one_step_draws_are_as_wide_as_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ladder(sizes=40, ratios=20, noise=0.01)
+    refits = fit(table, estimator="least-squares", bootstrap=200)
+    monkeypatch.setattr("isoflop.laws.resample.ONE_STEP_RUNS", 500)
+    steps = fit(table, estimator="least-squares", bootstrap=200)
+    assert refits.bootstrap == "pairs by cluster"
+    assert steps.bootstrap == "one step, pairs by cluster"
+    for name, error in refits.se.items():
+        assert steps.se[name] == pytest.approx(error, rel=0.3), name
+
+
+def test_published_errors_are_those_of_the_huber_sum_with_their_resamples() -> None:
+    """Their 4,000 resamples (numpy's seed 42), fully converged; their BFGS stopped earlier on some."""
+    rows = 245
+    old = np.random.RandomState(42)
+    kept = np.argsort(np.argsort(file_losses(), kind="stable"), kind="stable") < rows - 5
+    index = np.flatnonzero(kept)
+    weight = np.array(
+        [np.bincount(old.choice(index, size=240, replace=True), minlength=rows) for _ in range(4000)]
+    )
+    order = np.argsort(file_losses(), kind="stable")[:-5]  # `epoch` is sorted by loss
+    drawn = setting(
+        {**epoch().arrays(), "loss": np.array(epoch().loss)}, weight=weight[:, order].astype(float)
+    )
+    law = LAWS["chinchilla"]
+    start = np.repeat(law.recentre(fit(epoch(), bootstrap=0).theta, drawn.centre), 4000, axis=0)
+    found, _, done = solve.minimise(drawn.problem, start)
+    assert done.all()
+    errors = dict(zip(law.names, law.uncentre(found, drawn.centre).std(axis=0, ddof=1), strict=True))
+    published = {"E": 0.02566, "A": 124.52, "B": 1293.28, "alpha": 0.01540, "beta": 0.02060}
+    for name, error in published.items():
+        assert errors[name] == pytest.approx(error, rel=0.02 if name == "B" else 2e-3), name
+
+
+def file_losses() -> Array:
+    """The 245 losses in the order of the file."""
+    epoch()
+    with EPOCH.open() as file:
+        return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
 def test_draws_are_optima_of_their_own_problems() -> None:
     found = fit(epoch(), bootstrap=0)
     law = LAWS["chinchilla"]
-    x, centre = law.features(np.array(epoch().params), np.array(epoch().tokens))
     weight = intervals.pairs_weights(np.arange(240), 12, np.random.default_rng(3))
-    problem = Problem(law, x, np.log(np.array(epoch().loss))[None], weight, 1e-3)
-    _, warm, done = solve.minimise(problem, np.repeat(law.recentre(found.theta, centre), 12, axis=0))
+    table = {**epoch().arrays(), "loss": np.array(epoch().loss)}
+    drawn = setting(table, weight=weight)
+    start = np.repeat(law.recentre(found.theta, drawn.centre), 12, axis=0)
+    _, warm, done = solve.minimise(drawn.problem, start)
     assert done.all()
     for i in range(12):
-        _, best, _, _ = best_of_starts(problem.take(np.array([i])))
+        _, best, _, _ = best_of_starts(setting(table, weight=weight[i : i + 1]))
         assert warm[i] <= best * (1 + 1e-6)
 
 
@@ -126,10 +170,7 @@ def test_least_squares_agrees_with_scipy() -> None:
 
 
 def test_curvature_and_gradient_agree_with_differences() -> None:
-    law = LAWS["chinchilla"]
-    table = ladder(noise=0.02)
-    x, _ = law.features(table["params"], table["tokens"])
-    problem = Problem(law, x, np.log(table["loss"])[None], np.ones((1, 12)), np.inf)
+    problem = setting(ladder(noise=0.02), np.inf).problem
     theta = np.array([[2.0, 3.0, 4.0, 0.3, 0.4]])
     gradient, hessian, _ = problem.newton(theta, np.zeros(1))
     moves = 1e-6 * np.eye(5)
@@ -182,13 +223,11 @@ def test_units_and_row_order_do_not_matter(n_unit: float, d_unit: float, random:
 @given(st.integers(0, 10**6), st.floats(0.0, 0.1), st.sampled_from([1e-3, np.inf]))
 def test_never_worse_than_the_best_of_its_starts(seed: int, noise: float, delta: float) -> None:
     law = LAWS["chinchilla"]
-    table = ladder(noise=noise, seed=seed)
-    x, _ = law.features(table["params"], table["tokens"])
-    problem = Problem(law, x, np.log(table["loss"])[None], np.ones((1, 12)), delta)
-    grid = law.start_grid()
-    starts = np.concatenate([np.full((len(grid), 3), 2.0), grid], axis=1)
+    whole = setting(ladder(noise=noise, seed=seed), delta)
+    problem = whole.problem
+    starts = law.start_grid(6.0)
     projected, _, _ = solve.minimise(problem, starts, free=np.arange(5) < 3)
-    theta, objective, _, _ = best_of_starts(problem)
+    theta, objective, _, _ = best_of_starts(whole)
     assert objective <= problem.objective(projected).min() * (1 + 1e-9) + 1e-15
     assert (theta >= law.lower).all()
     assert (theta <= law.upper).all()
@@ -210,7 +249,7 @@ def test_mini_ladder_predicts_eight_times_its_compute(clustered: bool) -> None:
     N, D = 2.7e6 * 8**0.5, 2.7e6 * 20 * 8**0.5
     truth = float(curve(np.array([N]), np.array([D]))[0])
     inside, run_inside, errors, split_inside = 0, 0, [], 0
-    best = LAWS["chinchilla"].optimum(np.array([list(TRUTH.values())]), 6 * N * D, 6.0, 1.0)[0][0]
+    best = Split(LAWS["chinchilla"]).optimum(np.array([list(TRUTH.values())]), 6 * N * D)[0][0]
     for seed in range(20):
         table = ladder(noise=0.005, seed=seed)
         found = fit(trunks(table) if clustered else table, bootstrap=200, seed=seed)
@@ -223,7 +262,7 @@ def test_mini_ladder_predicts_eight_times_its_compute(clustered: bool) -> None:
         errors.append(one.value / truth - 1)
         split = found.optimum(6 * N * D).params
         split_inside += split.low <= best <= split.high
-        assert (one.high - one.low) / truth < 0.16
+        assert (one.high - one.low) / truth < 0.18
     assert min(inside, run_inside) >= 18
     assert split_inside >= 16
     assert float(np.sqrt(np.mean(np.square(errors)))) < 0.02
@@ -248,7 +287,8 @@ def test_words_about_what_the_data_cannot_answer() -> None:
     spoiled = trunks(ladder(noise=0.001))
     spoiled["loss"] = np.where(np.arange(12) >= 9, 1.25, 1.0) * ladder()["loss"]
     assert "One cluster of runs drives the fit" in " ".join(fit(spoiled, bootstrap=50).diagnostics)
-    assert not fit(epoch(), bootstrap=200).diagnostics
+    (outliers,) = fit(epoch(), bootstrap=200).diagnostics
+    assert outliers.startswith("Rows far from the law (kept; the first row is 0): 237 (+5.0%)")
 
 
 # --- the result -------------------------------------------------------------------------------------
@@ -347,15 +387,16 @@ def test_bad_options_are_named() -> None:
     with pytest.raises(FitError, match="bootstrap is -1"):
         fit(table, bootstrap=-1)
     with pytest.raises(FitError, match="no law named"):
-        fit(table, law="kaplan")
+        fit(table, law="chinchila")
     with pytest.raises(FitError, match="no estimator named"):
         fit(table, estimator="mean")
 
 
 def test_import_is_light() -> None:
-    code = "import sys, isoflop.laws, isoflop.gain; print('torch' in sys.modules, 'scipy' in sys.modules)"
+    heavy = ("torch", "scipy", "sympy", "pyarrow")
+    code = f"import sys, isoflop.laws, isoflop.gain; print(*(m in sys.modules for m in {heavy}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["False", "False"]
+    assert out.stdout.split() == ["False"] * 4
 
 
 def test_a_wide_huber_is_least_squares_until_a_run_is_far_off() -> None:

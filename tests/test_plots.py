@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from isoflop import plots
 from isoflop.errors import ProjectError
 from isoflop.gain import gain
-from isoflop.laws import Fit, fit
-from isoflop.laws.result import Observations
+from isoflop.laws import Fit, Observations, fit
 from isoflop.plots import Scene
 from isoflop.records import (
     Corpus,

@@ -174,7 +174,7 @@ def planned_by_script(law: dict[str, object], budgets: list[float]) -> list[dict
 def check_script(law: Fit) -> None:
     made = report.planner(law)
     assert made is not None
-    budgets = [law.max_flops * ratio for ratio in (0.02, 0.9, 1.0, 7.0, 100.0)]
+    budgets = [float(law.observations.compute().max()) * ratio for ratio in (0.02, 0.9, 1.0, 7.0, 100.0)]
     for flops, found in zip(budgets, planned_by_script(made["law"], budgets), strict=True):
         best = law.optimum(flops)
         for name in ("params", "tokens", "loss"):

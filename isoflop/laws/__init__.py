@@ -4,17 +4,19 @@
     law = fit({"params": N, "tokens": D, "loss": L})
     law.predict(1e9, 2e10).value
 
-To add a law: one file with a class like `chinchilla.Chinchilla`, and one line in `LAWS`.
+To add a law: one file with its equation (see `coupled`), and one line in `registry`.
 """
 
 from isoflop.laws.chinchilla import Chinchilla
 from isoflop.laws.fit import ESTIMATORS, fit
-from isoflop.laws.registry import LAWS
-from isoflop.laws.result import Fit, FlopsModel, Holdout, Observations, Optimum, Prediction
+from isoflop.laws.observations import Observations
+from isoflop.laws.registry import LAWS, PUBLISHED
+from isoflop.laws.result import Fit, FlopsModel, Holdout, Optimum, Prediction
 
 __all__ = [
     "ESTIMATORS",
     "LAWS",
+    "PUBLISHED",
     "Chinchilla",
     "Fit",
     "FlopsModel",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
+from isoflop.laws.published import Published
 from isoflop.laws.solve import Array
 
 
@@ -20,21 +22,52 @@ class Chinchilla:
     name: ClassVar[str] = "chinchilla"
     formula: ClassVar[str] = "L = E + A/N^alpha + B/D^beta"
     names: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta")
+    source: ClassVar[str] = "Hoffmann et al. 2203.15556, eqs. 2 and 10"
+    columns: ClassVar[tuple[str, ...]] = ("params", "tokens")
     linear: ClassVar[int] = 3  # the first parameters enter linearly (variable projection)
+    exponents_at: ClassVar[tuple[int, ...]] = (3, 4)
+    held: ClassVar[Mapping[str, float]] = {}
     lower: ClassVar[Array] = np.array([0.0, 0.0, 0.0, 0.02, 0.02])
     upper: ClassVar[Array] = np.array([np.inf, np.inf, np.inf, 2.0, 2.0])
 
-    def features(self, params: Array, tokens: Array) -> tuple[Array, Array]:
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "hoffmann-2022",
+            {"E": np.exp(0.5267228), "A": np.exp(6.0073404), "B": np.exp(6.0179186), "alpha": 0.33917084,
+             "beta": 0.2849083},
+            "Hoffmann et al. 2203.15556, appendix D.2, unrounded as in the source of its text",
+            max_flops=1.3e22,
+        ),
+        Published(
+            "hoffmann-2022-rounded",
+            {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
+            "Hoffmann et al. 2203.15556, eq. 10 as printed; the best split is sensitive to the rounding",
+            max_flops=1.3e22,
+        ),
+        Published(
+            "besiroglu-2024",
+            {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
+            "Besiroglu et al. 2404.10102: Hoffmann's runs refitted",
+            max_flops=1.3e22,
+        ),
+    )  # fmt: skip
+
+    def same_split(self, theta: Array) -> Array:
+        """Itself: other laws name the Chinchilla law that splits as they do."""
+        return theta
+
+    def features(self, columns: Mapping[str, Array], centred: bool = True) -> tuple[Array, Array]:
         """(2, n) centred logarithms of N and D, and the (2,) centres ln N0, ln D0."""
-        logs = np.log(np.stack([params, tokens]))
-        centre = logs.mean(axis=1)
+        logs = np.log(np.stack([columns["params"], columns["tokens"]]))
+        centre = logs.mean(axis=1) if centred else np.zeros(2)
         return logs - centre[:, None], centre
 
-    def start_grid(self) -> Array:
-        """(starts, 2) pairs (alpha, beta) that cover published exponents (0.05 to 1.2)."""
+    def start_grid(self, level: float) -> Array:
+        """(starts, 5): exponents that cover the published ones (0.05 to 1.2), equal shares of `level`."""
         side = np.geomspace(0.05, 1.2, 6)
         alpha, beta = np.meshgrid(side, side, indexing="ij")
-        return np.stack([alpha.ravel(), beta.ravel()], axis=1)
+        thirds = np.full((36, 3), level / 3.0)
+        return np.column_stack([thirds, alpha.ravel(), beta.ravel()])
 
     def value(self, theta: Array, x: Array) -> Array:
         """(m, n) losses of `theta` (m, 5) at centred features `x` (2, n)."""
@@ -54,7 +87,7 @@ class Chinchilla:
         np.multiply(b_term, -x[1], out=jac[:, 4])
         return theta[:, 0:1] + a_term + b_term, jac
 
-    def curvature(self, jac: Array, x: Array, weight: Array) -> Array:
+    def curvature(self, theta: Array, jac: Array, x: Array, weight: Array) -> Array:
         """(m, 5, 5): sum over points of `weight` (m, n) times the Hessian of the loss."""
         out = np.zeros((len(jac), 5, 5))
         for row, term, feature in ((1, 3, x[0]), (2, 4, x[1])):
@@ -75,10 +108,11 @@ class Chinchilla:
         out[:, 1:3] *= np.exp(-theta[:, 3:5] * centre)
         return out
 
-    def loss(self, theta: Array, params: Array, tokens: Array) -> Array:
+    def loss(self, theta: Array, columns: Mapping[str, Array]) -> Array:
         """(m, n) losses in nats a token of (m, 5) parameters at N, D of shape (n,) or (m, n)."""
         E, A, B, alpha, beta = (theta[:, i : i + 1] for i in range(5))
-        return np.asarray(E + A * np.exp(-alpha * np.log(params)) + B * np.exp(-beta * np.log(tokens)))
+        N, D = columns["params"], columns["tokens"]
+        return np.asarray(E + A * np.exp(-alpha * np.log(N)) + B * np.exp(-beta * np.log(D)))
 
     def frontier(self, theta: Array, kappa: float, gamma: float) -> tuple[Array, Array, Array]:
         """(G, K, s) of the compute-optimal frontier when a token costs F(N) = kappa N^gamma FLOPs.
@@ -95,7 +129,9 @@ class Chinchilla:
             K = A_m * G**-a + B * G**beta
         return G, K, a * beta / (a + beta)
 
-    def optimum(self, theta: Array, flops: float, kappa: float, gamma: float) -> tuple[Array, Array, Array]:
+    def optimum(
+        self, theta: Array, flops: float | Array, kappa: float, gamma: float
+    ) -> tuple[Array, Array, Array]:
         """(m,) arrays N*, D*, L*: the best split of `flops`. Not finite where A or B is zero."""
         G, K, s = self.frontier(theta, kappa, gamma)
         c = flops / 6.0

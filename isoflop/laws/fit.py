@@ -1,12 +1,13 @@
 """Fit a law to a table of runs: projected starts, one optimum, bootstrap, hold-outs and diagnostics.
 
-Variable projection: on a grid of exponents the linear parameters are solved first (bounded, with the
-exponents fixed); from there all parameters move together by Newton steps whose linear block is eliminated
-exactly, so every start reaches the same optimum (see `solve`).
+Variable projection: from each start the linear parameters are solved first (bounded, with the others
+fixed); from there all parameters move together by Newton steps whose linear block is eliminated exactly,
+so every start reaches the same optimum (see `solve`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from isoflop.errors import FitError
-from isoflop.laws import intervals, solve
+from isoflop.laws import intervals, likelihood, solve
 from isoflop.laws.diagnose import sentences
+from isoflop.laws.observations import Observations, check
 from isoflop.laws.registry import law_named
-from isoflop.laws.result import Fit, FlopsModel, Holdout, Observations
+from isoflop.laws.resample import bootstrap_draws, leave_one_out, ordered_holdout
+from isoflop.laws.result import Fit, FlopsModel
 from isoflop.laws.solve import Array, Prior, Problem
 
 DELTA = 1e-3  # width of the Huber loss on the log of the loss: Hoffmann et al. 2203.15556
@@ -29,8 +32,7 @@ ESTIMATORS: dict[str, str] = {
 SMALL_RUNS, FEW_CLUSTERS = 30, 8  # below either, the weak prior on the exponents is used
 PRIOR_EXPONENT, PRIOR_SD = 0.35, 0.4  # published alpha, beta: 0.28-0.48 on text; sd of the logarithm
 PRIOR_NOISE, PRIOR_NOISE_DF = 0.01, 4  # run-to-run sd assumed by the prior's strength, with its weight
-HOLDOUTS = 6  # ordered hold-out experiments at most
-HOLDOUT_TARGETS = 12  # dearer runs predicted in each, at most
+MANY_RUNS = 4000  # above it, starts and hold-outs use that many of the runs
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Setting:
 
     problem: Problem
     centre: Array
+    fixed: Mapping[str, float]
     cluster: npt.NDArray[np.intp]
     compute: Array
 
@@ -50,44 +53,60 @@ def fit(
     estimator: str = "huber-sum",
     delta: float = DELTA,
     bootstrap: int = 1000,
+    fixed: Mapping[str, float | None] | None = None,
     seed: int = 0,
     keep_draws: int = 400,
+    holdout_least: int = 0,
 ) -> Fit:
-    """Fit `law` to a table with columns params, tokens, loss (nats a token) and optional flops, cluster.
+    """Fit `law` to a table: its covariates (params, tokens, ...), `loss`; optional flops, cluster, loss_se.
 
     `delta` is the Huber width of "huber-sum", on the log of the loss: the published 1e-3 is far below the
     noise of runs and fits nearly their medians; 1.345 times the noise is 95% as efficient as least squares.
-    `bootstrap` refits resample whole clusters (runs of one trunk are not independent); at most
-    `keep_draws` of them stay in the result. With fewer than 30 runs or 8 clusters a weak log-normal prior
-    (centre 0.35, sd of the logarithm 0.4) on the exponents keeps the extrapolation sane.
+    `fixed` holds parameters at given values (None frees one that the law holds by itself). `bootstrap`
+    refits resample whole clusters (runs of one trunk are not independent); at most `keep_draws` of them stay
+    in the result. With fewer than 30 runs or 8 clusters a weak log-normal prior (centre 0.35, sd of the
+    logarithm 0.4) on the exponents keeps the extrapolation sane. `loss_se`, the standard error of each
+    evaluation, weights the runs by their inverse variance. The ordered hold-outs fit `holdout_least` runs
+    at least.
     Raises FitError on a table or an option that cannot be used.
     """
-    observations = Observations.of(table)
     chosen = law_named(law)
+    observations = Observations.of(table, chosen.columns)
     check_options(estimator, delta, bootstrap)
-    check(observations, len(chosen.names))
+    held = _held(chosen, fixed or {})
+    check(observations, chosen.columns, len(chosen.names) - len(held))
 
-    setting = _setting(observations, chosen, np.inf if estimator == "least-squares" else delta)
+    setting = _setting(observations, chosen, held, np.inf if estimator == "least-squares" else delta)
+    setting, evaluation_sd = _weighted(setting, observations)
     if estimator == "huber-likelihood":
         setting = _free_scale(setting)
     prior = _prior(setting)
     if prior is not None:
         setting = replace(setting, problem=replace(setting.problem, prior=prior))
-    theta, objective, at_optimum, starts = best_of_starts(setting.problem)
-    fitted = np.log(chosen.value(theta, setting.problem.x)[0])
-    residual = fitted - setting.problem.log_loss[0]
-    noise = intervals.run_noise(residual, len(chosen.names), setting.cluster)
-    draws, method, failed = _bootstrap(setting, theta, fitted, noise, bootstrap, seed)
-    holdout, experiment = _holdout(setting, theta)
+    problem, free = setting.problem, int(setting.problem.free.sum())
+    theta, objective, at_optimum, starts = best_of_starts(setting)
+    fitted = np.log(chosen.value(theta, problem.x)[0])
+    residual = fitted - problem.log_loss[0]
+    noise = intervals.run_noise(residual, free, setting.cluster, evaluation_sd)
+    draws, method, failed = bootstrap_draws(
+        problem, theta, noise, setting.cluster, draws=bootstrap, few=FEW_CLUSTERS, seed=seed
+    )
+    draws = chosen.uncentre(draws, setting.centre)
+    few = _some_rows(setting)
+    holdout, experiment = ordered_holdout(few.problem, theta, few.compute, holdout_least)
+    aicc, bic = likelihood.criteria(residual, problem.delta, free)
     result = Fit(
         law=law,
         estimator=estimator,
-        delta=setting.problem.delta,
+        delta=problem.delta,
         params=_named(chosen, chosen.uncentre(theta, setting.centre)[0]),
+        fixed=tuple(held),
         se=_named(chosen, draws.std(axis=0, ddof=1)) if len(draws) > 1 else {},
         n=len(residual),
         n_clusters=int(setting.cluster.max()) + 1,
         objective=objective,
+        aicc=aicc,
+        bic=bic,
         starts=starts,
         starts_at_optimum=at_optimum,
         bootstrap=method,
@@ -98,6 +117,7 @@ def fit(
         residuals=tuple(float(r) for r in residual),
         noise_sd=noise.total,
         noise_df=noise.df,
+        evaluation_sd=evaluation_sd,
         model_sigma=intervals.calibrate_model(
             np.array([row.ratio for row in holdout]),
             np.array([row.error for row in holdout]),
@@ -106,10 +126,11 @@ def fit(
         ),
         prior=prior is not None,
         flops_model=flops_model(observations),
+        max_flops=float(observations.compute().max()),
         observations=observations,
         holdout=holdout,
     )
-    without = _leave_one_out(setting, theta)
+    without = chosen.uncentre(leave_one_out(problem, theta, setting.cluster, SMALL_RUNS), setting.centre)
     return result.model_copy(update={"diagnostics": sentences(result, without)})
 
 
@@ -125,76 +146,98 @@ def check_options(estimator: str, delta: float, bootstrap: int) -> None:
         raise FitError(f"bootstrap is {bootstrap}.", hint="Give the number of refits, or 0 for none.")
 
 
-def check(observations: Observations, parameters: int) -> None:
-    """Raises FitError, naming the row, when the table cannot be fitted."""
-    n = len(observations.loss)
-    for name in ("params", "tokens", "loss", "flops", "cluster"):
-        column = getattr(observations, name)
-        if column is None:
-            continue
-        if len(column) != n:
-            raise FitError(
-                f"Column {name!r} has {len(column)} rows and 'loss' has {n}.", hint="Give equal lengths."
-            )
-        if name == "cluster":
-            continue
-        bad = [i for i, v in enumerate(column) if not (np.isfinite(v) and v > 0)]
-        if bad:
-            raise FitError(
-                f"Row {bad[0]} (the first is 0) has {name} = {column[bad[0]]}.",
-                hint="Every value must be a positive number; drop failed runs.",
-            )
-    if n <= parameters:
-        raise FitError(
-            f"The table has {n} runs and the law has {parameters} parameters.",
-            hint=f"Measure at least {parameters + 1} runs: 4 sizes x 3 token counts is a good start.",
-        )
-    for name, word in (("params", "size N"), ("tokens", "token count D")):
-        if len(set(getattr(observations, name))) == 1:
-            raise FitError(f"All runs have the same {word}.", hint="A law needs runs that vary both N and D.")
-
-
 def flops_model(observations: Observations) -> FlopsModel:
     """F(N) = kappa N^gamma by a log-linear fit of FLOPs a token; exactly 6 N when none are given."""
-    if observations.flops is None:
+    columns = observations.arrays()
+    if not {"params", "tokens", "flops"} <= columns.keys():
         return FlopsModel()
-    x = np.log(np.array(observations.params))
-    y = np.log(np.array(observations.flops) / np.array(observations.tokens))
-    gamma = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    x, y = np.log(columns["params"]), np.log(columns["flops"] / columns["tokens"])
+    spread = float(((x - x.mean()) ** 2).sum())
+    gamma = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else 1.0
     return FlopsModel(kappa=float(np.exp(y.mean() - gamma * x.mean())), gamma=gamma)
 
 
-def best_of_starts(problem: Problem) -> tuple[Array, float, int, int]:
+def best_of_starts(setting: Setting) -> tuple[Array, float, int, int]:
     """Best parameters (1, p), their objective, starts within 0.1% of it, and starts made."""
-    law = problem.law
-    grid = law.start_grid()
-    start = np.concatenate([np.full((len(grid), law.linear), _third(problem)), grid], axis=1)
-    linear = np.arange(start.shape[1]) < law.linear
-    wide = replace(problem, delta=max(problem.delta, DELTA))
+    problem, few = setting.problem, _some_rows(setting).problem
+    start = _starts(setting)
+    linear = np.arange(start.shape[1]) < problem.law.linear
+    wide = replace(few, delta=max(problem.delta, DELTA))
     projected, _, _ = solve.minimise(wide, start, free=linear, limits=solve.ROUGH)
     theta, objective, _ = solve.minimise(wide, projected, limits=solve.FAIR)
     best = int(objective.argmin())
     polished, lowest, _ = solve.minimise(wide, theta[best : best + 1])
     near = int((objective <= lowest[0] * 1.001 + 1e-15).sum())
-    if problem.delta < DELTA:
+    if few is not problem or problem.delta < DELTA:
         polished, lowest, _ = solve.minimise(problem, polished)
-    return polished, float(lowest[0]), near, len(grid)
+    return polished, float(lowest[0]), near, len(start)
 
 
-def _third(problem: Problem) -> float:
-    """An equal share of the geometric mean loss for each linear parameter."""
-    return float(np.exp(problem.log_loss.mean())) / problem.law.linear
+def _starts(setting: Setting) -> Array:
+    """(starts, p) in the solver's coordinates: the law's own, and its published constants, fixed ones set."""
+    law = setting.problem.law
+    own = law.uncentre(law.start_grid(float(np.exp(setting.problem.log_loss.mean()))), setting.centre)
+    known = [[p.values[name] for name in law.names] for p in law.published]
+    natural = np.concatenate([own, np.array(known).reshape(len(known), own.shape[1])])
+    for name, value in setting.fixed.items():
+        natural[:, law.names.index(name)] = value
+    start = law.recentre(natural, setting.centre)
+    return start[np.isfinite(start).all(axis=1)]
 
 
-def _setting(observations: Observations, law: solve.Law, delta: float) -> Setting:
-    x, centre = law.features(np.array(observations.params), np.array(observations.tokens))
+def _held(law: solve.Law, fixed: Mapping[str, float | None]) -> dict[str, float]:
+    """Parameters that stay as they are, and their values."""
+    for name in fixed:
+        if name not in law.names:
+            raise FitError(
+                f"The law {law.name} has no parameter {name!r}.", hint=f"It has {', '.join(law.names)}."
+            )
+    held = {name: value for name, value in {**law.held, **fixed}.items() if value is not None}
+    if len(held) == len(law.names):
+        raise FitError("Every parameter is fixed: there is nothing to fit.", hint="Free at least one.")
+    return held
+
+
+def _setting(observations: Observations, law: solve.Law, fixed: Mapping[str, float], delta: float) -> Setting:
+    # A fixed amplitude is fixed in the units of the columns, which centring would change.
+    x, centre = law.features(observations.arrays(), centred=not fixed)
     log_loss = np.log(np.array(observations.loss))[None]
+    free = np.array([name not in fixed for name in law.names])
     return Setting(
-        problem=Problem(law, x, log_loss, np.ones_like(log_loss), delta),
+        problem=Problem(law, x, log_loss, np.ones_like(log_loss), delta, free),
         centre=centre,
+        fixed=fixed,
         cluster=intervals.clusters_of(observations.cluster, log_loss.shape[1]),
         compute=observations.compute(),
     )
+
+
+def _some_rows(setting: Setting) -> Setting:
+    """At most `MANY_RUNS` of the runs, evenly spaced in compute."""
+    n = len(setting.compute)
+    if n <= MANY_RUNS:
+        return setting
+    order = np.argsort(setting.compute, kind="stable")
+    at = np.sort(order[np.linspace(0, n - 1, MANY_RUNS).astype(int)])
+    return replace(setting, problem=setting.problem.rows(at), compute=setting.compute[at])
+
+
+def _weighted(setting: Setting, observations: Observations) -> tuple[Setting, float]:
+    """Weights by inverse variance where evaluations have standard errors, and their typical relative size.
+
+    The variance of a run is that between runs, from the residuals of an unweighted fit, and its own
+    evaluation's; weights have mean 1.
+    """
+    if observations.loss_se is None:
+        return setting, 0.0
+    evaluation = np.array(observations.loss_se) / np.array(observations.loss)
+    typical = float(np.sqrt(np.mean(evaluation**2)))
+    problem = setting.problem
+    theta, _, _, _ = best_of_starts(setting)
+    residual = np.log(problem.law.value(theta, problem.x)[0]) - problem.log_loss[0]
+    noise = intervals.run_noise(residual, int(problem.free.sum()), setting.cluster, typical)
+    weight = 1.0 / (noise.run**2 + evaluation**2)
+    return replace(setting, problem=replace(problem, weight=(weight / weight.mean())[None])), typical
 
 
 def _free_scale(setting: Setting) -> Setting:
@@ -204,109 +247,28 @@ def _free_scale(setting: Setting) -> Setting:
     DELTA^2), so the width is about 1e-6 mean |r|: least absolute deviations in all but name.
     """
     problem = setting.problem
-    theta, _, _, _ = best_of_starts(problem)
+    theta, _, _, _ = best_of_starts(setting)
     residual = np.log(problem.law.value(theta, problem.x)) - problem.log_loss
     width = max(DELTA**2 * float(np.abs(residual).mean()), 1e-12)
     return replace(setting, problem=replace(problem, delta=width))
 
 
 def _prior(setting: Setting) -> Prior | None:
-    """The weak prior for small tables; None when the data can stand alone.
+    """The weak prior for small tables; None when the data can stand alone, or the law has no such exponents.
 
     Its noise is the residual sd of a fit without it, shrunk to `PRIOR_NOISE`.
     """
     problem = setting.problem
     n, clusters = problem.x.shape[1], int(setting.cluster.max()) + 1
-    if n >= SMALL_RUNS and clusters >= FEW_CLUSTERS:
+    at = tuple(i for i in problem.law.exponents_at if problem.free[i])
+    if (n >= SMALL_RUNS and clusters >= FEW_CLUSTERS) or not at:
         return None
-    theta, _, _, _ = best_of_starts(problem)
+    theta, _, _, _ = best_of_starts(setting)
     residual = np.log(problem.law.value(theta, problem.x)[0]) - problem.log_loss[0]
-    df = max(0, n - theta.shape[1])
+    df = max(0, n - int(problem.free.sum()))
     variance = (PRIOR_NOISE_DF * PRIOR_NOISE**2 + (residual**2).sum()) / (PRIOR_NOISE_DF + df)
-    centre = np.full((1, theta.shape[1] - problem.law.linear), np.log(PRIOR_EXPONENT))
-    return Prior(noise=float(np.sqrt(variance)), centre=centre, sd=PRIOR_SD)
-
-
-def _bootstrap(
-    setting: Setting, theta: Array, fitted: Array, noise: intervals.Noise, draws: int, seed: int
-) -> tuple[Array, str, int]:
-    """(k, p) parameters of the draws that converged, the method's name, and how many did not."""
-    if draws == 0:
-        return np.empty((0, theta.shape[1])), "none", 0
-    rng = np.random.default_rng(seed)
-    problem, law = setting.problem, setting.problem.law
-    if setting.cluster.max() + 1 >= FEW_CLUSTERS:
-        method = "pairs by cluster"
-        problem = replace(problem, weight=intervals.pairs_weights(setting.cluster, draws, rng))
-    else:
-        method = "parametric by cluster"
-        noisy = intervals.noisy_log_losses(fitted, noise, setting.cluster, draws, rng)
-        problem = replace(problem, log_loss=noisy)
-    if problem.prior is not None:
-        centre = problem.prior.centre + PRIOR_SD * rng.standard_normal((draws, problem.prior.centre.shape[1]))
-        problem = replace(problem, prior=replace(problem.prior, centre=centre))
-    found, _, done = solve.minimise(problem, np.repeat(theta, draws, axis=0))
-    kept = law.uncentre(found[done], setting.centre)
-    return kept, method, int(draws - len(kept))
-
-
-def _holdout(setting: Setting, theta: Array) -> tuple[tuple[Holdout, ...], npt.NDArray[np.intp]]:
-    """Ordered hold-outs: fit the cheaper runs, predict the dearer ones; and each row's experiment.
-
-    A cheaper part needs twice as many runs as parameters and at least two N and two D.
-    """
-    problem, compute = setting.problem, setting.compute
-    n, p = len(compute), theta.shape[1]
-    sizes = np.unique(np.linspace(2 * p, n - 1, HOLDOUTS).astype(int)) if n > 2 * p else np.empty(0, int)
-    limits = np.unique(np.sort(compute)[sizes - 1])
-    inside = compute <= limits[:, None]
-    usable = np.array([_varied(problem.x[:, row]) and not row.all() for row in inside], dtype=bool)
-    limits, inside = limits[usable], inside[usable]
-    if len(limits) == 0:
-        return (), np.empty(0, np.intp)
-    found, _, _ = solve.minimise(
-        replace(problem, weight=inside.astype(np.float64)),
-        np.repeat(theta, len(limits), axis=0),
-        limits=solve.FAIR,
-    )
-    error = problem.law.value(found, problem.x) / np.exp(problem.log_loss) - 1.0
-    rows, experiment = [], []
-    for k, limit in enumerate(limits):
-        targets = np.flatnonzero(~inside[k])
-        targets = targets[np.argsort(compute[targets], kind="stable")]
-        for i in targets[np.unique(np.linspace(0, len(targets) - 1, HOLDOUT_TARGETS).astype(int))]:
-            rows.append(
-                Holdout(
-                    fitted_runs=int(inside[k].sum()),
-                    fitted_max_flops=float(limit),
-                    flops=float(compute[i]),
-                    ratio=float(compute[i] / limit),
-                    error=float(error[k, i]),
-                )
-            )
-            experiment.append(k)
-    return tuple(rows), np.array(experiment, np.intp)
-
-
-def _varied(x: Array) -> bool:
-    return bool(x.size and (np.ptp(x, axis=1) > 0).all())
-
-
-def _leave_one_out(setting: Setting, theta: Array) -> Array:
-    """(clusters, p) parameters without each cluster; empty when clusters are many or one is the rest."""
-    clusters = int(setting.cluster.max()) + 1
-    problem = setting.problem
-    kept = setting.cluster != np.arange(clusters)[:, None]
-    if clusters <= SMALL_RUNS:
-        kept = kept[[_varied(problem.x[:, row]) for row in kept]]
-    if clusters > SMALL_RUNS or len(kept) == 0:
-        return np.empty((0, theta.shape[1]))
-    found, _, _ = solve.minimise(
-        replace(problem, weight=kept.astype(np.float64)),
-        np.repeat(theta, len(kept), axis=0),
-        limits=solve.FAIR,
-    )
-    return problem.law.uncentre(found, setting.centre)
+    centre = np.full((1, len(at)), np.log(PRIOR_EXPONENT))
+    return Prior(noise=float(np.sqrt(variance)), centre=centre, sd=PRIOR_SD, at=at)
 
 
 def _thin(draws: Array, keep: int) -> Array:
@@ -317,7 +279,7 @@ def _thin(draws: Array, keep: int) -> Array:
 
 
 def _at_bound(law: solve.Law, draws: Array) -> npt.NDArray[np.bool_]:
-    """(k,) draws with an exponent at its bound."""
+    """(k,) draws with a shape parameter at its bound."""
     shape = draws[:, law.linear :]
     return np.asarray(((shape <= law.lower[law.linear :]) | (shape >= law.upper[law.linear :])).any(axis=1))
 

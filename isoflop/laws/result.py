@@ -2,73 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from isoflop.errors import FitError
 from isoflop.laws import intervals
-from isoflop.laws.registry import law_named
-from isoflop.laws.solve import Array
-from isoflop.records import Interval, Record, Run
-
-
-class Observations(Record):
-    """Columns of a table of runs: N, D, loss (nats a token), FLOPs, and which runs share a trunk."""
-
-    params: tuple[float, ...]
-    tokens: tuple[float, ...]
-    loss: tuple[float, ...]
-    flops: tuple[float, ...] | None = None  # None: 6 N D
-    cluster: tuple[str, ...] | None = None  # None: every run is independent
-
-    @classmethod
-    def of(cls, table: Observations | Mapping[str, Any] | Any) -> Observations:
-        """From columns `params`, `tokens`, `loss` and optional `flops`, `cluster` (dict, pandas, ...)."""
-        if isinstance(table, Observations):
-            return table
-        columns = {name: _column(table, name) for name in cls.model_fields}
-        for name in ("params", "tokens", "loss"):
-            if columns[name] is None:
-                raise FitError(
-                    f"The table has no column {name!r}.",
-                    hint="Needed: params, tokens, loss; optional: flops, cluster.",
-                )
-        cluster = columns.pop("cluster")
-        try:
-            numbers = {k: None if v is None else tuple(float(x) for x in v) for k, v in columns.items()}
-        except (TypeError, ValueError) as error:
-            raise FitError(
-                f"The table has a cell that is not a number: {error}.", hint="Drop or mend that row."
-            ) from error
-        return cls(**numbers, cluster=None if cluster is None else tuple(str(x) for x in cluster))
-
-    @classmethod
-    def of_runs(cls, runs: Iterable[Run]) -> Observations:
-        """From finished runs; runs of one trunk form one cluster."""
-        listed = list(runs)
-        return cls(
-            params=tuple(float(r.params_matmul) for r in listed),
-            tokens=tuple(float(r.tokens) for r in listed),
-            loss=tuple(r.loss for r in listed),
-            flops=tuple(r.flops for r in listed),
-            cluster=tuple(r.trunk for r in listed),
-        )
-
-    def compute(self) -> Array:
-        """(n,) training FLOPs, 6 N D where not given."""
-        if self.flops is not None:
-            return np.array(self.flops)
-        return np.asarray(6.0 * np.array(self.params) * np.array(self.tokens))
-
-
-def _column(table: Any, name: str) -> Any:
-    try:
-        return table[name]
-    except KeyError:
-        return None
+from isoflop.laws.observations import Observations, complete
+from isoflop.laws.registry import law_named, published
+from isoflop.laws.solve import Array, Law
+from isoflop.laws.split import Split, splits
+from isoflop.records import Interval, Record
 
 
 class FlopsModel(Record):
@@ -94,7 +41,7 @@ class Holdout(Record):
 class Prediction(Interval):
     """An interval of the loss, and how far outside the data it is."""
 
-    extrapolation: float  # compute over the largest fitted compute
+    extrapolation: float | None  # compute over the largest fitted compute; None when that is not known
 
     def plain(self) -> Interval:
         """Without the extrapolation ratio, for records that hold an `Interval`."""
@@ -114,96 +61,132 @@ class Optimum(Record):
 class Fit(Record):
     """A fitted law. `draws` are bootstrap parameters in the order of `law`'s names."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     law: str
-    estimator: str
+    estimator: str  # or "published"
     delta: float = 1e-3  # Huber width on ln L; inf for least squares
     params: dict[str, float]
-    se: dict[str, float]  # bootstrap standard errors; empty without bootstrap
-    n: int
-    n_clusters: int
-    objective: float  # sum of Huber losses (or half squares) of `residuals`, prior included
-    starts: int
-    starts_at_optimum: int  # within 0.1% of the best objective (at a Huber width of 1e-3 if narrower)
-    bootstrap: str  # "pairs by cluster", "parametric by cluster" or "none"
-    seed: int
-    draws: tuple[tuple[float, ...], ...]
-    draws_failed: int  # did not converge, and are left out
-    draws_at_bound: int  # alpha or beta ended at its bound; kept
-    residuals: tuple[float, ...]  # ln prediction - ln observation
-    noise_sd: float  # relative, run to run, shrunk to a prior (`intervals.run_noise`)
-    noise_df: int  # that it is known to
-    model_sigma: float  # sigma0 of `intervals.model_sd`
-    prior: bool  # weak prior on the exponents was used
-    flops_model: FlopsModel
-    observations: Observations
+    fixed: tuple[str, ...] = ()  # parameters that were held
+    se: dict[str, float] = Field(default_factory=dict)  # bootstrap standard errors; empty without bootstrap
+    n: int = 0
+    n_clusters: int = 0
+    objective: float = 0.0  # sum of Huber losses (or half squares) of `residuals`, prior included
+    aicc: float | None = None  # of a Huber density of ln L with a free scale, see `likelihood`
+    bic: float | None = None
+    starts: int = 0
+    starts_at_optimum: int = 0  # within 0.1% of the best objective (at a Huber width of 1e-3 if narrower)
+    bootstrap: str = "none"  # "pairs by cluster", "parametric by cluster", "one step, ..." or "none"
+    seed: int = 0
+    draws: tuple[tuple[float, ...], ...] = ()
+    draws_failed: int = 0  # did not converge, and are left out
+    draws_at_bound: int = 0  # a shape parameter ended at its bound; kept
+    residuals: tuple[float, ...] = ()  # ln prediction - ln observation
+    noise_sd: float = intervals.NOISE_PRIOR  # relative, run to run, shrunk to a prior (`intervals.run_noise`)
+    noise_df: int = intervals.NOISE_PRIOR_DF  # that it is known to
+    evaluation_sd: float = 0.0  # relative, of one evaluation, where the table has its standard errors
+    model_sigma: float = intervals.MODEL_SIGMA  # sigma0 of `intervals.model_sd`
+    prior: bool = False  # weak prior on the exponents was used
+    flops_model: FlopsModel = FlopsModel()
+    max_flops: float | None = None  # largest fitted compute
+    observations: Observations = Observations(columns={}, loss=())
     holdout: tuple[Holdout, ...] = ()
     diagnostics: tuple[str, ...] = ()
+
+    @classmethod
+    def of_published(cls, name: str) -> Fit:
+        """A law with constants as published; it has no draws. Raises FitError for an unknown name."""
+        law, constants = published(name)
+        return cls(
+            law=law.name,
+            estimator="published",
+            params={key: float(constants.values[key]) for key in law.names},
+            max_flops=constants.max_flops,
+            diagnostics=(
+                f"Constants as published: {constants.source}.",
+                "Published constants have no draws: intervals of losses hold run-to-run noise and model error"
+                " only, and those of N and D are points.",
+            ),
+        )
 
     @property
     def theta(self) -> Array:
         """(1, p) fitted parameters."""
-        return np.array([[self.params[name] for name in law_named(self.law).names]])
+        return np.array([[self.params[name] for name in self._law.names]])
 
     @property
     def draws_array(self) -> Array:
         """(k, p) bootstrap draws; the fitted parameters alone when there was no bootstrap."""
         return np.array(self.draws) if self.draws else self.theta
 
-    @property
-    def max_flops(self) -> float:
-        """Largest fitted compute."""
-        return float(self.observations.compute().max())
-
     def flops(self, params: float, tokens: float) -> float:
         """Training FLOPs of a run, by the fitted cost a token."""
         return float(self.flops_model.per_token(params)) * tokens
 
-    def extrapolation(self, params: float, tokens: float) -> float:
-        """Compute of a run over the largest fitted compute."""
-        return self.flops(params, tokens) / self.max_flops
+    def extrapolation(self, params: Any = None, tokens: Any = None, **others: Any) -> float | None:
+        """How far outside the runs a query is: compute over the largest fitted compute.
 
-    def loss(self, params: Any, tokens: Any) -> Array:
-        """(points,) fitted losses, nats a token."""
-        return np.asarray(law_named(self.law).loss(self.theta, *_points(params, tokens))[0])
+        For laws in one covariate, the covariate beyond its fitted range, as a ratio of at least one when
+        outside. None when the range is not known.
+        """
+        if splits(self._law):
+            return None if self.max_flops is None else self.flops(params, tokens) / self.max_flops
+        columns = self._columns(params, tokens, others)
+        known = [(columns[name][0], self.observations.columns[name]) for name in columns if self.n]
+        return max((max(v / max(seen), min(seen) / v) for v, seen in known), default=None)
 
-    def predict_draws(self, params: Any, tokens: Any) -> Array:
+    def loss(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
+        """(points,) fitted losses, nats a token; `others` are the law's further covariates by name."""
+        return np.asarray(self._law.loss(self.theta, self._columns(params, tokens, others))[0])
+
+    def predict_draws(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
         """(draws, points) losses of every bootstrap draw: parameters only, no noise or model error."""
-        return law_named(self.law).loss(self.draws_array, *_points(params, tokens))
+        return self._law.loss(self.draws_array, self._columns(params, tokens, others))
 
-    def predict(self, params: float, tokens: float, interval: float = 0.9) -> Prediction:
-        """Loss of one new run: parameters, run-to-run noise and model error (see `intervals`)."""
-        return self._predict(params, tokens, interval, "new run")
+    def predict(
+        self, params: float | None = None, tokens: float | None = None, interval: float = 0.9, **others: float
+    ) -> Prediction:
+        """Measured loss of one new run: parameters, noise, model error (see `intervals`)."""
+        return self._predict(params, tokens, interval, "new run", others)
 
-    def mean(self, params: float, tokens: float, interval: float = 0.9) -> Prediction:
-        """Mean loss of runs of this N and D: parameters and model error."""
-        return self._predict(params, tokens, interval, "mean")
+    def mean(
+        self, params: float | None = None, tokens: float | None = None, interval: float = 0.9, **others: float
+    ) -> Prediction:
+        """Mean loss of runs of these covariates: parameters and model error."""
+        return self._predict(params, tokens, interval, "mean", others)
 
-    def _predict(self, params: float, tokens: float, level: float, of: str) -> Prediction:
+    def _predict(
+        self, params: float | None, tokens: float | None, level: float, of: str, others: Mapping[str, float]
+    ) -> Prediction:
         check_level(level)
-        value = float(self.loss(params, tokens)[0])
-        draws = self.predict_draws(params, tokens)[:, 0]
-        ratio = self.extrapolation(params, tokens)
-        model = float(intervals.model_sd(ratio, self.model_sigma))
+        value = float(self.loss(params, tokens, **others)[0])
+        draws = self.predict_draws(params, tokens, **others)[:, 0]
+        return self.around(value, draws, self.extrapolation(params, tokens, **others), level, of)
+
+    def around(
+        self, value: float, draws: Array, ratio: float | None, level: float = 0.9, of: str = "new run"
+    ) -> Prediction:
+        """The interval around a predicted loss with bootstrap `draws` (k,), at a ratio of compute."""
+        model = float(intervals.model_sd(1.0 if ratio is None else ratio, self.model_sigma))
         if of == "mean":
             low, high = intervals.mean_interval(value, draws, model=model, level=level)
         else:
+            noise = float(np.hypot(self.noise_sd, self.evaluation_sd))
             low, high = intervals.new_run_interval(
-                value, draws, noise=self.noise_sd, df=self.noise_df, model=model, level=level
+                value, draws, noise=noise, df=self.noise_df, model=model, level=level
             )
         return Prediction(value=value, low=low, high=high, level=level, of=of, extrapolation=ratio)
 
-    def optimum(self, flops: float, interval: float = 0.9) -> Optimum:
+    def optimum(self, flops: float, interval: float = 0.9, **others: float) -> Optimum:
         """The best split of `flops` by the fitted cost a token, and the loss of a new run there.
 
         When the fitted law has no optimum (A or B is zero) the draws' median split stands in for it.
-        Raises FitError when no draw has one either.
+        Raises FitError when no draw has one either, or the law is not one of N and D.
         """
         check_level(interval)
-        law, cost = law_named(self.law), self.flops_model
-        N, D, _ = law.optimum(self.draws_array, flops, cost.kappa, cost.gamma)
+        split = self.split(**others)
+        N, D, _ = split.optimum(self.draws_array, flops)
         defined = np.isfinite(N) & np.isfinite(D) & (N > 0) & (D > 0)
-        point = [float(v[0]) for v in law.optimum(self.theta, flops, cost.kappa, cost.gamma)[:2]]
+        point = [float(v[0]) for v in split.optimum(self.theta, flops)[:2]]
         if not all(np.isfinite(v) and v > 0 for v in point):
             if not defined.any():
                 raise FitError(
@@ -211,32 +194,61 @@ class Fit(Record):
                     hint="Add runs that vary both N and D by at least 4x.",
                 )
             middle = float(np.median(N[defined]))
-            point = [middle, flops / float(cost.per_token(middle))]
+            point = [middle, flops / float(self.flops_model.per_token(middle))]
         ends = [
             intervals.quantiles(v[defined], interval) if defined.any() else (p, p)
             for v, p in zip((N, D), point, strict=True)
         ]
-        split = [
+        best = [
             Interval(value=p, low=min(low, p), high=max(high, p), level=interval, of="optimum")
             for p, (low, high) in zip(point, ends, strict=True)
         ]
         return Optimum(
             flops=flops,
-            params=split[0],
-            tokens=split[1],
-            loss=self.predict(point[0], point[1], interval),
+            params=best[0],
+            tokens=best[1],
+            loss=self.predict(point[0], point[1], interval, **others),
             undefined_share=float(1.0 - defined.mean()),
         )
 
-    def compute_for(self, loss: float | Array, theta: Array | None = None) -> Array:
+    def compute_for(self, loss: float | Array, theta: Array | None = None, **others: float) -> Array:
         """C_base(L): FLOPs on the compute-optimal frontier that reach `loss`, nan where L <= E.
 
         `theta` (m, p) defaults to the fitted parameters (m = 1); give `draws_array` for the draws.
         `loss` broadcasts to (m,), the shape of the answer.
         """
-        law, cost = law_named(self.law), self.flops_model
-        theta = self.theta if theta is None else theta
-        return law.compute_for(theta, np.asarray(loss, dtype=np.float64), cost.kappa, cost.gamma)
+        return self.split(**others).compute_for(self.theta if theta is None else theta, loss)
+
+    def split(self, **others: float) -> Split:
+        """How this law splits compute between N and D; `others` are its further covariates.
+
+        Raises FitError when it is not a law of N and D.
+        """
+        if not splits(self._law):
+            raise FitError(
+                f"The law {self.law} is not one of size and data, so there is nothing to split.",
+                hint="Fit chinchilla, coupled, kaplan, multiplicative, over-training or repeated-data.",
+            )
+        return Split(self._law, self.flops_model.kappa, self.flops_model.gamma, others)
+
+    @property
+    def _law(self) -> Law:
+        return law_named(self.law)
+
+    def _columns(self, params: Any, tokens: Any, others: Mapping[str, Any]) -> dict[str, Array]:
+        """The law's covariates as (points,) arrays. Raises FitError when one is missing or not positive."""
+        given = {"params": params, "tokens": tokens, **others}
+        names = [name for name, value in given.items() if value is not None]
+        rows = np.broadcast_arrays(*(np.atleast_1d(np.asarray(given[n], dtype=np.float64)) for n in names))
+        columns = dict(zip(names, rows, strict=True))
+        for name, row in columns.items():
+            if not (np.isfinite(row) & ((row > 0) | (name == "sparsity"))).all():
+                raise FitError(f"A prediction needs a positive {name}.", hint=f"Give {name} above zero.")
+        return {
+            name: row
+            for name, row in complete(columns, self._law.columns)[0].items()
+            if name in self._law.columns
+        }
 
     def conf_int(self, level: float = 0.9) -> dict[str, Interval]:
         """Central bootstrap interval of every parameter."""
@@ -250,9 +262,11 @@ class Fit(Record):
     def summary(self, level: float = 0.9) -> str:
         """A plain-text table of the parameters, the quality of the fit and what to beware of."""
         head = [
-            f"{law_named(self.law).formula}   ({self.estimator})",
+            f"{self._law.formula}   ({self.estimator})",
             f"runs {self.n}   clusters {self.n_clusters}   objective {self.objective:.6g}"
             f"   starts at the optimum {self.starts_at_optimum}/{self.starts}",
+            f"AICc {_number(self.aicc)}   BIC {_number(self.bic)}"
+            f"   ordered hold-out {holdout_words(self.holdout)}",
             f"run-to-run noise {100 * self.noise_sd:.2f}%   FLOPs a token"
             f" {self.flops_model.kappa:.4g} N^{self.flops_model.gamma:.4g}",
             f"bootstrap {self.bootstrap}: {len(self.draws)} draws kept, {self.draws_failed} failed,"
@@ -261,6 +275,8 @@ class Fit(Record):
         table = [f"{'':8}{'value':>12}{'s.e.':>12}{f'{100 * level:g}% low':>12}{'high':>12}"]
         for name, part in self.conf_int(level).items():
             error = f"{self.se[name]:>12.4g}" if self.se else f"{'':>12}"
+            if name in self.fixed:
+                error = f"{'fixed':>12}"
             table.append(f"{name:8}{part.value:>12.5g}{error}{part.low:>12.4g}{part.high:>12.4g}")
         return "\n".join(
             [*head, "", *table, "", *(f"- {sentence}" for sentence in self.diagnostics)]
@@ -270,15 +286,19 @@ class Fit(Record):
         return f"<pre>{escape(self.summary())}</pre>"
 
 
-def _points(params: Any, tokens: Any) -> tuple[Array, Array]:
-    """N and D as (points,) arrays of equal length."""
-    N, D = np.broadcast_arrays(
-        np.atleast_1d(np.asarray(params, dtype=np.float64)),
-        np.atleast_1d(np.asarray(tokens, dtype=np.float64)),
+def holdout_words(rows: tuple[Holdout, ...]) -> str:
+    """The ordered hold-outs in a phrase: median size of the error and how far out."""
+    if not rows:
+        return "impossible: too few runs"
+    errors = np.array([row.error for row in rows])
+    return (
+        f"{100 * np.median(np.abs(errors)):.2f}% in the median (mean {100 * errors.mean():+.2f}%),"
+        f" up to {max(row.ratio for row in rows):.3g}x the fitted compute"
     )
-    if not (np.isfinite(N) & np.isfinite(D) & (N > 0) & (D > 0)).all():
-        raise FitError("A prediction needs positive N and D.", hint="Give params and tokens above zero.")
-    return N, D
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
 
 
 def check_level(level: float) -> None:

@@ -6,8 +6,9 @@ axis of every array. Shapes: m problems, n points, p parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,32 +18,44 @@ CHUNK_ELEMENTS = 24_000  # problems x points in one pass: the working set stays 
 
 
 class Law(Protocol):
-    """What a law must offer: see `chinchilla.Chinchilla` for shapes and units."""
+    """What a law must offer.
+
+    The solver's coordinates may differ from the natural parameters (scaled covariates, logarithms);
+    `uncentre` and `recentre` go between them. `columns` name the covariates that the law needs.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def formula(self) -> str: ...
     @property
+    def source(self) -> str: ...
+    @property
     def names(self) -> tuple[str, ...]: ...
     @property
-    def linear(self) -> int: ...
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def linear(self) -> int: ...  # that many first parameters enter linearly
     @property
     def lower(self) -> Array: ...
     @property
     def upper(self) -> Array: ...
-    def features(self, params: Array, tokens: Array) -> tuple[Array, Array]: ...
-    def start_grid(self) -> Array: ...
+    @property
+    def exponents_at(self) -> tuple[int, ...]: ...  # what the weak prior of small tables is about
+    @property
+    def held(self) -> Mapping[str, float]: ...  # fixed unless the caller says otherwise
+    @property
+    def published(self) -> tuple[Any, ...]: ...
+    @property
+    def same_split(self) -> Callable[[Array], Array] | None: ...  # -> Chinchilla's with the same best split
+    def features(self, columns: Mapping[str, Array], centred: bool = True) -> tuple[Array, Array]: ...
+    def start_grid(self, level: float) -> Array: ...
     def value(self, theta: Array, x: Array) -> Array: ...
     def jacobian(self, theta: Array, x: Array) -> tuple[Array, Array]: ...
-    def curvature(self, jac: Array, x: Array, weight: Array) -> Array: ...
+    def curvature(self, theta: Array, jac: Array, x: Array, weight: Array) -> Array | None: ...
     def uncentre(self, theta: Array, centre: Array) -> Array: ...
     def recentre(self, theta: Array, centre: Array) -> Array: ...
-    def loss(self, theta: Array, params: Array, tokens: Array) -> Array: ...
-    def optimum(
-        self, theta: Array, flops: float, kappa: float, gamma: float
-    ) -> tuple[Array, Array, Array]: ...
-    def compute_for(self, theta: Array, loss: Array, kappa: float, gamma: float) -> Array: ...
+    def loss(self, theta: Array, columns: Mapping[str, Array]) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -60,16 +73,17 @@ FAIR = Limits(tolerance=1e-7, steps=60)  # for hold-outs and the choice among st
 
 @dataclass(frozen=True)
 class Prior:
-    """Weak normal prior on the logarithms of the exponents: ((ln theta - centre)/sd)^2 / 2 for each.
+    """Weak normal prior on the logarithms of the parameters `at`: ((ln theta - centre)/sd)^2 / 2 for each.
 
     `noise` is the relative run-to-run sd that turns it into units of the objective. `centre` is
-    (m, exponents) or (1, exponents): bootstrap draws take random centres, so that the prior's own width
+    (m, len(at)) or (1, len(at)): bootstrap draws take random centres, so that the prior's own width
     is in the draws.
     """
 
     noise: float
     centre: Array
     sd: float
+    at: tuple[int, ...]
 
     def strength(self, delta: float) -> float:
         """What multiplies the prior: a residual r adds r^2/2 inside the Huber width and about delta |r|
@@ -79,29 +93,34 @@ class Prior:
 
 @dataclass(frozen=True)
 class Problem:
-    """Points shared by all problems (`x` (2, n)), and what differs: log losses and weights (m or 1, n)."""
+    """Points shared by all problems (`x` (c, n)), and what differs: log losses and weights (m or 1, n)."""
 
     law: Law
     x: Array
     log_loss: Array
     weight: Array
     delta: float  # of the Huber loss, on the log of the loss; inf is least squares
+    free: npt.NDArray[np.bool_]  # (p,) parameters that may move
     prior: Prior | None = None
 
     def take(self, index: npt.NDArray[np.intp]) -> Problem:
         def pick(a: Array) -> Array:
             return a if len(a) == 1 else a[index]
 
-        prior = self.prior and Prior(self.prior.noise, pick(self.prior.centre), self.prior.sd)
-        return Problem(self.law, self.x, pick(self.log_loss), pick(self.weight), self.delta, prior)
+        prior = self.prior and replace(self.prior, centre=pick(self.prior.centre))
+        return replace(self, log_loss=pick(self.log_loss), weight=pick(self.weight), prior=prior)
+
+    def rows(self, at: npt.NDArray[np.intp]) -> Problem:
+        """The problem of some of the points."""
+        return replace(self, x=self.x[:, at], log_loss=self.log_loss[:, at], weight=self.weight[:, at])
 
     def objective(self, theta: Array) -> Array:
         """(m,) weighted sums of Huber losses of ln(prediction) - ln(observation), prior included."""
-        size = np.abs(np.log(np.maximum(self.law.value(theta, self.x), 1e-300)) - self.log_loss)
+        size = np.abs(np.log(np.clip(self.law.value(theta, self.x), 1e-300, 1e300)) - self.log_loss)
         inside = np.minimum(size, self.delta)
         total = np.einsum("mn,mn->m", *np.broadcast_arrays(self.weight, inside * (size - 0.5 * inside)))
         if self.prior is not None:
-            z = (np.log(theta[:, self.law.linear :]) - self.prior.centre) / self.prior.sd
+            z = (np.log(theta[:, self.prior.at]) - self.prior.centre) / self.prior.sd
             total = total + 0.5 * self.prior.strength(self.delta) * (z**2).sum(axis=1)
         return np.asarray(total)
 
@@ -112,21 +131,25 @@ class Problem:
         so a large one gives the safe slow step of that method and zero gives Newton's.
         """
         value, jac = self.law.jacobian(theta, self.x)
-        value = np.maximum(value, 1e-300)
+        value = np.clip(value, 1e-300, 1e300)
         residual = np.log(value) - self.log_loss
         size = np.abs(residual)
         inside = size <= self.delta
         psi = self.weight * np.clip(residual, -self.delta, self.delta)
         majorizer = self.weight * np.where(inside, 1.0, self.delta / np.maximum(size, 1e-300))
         per_value = psi / value
-        curvature = self.law.curvature(jac, self.x, per_value)
+        curvature = self.law.curvature(theta, jac, self.x, per_value)
         gradient = np.einsum("mn,mpn->mp", per_value, jac)
         jac /= value[:, None, :]
         scale = np.einsum("mn,mpn,mpn->mp", majorizer, jac, jac, optimize=False)
-        gram = self.weight * inside + damping[:, None] * majorizer - psi
-        hessian = np.matmul(jac * gram[:, None, :], jac.transpose(0, 2, 1)) + curvature
+        if curvature is None:  # reweighted Gauss-Newton
+            gram = (1.0 + damping[:, None]) * majorizer
+            hessian = np.matmul(jac * gram[:, None, :], jac.transpose(0, 2, 1))
+        else:
+            gram = self.weight * inside + damping[:, None] * majorizer - psi
+            hessian = np.matmul(jac * gram[:, None, :], jac.transpose(0, 2, 1)) + curvature
         if self.prior is not None:
-            at = np.arange(self.law.linear, theta.shape[1])
+            at = np.array(self.prior.at)
             shape = theta[:, at]
             strength = self.prior.strength(self.delta) / self.prior.sd**2
             gradient[:, at] += strength * (np.log(shape) - self.prior.centre) / shape
@@ -149,8 +172,10 @@ def step(problem: Problem, theta: Array, damping: Array, free: npt.NDArray[np.bo
     at = np.arange(theta.shape[1])
     hessian[:, at, at] += np.where(blocked, 1.0, 0.1 * damping[:, None] + 1e-13)
     gradient = np.where(blocked, 0.0, gradient)
-    move = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0] / root
-    return np.asarray(np.clip(theta + move, law.lower, law.upper))
+    usable = np.isfinite(hessian).all(axis=(1, 2)) & np.isfinite(gradient).all(axis=1)
+    hessian = np.where(usable[:, None, None], hessian, np.eye(theta.shape[1]))
+    move = np.where(usable[:, None], -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0] / root, np.nan)
+    return np.asarray(np.where(free, np.clip(theta + move, law.lower, law.upper), theta))
 
 
 def minimise(
@@ -160,11 +185,12 @@ def minimise(
     free: npt.NDArray[np.bool_] | None = None,
     limits: Limits = FINE,
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """Minimise every problem from its start; never worse than the start.
+    """Minimise every problem from its start; never worse than the start. `free` (p,) frees fewer parameters.
 
     Returns parameters (m, p), objectives (m,), and whether each converged (m,).
     """
     m, n = len(start), problem.x.shape[1]
+    free = problem.free if free is None else problem.free & free
     size = max(1, CHUNK_ELEMENTS // n)
     theta, objective, done = start.copy(), np.empty(m), np.empty(m, bool)
     for i in range(0, m, size):
@@ -183,12 +209,11 @@ def _widths(delta: float) -> list[float]:
 
 
 def _minimise_chunk(
-    problem: Problem, start: Array, free: npt.NDArray[np.bool_] | None, limits: Limits
+    problem: Problem, start: Array, free: npt.NDArray[np.bool_], limits: Limits
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    m, p = start.shape
-    free = np.ones(p, bool) if free is None else free
-    theta = np.clip(start, problem.law.lower, problem.law.upper)
-    objective = problem.objective(theta)
+    m = len(start)
+    theta = np.where(free, np.clip(start, problem.law.lower, problem.law.upper), start)
+    objective = np.nan_to_num(problem.objective(theta), nan=np.inf)
     damping = np.full(m, 0.3)
     done, refused = np.zeros(m, bool), np.zeros(m, bool)
     for _ in range(limits.steps):

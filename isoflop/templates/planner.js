@@ -47,9 +47,9 @@ const planner = (() => {
     const value = lossAt(law.theta, params, tokens);
     const losses = law.draws.length > 1 ? law.draws.map((draw) => lossAt(draw, params, tokens)) : [];
     const { low, high } = around(value, losses, law.tails);
-    const model = law.model_z * law.model_sigma * Math.log2(1 + Math.max(ratio, 1));
-    const below = Math.hypot(Math.log(value / low), model, law.noise);
-    const above = Math.hypot(Math.log(high / value), model, law.noise);
+    const model = law.model_sd * Math.pow(Math.log2(1 + Math.max(ratio, 1)), law.model_power);
+    const below = Math.hypot(Math.log(value / low), law.model_sides[0] * model, law.noise);
+    const above = Math.hypot(Math.log(high / value), law.model_sides[1] * model, law.noise);
     return { value, low: value * Math.exp(-below), high: value * Math.exp(above) };
   }
 

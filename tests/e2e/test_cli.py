@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import typer
 
 from isoflop.cli import app, main
 from isoflop.records import Result
@@ -59,8 +61,8 @@ def refused(answer: Answer, *words: str) -> None:
 
 
 def test_help_of_every_command_has_an_example(isoflop) -> None:  # type: ignore[no-untyped-def]
-    names = [c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands]
-    assert len(names) >= 11
+    names = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert len(names) >= 15
     for name in names:
         answer = isoflop(name, "--help")
         assert answer.code == 0
@@ -68,8 +70,6 @@ def test_help_of_every_command_has_an_example(isoflop) -> None:  # type: ignore[
 
 
 def test_every_option_is_explained() -> None:
-    import typer
-
     for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{command.name} {parameter.name}"
@@ -229,3 +229,104 @@ def test_an_unknown_option_is_a_usage_error(isoflop) -> None:  # type: ignore[no
     answer = isoflop("run", "--bugdet", "5m")
     assert answer.code == 2
     assert "--budget" in answer.err or "bugdet" in answer.err
+
+
+# -- laws: any table, any published constants -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-six runs under names that have to be guessed."""
+    rng = np.random.default_rng(0)
+    N = np.repeat(np.geomspace(1e7, 1e9, 6), 6)
+    D = N * np.tile(np.geomspace(5, 80, 6), 6)
+    loss = (1.8 + 480.0 / N**0.35 + 2100.0 / D**0.37) * np.exp(0.003 * rng.standard_normal(36))
+    path = tmp_path_factory.mktemp("tables") / "runs.csv"
+    rows = [f"run{i},{n / 1e6},{d},{v}" for i, (n, d, v) in enumerate(zip(N, D, loss, strict=True))]
+    path.write_text("\n".join(["Name,Model Size (M),tokens_seen,val_loss", *rows]))
+    return path
+
+
+def test_a_table_becomes_a_law_a_prediction_and_a_plan(isoflop, runs_csv: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    saved = tmp_path / "law.json"
+    answer = isoflop(
+        "fit", runs_csv, "--estimator", "huber-sum", "--bootstrap", 200, "--out", saved, "--json"
+    )
+    assert answer.code == 0, answer.err
+    law = json.loads(answer.out)
+    wanted = {
+        "law",
+        "n",
+        "params",
+        "se",
+        "objective",
+        "starts",
+        "starts_at_optimum",
+        "holdout",
+        "diagnostics",
+    }
+    assert wanted <= law.keys()
+    assert (law["law"], law["n"]) == ("chinchilla", 36)
+    assert any("'Model Size (M)', in M" in sentence for sentence in law["diagnostics"])
+    answer = isoflop("predict", saved, "--params", "2e9", "--tokens", "4e10", "--interval", 0.9, "--json")
+    found = json.loads(answer.out)
+    truth = 1.8 + 480.0 / 2e9**0.35 + 2100.0 / 4e10**0.37
+    assert found["low"] < truth < found["high"]
+    assert found["extrapolation"] == pytest.approx(2e9 * 4e10 / (1e9 * 8e10))
+    plan = json.loads(isoflop("plan", saved, "--flops", "1e21", "--json").out)
+    for key in ("params", "tokens", "loss"):
+        assert plan[key]["low"] <= plan[key]["value"] <= plan[key]["high"]
+    assert 6 * plan["params"]["value"] * plan["tokens"]["value"] == pytest.approx(1e21)
+
+
+def test_laws_print_words_and_tables(isoflop, runs_csv: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "Hoffmann et al. 2203.15556" in isoflop("laws").out
+    listed = json.loads(isoflop("laws", "--json").out)
+    assert {"chinchilla", "kaplan", "coupled", "repeated-data", "broken-1"} <= {law["law"] for law in listed}
+    answer = isoflop("fit", runs_csv, "--bootstrap", 50, "--law", "auto")
+    assert "Which law" in answer.out
+    assert "ordered hold-out" in answer.out
+    assert "alpha" in answer.out
+    plan = isoflop("plan", "besiroglu-2024", "--flops", "5.76e23", "--unique-tokens", "1e12")
+    assert "Twice the unique data would be worth" in plan.out
+    assert (
+        "interval of a new run"
+        in isoflop("predict", "besiroglu-2024", "--params", "7e9", "--tokens", "1e12").out
+    )
+    repeated = isoflop("predict", "muennighoff-2023", "--params", "6.34e9", "--tokens", "242e9", "--with",
+                       "unique_tokens=25e9", "--json")  # fmt: skip
+    assert json.loads(repeated.out)["loss"] == pytest.approx(2.2256440889984477)
+
+
+def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("--map", "params=Model Size (M):M", "tokens=tokens_seen", "loss=val_loss")
+    for order in ((runs_csv, *words), (*words, runs_csv)):
+        answer = isoflop("fit", *order, "--bootstrap", 0, "--json")
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out)["params"]["E"] == pytest.approx(1.8, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("fit", "TABLE", "--map", "loss=valloss"), "no column 'valloss'"),
+        (("fit", "TABLE", "--map", "loss"), "not ROLE=COLUMN"),
+        (("fit", "TABLE", "--law", "chinchila"), "no law named 'chinchila'"),
+        (("fit", "TABLE", "--estimator", "mean"), "no estimator named 'mean'"),
+        (("fit", "TABLE", "--fix", "alpha=half"), "cannot be fixed at 'half'"),
+        (("fit", "TABLE", "TABLE"), "second table"),
+        (("fit", "none.csv"), "none.csv does not exist"),
+        (("predict", "TABLE", "--params", "1e9", "--tokens", "1e9"), "not a saved fit"),
+        (("predict", "besiroglu-2024", "--params", "1e9"), "no column 'tokens'"),
+        (("predict", "besiroglu-2024", "--params", "-1", "--tokens", "1e9"), "positive params"),
+        (
+            ("predict", "nobody-2031", "--params", "1e9", "--tokens", "1e9"),
+            "neither a file nor a published law",
+        ),
+        (("plan", "besiroglu-2024"), "needs a compute budget"),
+        (("plan", "besiroglu-2024", "--flops", "-3"), "flops is -3"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--with", "a=b"), "not a number"),
+    ],
+)
+def test_bad_tables_and_laws(isoflop, runs_csv: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    refused(isoflop(*(runs_csv if word == "TABLE" else word for word in words)), says)

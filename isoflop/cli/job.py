@@ -1,55 +1,29 @@
-"""The command line: one subcommand a stage. It parses, calls and prints; it decides nothing."""
+"""The main job's commands: one subcommand a stage. They parse, call and print; they decide nothing."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from isoflop import terminal
-from isoflop.errors import IsoflopError
+from isoflop.cli.options import (
+    DEFAULT_PROJECT,
+    BudgetOption,
+    FieldOption,
+    HeldoutOption,
+    JsonOption,
+    ProjectOption,
+    SeedOption,
+    ShareOption,
+    SourcesArgument,
+    TokenizerOption,
+    VocabOption,
+    open_project,
+)
 from isoflop.terminal import Terminal, out, table
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="A compute budget in, the best language model it buys out, with the measured law that says why.\n\n"
-    "Example: [bold]isoflop run docs/ --budget 5m[/bold]",
-)
-
-ProjectOption = Annotated[
-    Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, data order and bootstrap.")]
-SourcesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Files, folders, globs (.txt .md .py .jsonl[.gz|.zst] .parquet), a Hugging Face dataset folder "
-        "or name. None: the Python standard library's source code."
-    ),
-]
-FieldOption = Annotated[str, typer.Option(help="Field that holds the text in JSONL, Parquet and datasets.")]
-VocabOption = Annotated[int | None, typer.Option(help="Vocabulary size; chosen from the budget when absent.")]
-TokenizerOption = Annotated[
-    Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
-]
-HeldoutOption = Annotated[float, typer.Option(help="Share of documents held out, by hash of their text.")]
-BudgetOption = Annotated[
-    str, typer.Option("--budget", "-b", help="Time (90s, 5m, 2h, 1d) or compute (3e14flops).")
-]
-ShareOption = Annotated[float, typer.Option(help="Share of the budget that the ladder may spend.")]
-DEFAULT_PROJECT = Path("isoflop-project")
-
-
-def _open(folder: Path, *, create: bool = False) -> Any:
-    from isoflop.store import Project
-
-    return Project(folder, create=create)
+app = typer.Typer()
 
 
 def _corpus_config(
@@ -113,7 +87,7 @@ def corpus(
     """
     from isoflop.pipeline import corpus_of
 
-    home = _open(project, create=True)
+    home = open_project(project, create=True)
     with home.lock(), Terminal() as progress:
         built = corpus_of(home, _corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress)
     if json:
@@ -147,7 +121,7 @@ def sweep(
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
 
-    parsed, home = Budget.parse(budget), _open(project)
+    parsed, home = Budget.parse(budget), open_project(project)
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
         key = key_of(text, parsed, seed, 1.0)
@@ -175,66 +149,6 @@ def sweep(
 
 
 @app.command()
-def fit(
-    project: ProjectOption = DEFAULT_PROJECT,
-    law: Annotated[str, typer.Option(help="The law.")] = "chinchilla",
-    seed: SeedOption = 0, json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Fit the scaling law to the project's ladder.
-
-    Example: [bold]isoflop fit --project my-project[/bold]
-    """
-    from isoflop.pipeline import corpus_of, fit_runs
-
-    home = _open(project)
-    _, fitted = fit_runs(home, corpus_of(home), law=law, seed=seed)
-    if json:
-        out(fitted)
-    else:
-        typer.echo(fitted.summary())
-
-
-@app.command()
-def plan(
-    budget: BudgetOption = "5m", project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0,
-    json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Say what a budget, all of it for one run, would buy by the fitted law.
-
-    Example: [bold]isoflop plan --budget 2h[/bold]
-    """
-    from isoflop.budget import Budget
-    from isoflop.pipeline import corpus_of, fit_runs, key_of, make_plan
-
-    parsed, home = Budget.parse(budget), _open(project)
-    with home.lock(), Terminal() as progress:
-        text = corpus_of(home)
-        fit_id, fitted = fit_runs(home, text, seed=seed)
-        key = key_of(text, parsed, seed, 0.0) + fit_id[:8]
-        made = make_plan(home, text, fitted, fit_id, parsed, key=key, seed=seed, progress=progress)
-    if json:
-        out(made)
-        return
-    model = made.config.model
-    table(f"Plan for {parsed}", ("", "value"), [
-        ("shape", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads"),
-        ("parameters N", f"{made.params:,}"),
-        ("tokens D", f"{made.tokens:,}"),
-        ("batch, tokens", f"{made.config.batch_tokens:,}"),
-        ("rates: matrices, embedding, head",
-         f"{made.config.lr_matrix:.3g}, {made.config.lr_embed:.3g}, {made.config.lr_head:.3g}"),
-        ("compute, FLOPs", f"{made.flops:.3g}"),
-        ("seconds", f"{made.seconds:.0f}"),
-        ("memory MB", f"{made.memory_bytes / 1e6:.0f}"),
-        ("loss of a new run", _interval(made.loss)),
-        ("with twice the budget", _interval(made.doubling_loss)),
-        ("one more doubling saves", _interval(made.doubling_saves)),
-    ])  # fmt: skip
-    for note in made.notes:
-        typer.echo(f"- {note}")
-
-
-@app.command()
 def train(
     project: ProjectOption = DEFAULT_PROJECT,
     width: Annotated[int | None, typer.Option(help="d_model.")] = None,
@@ -249,7 +163,7 @@ def train(
     """
     from isoflop.pipeline import chosen_config, corpus_of, train_model
 
-    home = _open(project)
+    home = open_project(project)
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
         config = chosen_config(
@@ -276,7 +190,7 @@ def evaluate(
     """
     from isoflop.pipeline import corpus_of, evaluate_folder
 
-    scores = evaluate_folder(model, corpus_of(_open(project)), eval_tokens=tokens)
+    scores = evaluate_folder(model, corpus_of(open_project(project)), eval_tokens=tokens)
     if json:
         out(vars(scores))
         return
@@ -306,7 +220,7 @@ def sample(
     from isoflop.pipeline import sample as write
 
     samples = write(
-        model, corpus_of(_open(project)), prompt or [""],
+        model, corpus_of(open_project(project)), prompt or [""],
         tokens=tokens, temperature=temperature, top_k=top_k, seed=seed,
     )  # fmt: skip
     if json:
@@ -329,7 +243,7 @@ def report(
     """
     from isoflop.report import write_report
 
-    typer.echo(write_report(_open(project), path))
+    typer.echo(write_report(open_project(project), path))
 
 
 @app.command(name="ls")
@@ -340,7 +254,7 @@ def list_(project: ProjectOption = DEFAULT_PROJECT, json: JsonOption = False) ->
     """
     from isoflop.records import Run
 
-    runs = _open(project).all("run", Run)
+    runs = open_project(project).all("run", Run)
     if json:
         out([r.model_dump(mode="json", exclude={"curve"}) for r in runs])
     else:
@@ -356,7 +270,7 @@ def show(
 
     Example: [bold]isoflop show 3f2a[/bold]
     """
-    typer.echo(_open(project).find(id).body)
+    typer.echo(open_project(project).find(id).body)
 
 
 def _runs_table(runs: list[Any]) -> None:
@@ -372,24 +286,3 @@ def _runs_table(runs: list[Any]) -> None:
             for r in runs
         ],
     )  # fmt: skip
-
-
-def _interval(value: Any) -> str:
-    return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
-
-
-def main() -> None:
-    """Run the command line; a mistake of the user's exits with 2, an interruption with 130."""
-    try:
-        app(standalone_mode=False)
-    except IsoflopError as error:
-        terminal.show_error(error)
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer._click.exceptions.ClickException as error:  # usage errors
-        error.show()
-        sys.exit(error.exit_code)

@@ -1,0 +1,39 @@
+"""The command line: `job` has the main job's stages, `laws` what can be asked of a law."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from isoflop import terminal
+from isoflop.cli import job, laws
+from isoflop.errors import IsoflopError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="A compute budget in, the best language model it buys out, with the measured law that says why.\n\n"
+    "Example: [bold]isoflop run docs/ --budget 5m[/bold]",
+)
+app.add_typer(job.app)
+app.add_typer(laws.app)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's exits with 2, an interruption with 130."""
+    try:
+        app(standalone_mode=False)
+    except IsoflopError as error:
+        terminal.show_error(error)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer._click.exceptions.ClickException as error:  # usage errors
+        error.show()
+        sys.exit(error.exit_code)

@@ -1,0 +1,42 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from isoflop.store import Project
+
+ProjectOption = Annotated[
+    Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, data order and bootstrap.")]
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Files, folders, globs (.txt .md .py .jsonl[.gz|.zst] .parquet), a Hugging Face dataset folder "
+        "or name. None: the Python standard library's source code."
+    ),
+]
+FieldOption = Annotated[str, typer.Option(help="Field that holds the text in JSONL, Parquet and datasets.")]
+VocabOption = Annotated[int | None, typer.Option(help="Vocabulary size; chosen from the budget when absent.")]
+TokenizerOption = Annotated[
+    Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
+]
+HeldoutOption = Annotated[float, typer.Option(help="Share of documents held out, by hash of their text.")]
+BudgetOption = Annotated[
+    str, typer.Option("--budget", "-b", help="Time (90s, 5m, 2h, 1d) or compute (3e14flops).")
+]
+ShareOption = Annotated[float, typer.Option(help="Share of the budget that the ladder may spend.")]
+DEFAULT_PROJECT = Path("isoflop-project")
+
+
+def open_project(folder: Path, *, create: bool = False) -> Project:
+    """The project in that folder. Raises ProjectError."""
+    from isoflop.store import Project
+
+    return Project(folder, create=create)

@@ -1,0 +1,126 @@
+"""Refits of one problem: bootstrap over clusters, ordered hold-outs, leave one cluster out. All batched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from isoflop.laws import intervals, solve
+from isoflop.laws.result import Holdout
+from isoflop.laws.solve import Array, Problem
+
+HOLDOUTS = 6  # ordered hold-out experiments at most
+HOLDOUT_TARGETS = 12  # dearer runs predicted in each, at most
+ONE_STEP_RUNS = 5000  # above it a draw is one Newton step from the optimum, which is as good there
+
+
+def bootstrap_draws(
+    problem: Problem, theta: Array, noise: intervals.Noise, cluster: npt.NDArray[np.intp],
+    *, draws: int, few: int, seed: int,
+) -> tuple[Array, str, int]:  # fmt: skip
+    """(k, p) parameters of the draws that converged, the method's name, and how many did not.
+
+    Clusters are resampled in pairs; fewer than `few` of them get parametric noise instead.
+    """
+    if draws == 0:
+        return np.empty((0, theta.shape[1])), "none", 0
+    rng = np.random.default_rng(seed)
+    clusters = int(cluster.max()) + 1
+    if clusters >= few and len(cluster) > ONE_STEP_RUNS:
+        return _one_step(problem, theta, cluster, draws, rng), "one step, pairs by cluster", 0
+    if clusters >= few:
+        method = "pairs by cluster"
+        varied = replace(problem, weight=problem.weight * intervals.pairs_weights(cluster, draws, rng))
+    else:
+        method = "parametric by cluster"
+        fitted = np.log(problem.law.value(theta, problem.x)[0])
+        varied = replace(problem, log_loss=intervals.noisy_log_losses(fitted, noise, cluster, draws, rng))
+    if problem.prior is not None:
+        prior = problem.prior
+        centre = prior.centre + prior.sd * rng.standard_normal((draws, prior.centre.shape[1]))
+        varied = replace(varied, prior=replace(prior, centre=centre))
+    found, _, done = solve.minimise(varied, np.repeat(theta, draws, axis=0))
+    return found[done], method, int(draws - done.sum())
+
+
+def _one_step(
+    problem: Problem, theta: Array, cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Generator
+) -> Array:
+    """(draws, p): theta - H^-1 (gradient of the reweighted objective), the first step of each refit."""
+    free = problem.free & (theta[0] > problem.law.lower) & (theta[0] < problem.law.upper)
+    value, jac = problem.law.jacobian(theta, problem.x)
+    residual = np.log(value) - problem.log_loss
+    slopes = (problem.weight * np.clip(residual, -problem.delta, problem.delta) / value)[0] * jac[0, free]
+    clusters = int(cluster.max()) + 1
+    by_cluster = np.stack([np.bincount(cluster, row, minlength=clusters) for row in slopes])
+    _, hessian, _ = problem.newton(theta, np.zeros(1))
+    count = np.empty((draws, len(by_cluster)))
+    for i in range(draws):  # a draw's weights are as long as the table: never all of them at once
+        picked = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
+        count[i] = by_cluster @ (picked - 1.0)
+    out = np.repeat(theta, draws, axis=0)
+    out[:, free] -= np.linalg.solve(hessian[0][np.ix_(free, free)], count.T).T
+    return np.asarray(np.clip(out, problem.law.lower, problem.law.upper))
+
+
+def ordered_holdout(
+    problem: Problem, theta: Array, compute: Array, least: int = 0
+) -> tuple[tuple[Holdout, ...], npt.NDArray[np.intp]]:
+    """Ordered hold-outs: fit the cheaper runs, predict the dearer ones; and each row's experiment.
+
+    A cheaper part needs twice as many runs as free parameters, and `least`; every covariate must vary in it.
+    """
+    n, first = len(compute), max(2 * int(problem.free.sum()), least)
+    sizes = np.unique(np.linspace(first, n - 1, HOLDOUTS).astype(int)) if n > first else np.empty(0, int)
+    limits = np.unique(np.sort(compute)[sizes - 1])
+    inside = compute <= limits[:, None]
+    usable = np.array([_varied(problem.x, row) and not row.all() for row in inside], dtype=bool)
+    limits, inside = limits[usable], inside[usable]
+    if len(limits) == 0:
+        return (), np.empty(0, np.intp)
+    found, _, _ = solve.minimise(
+        replace(problem, weight=problem.weight * inside),
+        np.repeat(theta, len(limits), axis=0),
+        limits=solve.FAIR,
+    )
+    error = problem.law.value(found, problem.x) / np.exp(problem.log_loss) - 1.0
+    rows, experiment = [], []
+    for k, limit in enumerate(limits):
+        targets = np.flatnonzero(~inside[k])
+        targets = targets[np.argsort(compute[targets], kind="stable")]
+        for i in targets[np.unique(np.linspace(0, len(targets) - 1, HOLDOUT_TARGETS).astype(int))]:
+            rows.append(
+                Holdout(
+                    fitted_runs=int(inside[k].sum()),
+                    fitted_max_flops=float(limit),
+                    flops=float(compute[i]),
+                    ratio=float(compute[i] / limit),
+                    error=float(error[k, i]),
+                )
+            )
+            experiment.append(k)
+    return tuple(rows), np.array(experiment, np.intp)
+
+
+def leave_one_out(problem: Problem, theta: Array, cluster: npt.NDArray[np.intp], most: int) -> Array:
+    """(clusters, p) parameters without each cluster; empty when they are more than `most`."""
+    clusters = int(cluster.max()) + 1
+    if clusters > most:
+        return np.empty((0, theta.shape[1]))
+    kept = cluster != np.arange(clusters)[:, None]
+    kept = kept[[_varied(problem.x, row) for row in kept]]
+    found, _, _ = solve.minimise(
+        replace(problem, weight=problem.weight * kept),
+        np.repeat(theta, len(kept), axis=0),
+        limits=solve.FAIR,
+    )
+    return found
+
+
+def _varied(x: Array, kept: npt.NDArray[np.bool_]) -> bool:
+    """Whether every covariate that varies in the table varies among the kept rows."""
+    if not kept.any():
+        return False
+    return bool(((np.ptp(x[:, kept], axis=1) > 0) | (np.ptp(x, axis=1) == 0)).all())

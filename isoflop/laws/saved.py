@@ -1,0 +1,58 @@
+"""Fits on disk and published laws by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from isoflop.errors import CorruptError, FitError
+from isoflop.laws.result import Fit
+from isoflop.laws.table import parse_mapping
+from isoflop.store import disk_errors
+
+
+def save(fit: Fit, path: Path) -> None:
+    """Write a fit as JSON; the file is whole or is not there."""
+    with disk_errors(f"the fit {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(fit.to_json())
+        os.replace(file.name, path)
+
+
+def load(name: str) -> Fit:
+    """A saved fit, or a published law by name.
+
+    Raises CorruptError for a file that holds no fit, FitError when `name` is neither.
+    """
+    path = Path(name)
+    if not path.is_file():
+        return Fit.of_published(name)
+    try:
+        body = json.loads(path.read_text())
+        version = body.get("schema_version") if isinstance(body, dict) else None
+        current = Fit.model_fields["schema_version"].default
+        if isinstance(version, int) and version > current:
+            raise FitError(f"{path} was saved by a newer isoflop (schema {version}).", hint="Update isoflop.")
+        return Fit.from_json(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise CorruptError(
+            f"{path} is not a saved fit",
+            hint="make one: isoflop fit TABLE --out FILE; predict and plan read that",
+        ) from error
+
+
+def numbers(words: Sequence[str]) -> dict[str, float]:
+    """NAME=NUMBER words. Raises FitError for what is no number."""
+    out = {}
+    for name, word in parse_mapping(words).items():
+        try:
+            out[name] = float(word)
+        except ValueError:
+            raise FitError(f"{name} is {word!r}, not a number.", hint=f"E.g. {name}=1e9.") from None
+    return out

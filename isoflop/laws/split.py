@@ -1,0 +1,120 @@
+"""The best split of compute between size and data, for any law of N and D, with or without constraints.
+
+A training token costs F(N) = kappa N^gamma FLOPs, a served one F(N)/3 (forward only). Where nothing
+constrains the split and the law splits as a Chinchilla law does (any increasing function of one), eq. 4 of
+Hoffmann et al. 2203.15556 gives it in closed form; otherwise it is found on a grid of ln N and refined by
+golden section, for all draws at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from isoflop.laws.chinchilla import Chinchilla
+from isoflop.laws.observations import complete
+from isoflop.laws.repeated import effective_tokens
+from isoflop.laws.solve import Array, Law
+
+GRID, GOLDEN, BISECTIONS = 241, 45, 90
+REACH = 45.0  # the grid covers e^+-45 around N = D: where data run out, all compute goes into size
+FLOPS_RANGE = (1e3, 1e45)  # where C_base is looked for
+RATIO = (np.sqrt(5.0) - 1.0) / 2.0
+CHINCHILLA = Chinchilla()
+
+
+def splits(law: Law) -> bool:
+    """Whether the law is one of size and data."""
+    return {"params", "tokens"} <= set(law.columns)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A law, what a token costs, and what constrains the choice of N and D."""
+
+    law: Law
+    kappa: float = 6.0
+    gamma: float = 1.0
+    others: Mapping[str, float] = field(default_factory=dict)  # the law's further covariates
+    inference_tokens: float = (
+        0.0  # served over the model's life, paid from the same budget: Sardana 2401.00448
+    )
+    unique_tokens: float | None = None  # beyond them tokens are repeats, worth less
+    max_params: float | None = None
+
+    @property
+    def constrained(self) -> bool:
+        return bool(self.inference_tokens) or self.unique_tokens is not None or self.max_params is not None
+
+    def per_token(self, N: Array) -> Array:
+        """(...) training FLOPs a token."""
+        return np.asarray(self.kappa * N**self.gamma)
+
+    def tokens(self, N: Array, flops: Array) -> Array:
+        """(...) training tokens that `flops` leave after serving; not positive where serving takes all."""
+        return np.asarray(flops / self.per_token(N) - self.inference_tokens / 3.0)
+
+    def loss(self, theta: Array, N: Array, D: Array) -> Array:
+        """(m, n) losses at N, D of shape (m, n) or (n,); inf where D is not positive."""
+        possible = D > 0
+        seen = np.where(possible, D, 1.0)
+        columns: dict[str, Array] = {"params": N, "tokens": seen}
+        columns |= {
+            name: np.broadcast_to(np.float64(value), seen.shape) for name, value in self.others.items()
+        }
+        if self.unique_tokens is not None:
+            if "unique_tokens" in self.law.columns:
+                columns["unique_tokens"] = np.minimum(self.unique_tokens, seen)
+            else:
+                columns["tokens"] = effective_tokens(seen, self.unique_tokens)
+        with np.errstate(all="ignore"):
+            found = self.law.loss(theta, complete(columns, self.law.columns)[0])
+        return np.where(possible, found, np.inf)
+
+    def optimum(self, theta: Array, flops: float | Array) -> tuple[Array, Array, Array]:
+        """(m,) arrays N*, D*, L* at the best split of `flops` (one, or (m,)); not finite without one."""
+        flops = np.broadcast_to(np.asarray(flops, dtype=np.float64), len(theta))
+        if self.law.same_split is not None and not self.constrained:
+            N, D, _ = CHINCHILLA.optimum(self.law.same_split(theta), flops, self.kappa, self.gamma)
+        else:
+            N = self._search(theta, flops)
+            D = self.tokens(N, flops)
+        return N, D, self.loss(theta, N[:, None], D[:, None])[:, 0]
+
+    def compute_for(self, theta: Array, loss: float | Array) -> Array:
+        """C_base(L): (m,) FLOPs at the best split that reach `loss` (one, or (m,)); nan where none do."""
+        if isinstance(self.law, Chinchilla) and not self.constrained:
+            return self.law.compute_for(theta, np.asarray(loss, dtype=np.float64), self.kappa, self.gamma)
+        low, high = (np.full(len(theta), np.log(end)) for end in FLOPS_RANGE)
+        reached = self.optimum(theta, np.exp(high))[2] <= loss
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            more = ~(self.optimum(theta, np.exp(middle))[2] <= loss)
+            low, high = np.where(more, middle, low), np.where(more, high, middle)
+        return np.where(reached, np.exp(0.5 * (low + high)), np.nan)
+
+    def _search(self, theta: Array, flops: Array) -> Array:
+        """(m,) N* by a grid and golden section; nan where the best is at the grid's end."""
+        cap = np.inf if self.max_params is None else np.log(self.max_params)
+
+        def loss(log_n: Array) -> Array:
+            N = np.exp(np.minimum(log_n, cap))
+            found = self.loss(theta, N, self.tokens(N, flops[:, None]))
+            return np.nan_to_num(found, nan=np.inf)
+
+        middle = np.minimum(np.log(flops / self.kappa) / (1.0 + self.gamma), cap)
+        offsets = np.linspace(-REACH, REACH, GRID)
+        values = loss(middle[:, None] + offsets)
+        best = values.argmin(axis=1)
+        inside = ((best > 0) & (best < GRID - 1)) | np.isfinite(cap)
+        at = np.clip(best, 1, GRID - 2)
+        low, high = middle + offsets[at - 1], middle + offsets[at + 1]
+        for _ in range(GOLDEN):
+            width = RATIO * (high - low)
+            left, right = high - width, low + width
+            value = loss(np.stack([left, right], axis=1))
+            keep_left = value[:, 0] <= value[:, 1]
+            low, high = np.where(keep_left, low, left), np.where(keep_left, right, high)
+        return np.where(inside, np.exp(np.minimum(0.5 * (low + high), cap)), np.nan)
