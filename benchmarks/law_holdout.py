@@ -1,9 +1,11 @@
 """Do intervals of a new run hold on public tables, when the law is fitted to cheap runs?
 
-    python benchmarks/law_holdout.py --tables ../shared/data/scaling --record records/DATE_law-holdout
+    python benchmarks/law_holdout.py --tables ../shared/data/scaling --record records/DATE_law-holdout \\
+        [--simple-scaling-laws PYTHON]
 
 Every table is cut at several computes; the law is fitted to the runs below the cut and predicts all that lie
-up to 20 times above it. Beside isoflop's interval stands a plain bootstrap of the parameters.
+up to 20 times above it. Beside isoflop's interval stand a plain bootstrap of the parameters, and
+the interval of simple-scaling-laws for a new run.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer_laws
 
 from isoflop.laws import fit, intervals
 
@@ -68,11 +71,12 @@ def cuts(table: Table) -> Iterator[tuple[float, Table, Table]]:
             )
 
 
-def judge(name: str, table: Table) -> list[dict[str, Any]]:
-    """One row for each held-out run."""
-    out = []
+def judge(name: str, table: Table, python: str | None) -> list[dict[str, Any]]:
+    """One row for each held-out run; `python` has the peer."""
+    out: list[dict[str, Any]] = []
     for largest, inside, outside in cuts(table):
         law = fit(inside, bootstrap=400)
+        first = len(out)
         for N, D, L in zip(outside["params"], outside["tokens"], outside["loss"], strict=True):
             found = law.predict(N, D)
             low, high = intervals.quantiles(law.predict_draws(N, D)[:, 0], 0.9)
@@ -83,6 +87,12 @@ def judge(name: str, table: Table) -> list[dict[str, Any]]:
                 "half_width": (found.high - found.low) / 2 / found.value,
                 "plain_held": bool(low <= L <= high), "plain_half_width": (high - low) / 2 / found.value,
             })  # fmt: skip
+        if python:
+            low, middle, high = peer_laws.ask(python, inside, outside)["quantiles"]
+            for row, one in zip(out[first:], np.stack([low, middle, high], axis=1), strict=True):
+                row["peer_held"] = bool(one[0] <= row["loss"] <= one[2])
+                row["peer_half_width"] = float((one[2] - one[0]) / 2 / one[1])
+                row["peer_error"] = float(one[1] / row["loss"] - 1)
     return out
 
 
@@ -97,12 +107,15 @@ def line(name: str, rows: list[dict[str, Any]]) -> str:
         f"{mean('held'):.0%}", f"{mean('half_width'):.1%}",
         f"{mean('plain_held'):.0%}", f"{mean('plain_half_width'):.1%}", f"{mean('error'):+.1%}",
         f"{max(abs(r['error']) for r in rows):.1%}",
+        *((f"{mean('peer_held'):.0%}", f"{mean('peer_half_width'):.1%}", f"{mean('peer_error'):+.1%}")
+          if "peer_held" in rows[0] else ()),
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 HEAD = ("table", "cuts", "held-out runs", "held", "half-width", "plain bootstrap held", "its half-width",
         "mean error", "largest error")  # fmt: skip
+PEER_HEAD = ("simple-scaling-laws held", "its half-width", "its mean error")
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -112,6 +125,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     held = np.mean([np.mean([r["held"] for r in p]) for p in parts])
     width = np.mean([np.mean([r["half_width"] for r in p]) for p in parts])
     far = [r for r in rows if r["ratio"] >= 10]
+    head = (*HEAD, *(PEER_HEAD if "peer_held" in rows[0] else ()))
     return "\n".join([
         "# Intervals of a new run against held-out larger runs of public tables",
         "",
@@ -120,8 +134,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         f" {REACH:g} times the fitted compute {np.mean([r['held'] for r in far]):.0%} of {len(far)},"
         f" half-width {np.mean([r['half_width'] for r in far]):.1%}.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---" * len(HEAD) + "|",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
         *(line(name, part) for name, part in zip(names, parts, strict=True)),
         line("all", rows),
         "",
@@ -134,9 +148,12 @@ def main() -> None:
     )
     parser.add_argument("--tables", type=Path, required=True, help="folder with the shared scaling tables")
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
+    parser.add_argument("--simple-scaling-laws", help="a Python interpreter that has simple-scaling-laws")
     args = parser.parse_args()
     args.record.mkdir(parents=True, exist_ok=True)
-    rows = [row for name, table in tables(args.tables) for row in judge(name, table)]
+    rows = [
+        row for name, table in tables(args.tables) for row in judge(name, table, args.simple_scaling_laws)
+    ]
     (args.record / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (args.record / "README.md").write_text(summary(rows))
     print(summary(rows))

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from isoflop import plots
-from isoflop.errors import ProjectError
+from isoflop.errors import FitError, ProjectError
 from isoflop.gain import gain
 from isoflop.laws import Fit, Observations, fit
 from isoflop.plots import Scene
@@ -288,6 +288,48 @@ def test_every_picture_draws(tmp_path: Path) -> None:
     for kind in plots.PICTURES:
         assert isinstance(plots.figure(kind, project), Figure)
     assert plots.save_overview(project, tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_contours_follow_the_law_and_the_path_its_best_splits() -> None:
+    law = ladder_fit()
+    data = plots.contour_data(law)
+    assert data.loss[10, 20] == pytest.approx(law.loss(data.params[20], data.tokens[10])[0])
+    assert 6 * data.path[0][0] * data.path[1][0] > 0
+    best = law.optimum(float(law.observations.compute().max()))
+    assert data.path[0][-1] == pytest.approx(best.params.value)
+
+
+def test_pairs_holdouts_and_influence_are_those_of_the_fit() -> None:
+    law = ladder_fit()
+    pairs = plots.pairs_data(law)
+    assert pairs.draws.shape == (len(law.draws), 2)
+    assert pairs.value == pytest.approx([law.params[name] for name in pairs.names])
+    held = plots.holdout_data(law)
+    assert held.percent == pytest.approx([100 * row.error for row in law.holdout])
+    assert (held.band[0] < 0).all()
+    assert (held.band[1] > 0).all()
+    moved = plots.influence_data(law)
+    assert len(moved.labels) == law.n_clusters
+    assert (np.diff(np.abs(moved.percent)) <= 0).all()
+
+
+def test_every_picture_of_a_law_draws_light_and_dark(tmp_path: Path) -> None:
+    law = ladder_fit()
+    paths, missing = plots.save_law_pictures(law, tmp_path / "light")
+    assert [path.stem for path in paths] == list(plots.LAW_PICTURES)
+    assert not missing
+    with plots.dark():
+        dark, _ = plots.save_law_pictures(law, tmp_path / "dark")
+    assert plots.PALETTE["paper"] in paths[0].read_text()
+    assert plots.PALETTE["paper"] not in dark[0].read_text()
+    bare = law.model_copy(update={"draws": (), "holdout": ()})
+    _, missing = plots.save_law_pictures(bare, tmp_path / "bare", kind="png")
+    assert [sentence.partition(":")[0] for sentence in missing] == ["pairs", "holdout"]
+    with pytest.raises(FitError, match="no picture 'pie'"):
+        plots.law_figure("pie", law)
+    published = Fit.of_published("besiroglu-2024")
+    with pytest.raises(FitError, match="need runs"):
+        plots.law_figure("contour", published)
 
 
 def test_runs_of_another_corpus_are_left_out(tmp_path: Path) -> None:

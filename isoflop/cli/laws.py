@@ -27,6 +27,9 @@ LawArgument = Annotated[
     str, typer.Argument(metavar="FIT", help="What isoflop fit --out saved, or a published law's name.")
 ]
 IntervalOption = Annotated[float, typer.Option(help="Level of the central interval.")]
+TableOrFit = Annotated[
+    str, typer.Argument(metavar="FIT", help="A table of runs, or what isoflop fit --out saved.")
+]
 WithOption = Annotated[
     list[str] | None,
     typer.Option("--with", help="A further covariate of the law, e.g. unique_tokens=2e10; may be repeated."),
@@ -246,9 +249,7 @@ def gain(
 
 @app.command(name="next")
 def next_(
-    law: Annotated[
-        str, typer.Argument(metavar="FIT", help="A table of runs, or what isoflop fit --out saved.")
-    ],
+    law: TableOrFit,
     flops: Annotated[float, typer.Option(help="Compute of the model that the runs are for.")],
     aim: Annotated[str, typer.Option(help="loss: know its loss; split: know its size.")] = "loss",
     share: Annotated[float, typer.Option(help="Share of that compute that one run may cost.")] = 0.1,
@@ -280,6 +281,33 @@ def next_(
         ],
     )  # fmt: skip
     typer.echo(found.sentence)
+
+
+@app.command()
+def plot(
+    law: TableOrFit,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("law-pictures"),
+    kind: Annotated[str, typer.Option("--format", help="svg or png.")] = "svg",
+    dark: Annotated[bool, typer.Option("--dark", help="For a dark page.")] = False,
+) -> None:
+    """Draw a law: isoFLOP slices, contours, frontier, residuals, draws, hold-outs, influence.
+
+    Example: [bold]isoflop plot law.json --out pictures --format png[/bold]
+    """
+    from contextlib import nullcontext
+
+    from isoflop import plots
+    from isoflop.errors import FitError
+    from isoflop.laws.choose import law_of
+
+    if kind not in ("svg", "png"):
+        raise FitError(f"Pictures cannot be {kind!r}.", hint="Use --format svg or png.")
+    with plots.dark() if dark else nullcontext():
+        paths, missing = plots.save_law_pictures(law_of(law), folder, kind=kind)
+    for path in paths:
+        typer.echo(path)
+    for sentence in missing:
+        typer.echo(f"not drawn: {sentence}", err=True)
 
 
 def _project_plan(project: Path, budget: str, seed: int) -> Plan:

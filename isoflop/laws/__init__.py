@@ -10,7 +10,7 @@ To add a law: one file with its equation (see `coupled`), and one line in `regis
 from isoflop.laws.chinchilla import Chinchilla
 from isoflop.laws.fit import ESTIMATORS, fit
 from isoflop.laws.observations import Observations
-from isoflop.laws.registry import LAWS, PUBLISHED
+from isoflop.laws.registry import LAWS, PUBLISHED, law_named
 from isoflop.laws.result import Fit, FlopsModel, Holdout, Optimum, Prediction
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "Optimum",
     "Prediction",
     "fit",
+    "law_named",
 ]

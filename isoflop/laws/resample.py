@@ -22,15 +22,18 @@ def bootstrap_draws(
 ) -> tuple[Array, str, int]:  # fmt: skip
     """(k, p) parameters of the draws that converged, the method's name, and how many did not.
 
-    Clusters are resampled in pairs; fewer than `few` of them get parametric noise instead.
+    Clusters are resampled in pairs, which is too narrow by sqrt(1 - 1/G) for G of them (Cameron and Miller
+    2015, section VI) and is widened by that; fewer than `few` of them get parametric noise instead.
     """
     if draws == 0:
         return np.empty((0, theta.shape[1])), "none", 0
     rng = np.random.default_rng(seed)
     clusters = int(cluster.max()) + 1
     if clusters >= few and len(cluster) > ONE_STEP_RUNS:
-        return _one_step(problem, theta, cluster, draws, rng), "one step, pairs by cluster", 0
-    if clusters >= few:
+        stepped = _one_step(problem, theta, cluster, draws, rng)
+        return _widened(problem, theta, stepped, clusters), "one step, pairs by cluster", 0
+    pairs = clusters >= few
+    if pairs:
         method = "pairs by cluster"
         varied = replace(problem, weight=problem.weight * intervals.pairs_weights(cluster, draws, rng))
     else:
@@ -42,7 +45,14 @@ def bootstrap_draws(
         centre = prior.centre + prior.sd * rng.standard_normal((draws, prior.centre.shape[1]))
         varied = replace(varied, prior=replace(prior, centre=centre))
     found, _, done = solve.minimise(varied, np.repeat(theta, draws, axis=0))
-    return found[done], method, int(draws - done.sum())
+    kept = _widened(problem, theta, found[done], clusters) if pairs else found[done]
+    return kept, method, int(draws - done.sum())
+
+
+def _widened(problem: Problem, theta: Array, draws: Array, clusters: int) -> Array:
+    """Draws further from the fit by the finite-cluster factor, inside the bounds."""
+    moved = theta + (draws - theta) * np.sqrt(clusters / (clusters - 1))
+    return np.asarray(np.where(problem.free, np.clip(moved, problem.law.lower, problem.law.upper), theta))
 
 
 def _one_step(
@@ -62,7 +72,7 @@ def _one_step(
         count[i] = by_cluster @ (picked - 1.0)
     out = np.repeat(theta, draws, axis=0)
     out[:, free] -= np.linalg.solve(hessian[0][np.ix_(free, free)], count.T).T
-    return np.asarray(np.clip(out, problem.law.lower, problem.law.upper))
+    return out
 
 
 def ordered_holdout(

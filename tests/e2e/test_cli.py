@@ -298,6 +298,18 @@ def test_laws_print_words_and_tables(isoflop, runs_csv: Path) -> None:  # type: 
     assert json.loads(repeated.out)["loss"] == pytest.approx(2.2256440889984477)
 
 
+def test_next_gain_and_plot(isoflop, runs_csv: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    answer = isoflop("next", runs_csv, "--flops", "1e21")
+    assert answer.code == 0, answer.err
+    assert "Next: " in answer.out
+    assert json.loads(isoflop("next", runs_csv, "--flops", "1e21", "--json").out)["runs"]
+    worth = json.loads(isoflop("gain", runs_csv, runs_csv, "--json").out)
+    assert worth["scales"][0]["doublings"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert "doublings" in isoflop("gain", runs_csv, runs_csv).out
+    answer = isoflop("plot", runs_csv, "--out", tmp_path / "pictures", "--dark")
+    assert len(answer.out.split()) == len(list((tmp_path / "pictures").iterdir())) == 9
+
+
 def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # type: ignore[no-untyped-def]
     words = ("--map", "params=Model Size (M):M", "tokens=tokens_seen", "loss=val_loss")
     for order in ((runs_csv, *words), (*words, runs_csv)):
@@ -323,6 +335,11 @@ def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # t
             ("predict", "nobody-2031", "--params", "1e9", "--tokens", "1e9"),
             "neither a file nor a published law",
         ),
+        (("next", "TABLE", "--flops", "-1"), "makes no sense"),
+        (("next", "besiroglu-2024", "--flops", "1e20"), "no runs to add to"),
+        (("gain", "TABLE", "besiroglu-2023"), "neither a file nor a published law"),
+        (("plot", "TABLE", "--format", "gif"), "cannot be 'gif'"),
+        (("plot", "besiroglu-2024"), "need runs"),
         (("plan", "besiroglu-2024"), "needs a compute budget"),
         (("plan", "besiroglu-2024", "--flops", "-3"), "flops is -3"),
         (("plan", "besiroglu-2024", "--flops", "1e20", "--with", "a=b"), "not a number"),

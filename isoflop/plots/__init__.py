@@ -1,0 +1,46 @@
+"""Pictures: `project` has those of a project folder, `laws` those of a law, `style` how all of them look."""
+
+from isoflop.plots.laws import (
+    LAW_PICTURES,
+    contour_data,
+    frontier_data,
+    holdout_data,
+    influence_data,
+    isoflop_data,
+    law_figure,
+    pairs_data,
+    residuals_data,
+    save_law_pictures,
+)
+from isoflop.plots.project import (
+    PICTURES,
+    Scene,
+    curves_data,
+    figure,
+    predicted_data,
+    save_overview,
+)
+from isoflop.plots.style import PALETTE, dark, power, short
+
+__all__ = [
+    "LAW_PICTURES",
+    "PALETTE",
+    "PICTURES",
+    "Scene",
+    "contour_data",
+    "curves_data",
+    "dark",
+    "figure",
+    "frontier_data",
+    "holdout_data",
+    "influence_data",
+    "isoflop_data",
+    "law_figure",
+    "pairs_data",
+    "power",
+    "predicted_data",
+    "residuals_data",
+    "save_law_pictures",
+    "save_overview",
+    "short",
+]
