@@ -65,6 +65,11 @@ def test_every_published_law_is_tested() -> None:
     }  # fmt: skip
 
 
+def test_the_docs_list_every_law_and_every_published_name() -> None:
+    page = (Path(__file__).parents[1] / "docs/laws.md").read_text()
+    assert {name for name in (*LAWS, *PUBLISHED) if f"`{name}`" not in page} == set()
+
+
 @pytest.mark.parametrize(
     ("name", "ratio"),
     [("hoffmann-2022-rounded", 92.65), ("hoffmann-2022", 58.93), ("besiroglu-2024", 18.39)],
@@ -110,6 +115,8 @@ TRUTHS = {
     "coupled": (1.2, 3355.0, 18186.0, 0.41, 0.43, 0.45),
     "kaplan": (6.4e13, 1.8e13, 0.076, 0.103),
     "multiplicative": (1.0, 60.0, 0.1, 0.08),
+    "shifted-additive": (1.7, 406.0, 2000.0, 0.34, 0.37, 3e7, 2e9),
+    "bounded-additive": (1.7, 11.0, 60.0, 100.0, 0.34, 0.3),
     "over-training": (1.5, 141.0, 190.0, 0.121),
     "repeated-data": (1.87, 521.0, 1488.0, 0.3527, 0.36, 15.4, 5.3),
     "precision": (2.0, 4299.0, 18060.0, 0.4965, 0.48, 2.67, 0.3037, 2.21, 1.4072, 0.96, 2.4185),
@@ -180,7 +187,7 @@ def test_centring_and_back(name: str) -> None:
     assert law.value(inner, x)[0] == pytest.approx(law.loss(natural, columns_of(name))[0], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["coupled", "kaplan", "over-training"])
+@pytest.mark.parametrize("name", ["coupled", "kaplan", "over-training", "bounded-additive"])
 def test_the_closed_form_split_is_the_best_one(name: str) -> None:
     law, truth = LAWS[name], np.array([TRUTHS[name]])
     found = Fit(law=name, estimator="published", params=dict(zip(law.names, truth[0].tolist(), strict=True)))

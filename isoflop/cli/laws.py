@@ -30,6 +30,15 @@ IntervalOption = Annotated[float, typer.Option(help="Level of the central interv
 TableOrFit = Annotated[
     str, typer.Argument(metavar="FIT", help="A table of runs, or what isoflop fit --out saved.")
 ]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="ROLE=COLUMN[:UNIT]", help="E.g. loss=val_loss params=size:M; may be repeated."
+    ),
+]
+WhereOption = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these rows only; may be repeated.")
+]
 WithOption = Annotated[
     list[str] | None,
     typer.Option("--with", help="A further covariate of the law, e.g. unique_tokens=2e10; may be repeated."),
@@ -80,15 +89,8 @@ def fit(
     ] = "huber-sum",
     delta: Annotated[float | None, typer.Option(help="Huber width of huber-sum.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Refits of resampled clusters.")] = 1000,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map", metavar="ROLE=COLUMN[:UNIT]", help="E.g. loss=val_loss params=size:M; may be repeated."
-        ),
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these rows only; may be repeated.")
-    ] = None,
+    mapping: MapOption = None,
+    where: WhereOption = None,
     fixed: Annotated[
         list[str] | None,
         typer.Option("--fix", metavar="NAME=VALUE", help="Hold a parameter; may be repeated."),
@@ -221,9 +223,7 @@ def gain(
         list[float] | None,
         typer.Option(help="Compute at which to compare; may be repeated. None: as measured."),
     ] = None,
-    mapping: Annotated[
-        list[str] | None, typer.Option("--map", metavar="ROLE=COLUMN[:UNIT]", help="Columns of both tables.")
-    ] = None,
+    mapping: MapOption = None,
     interval: IntervalOption = 0.9,
     json: JsonOption = False,
 ) -> None:
@@ -253,9 +253,7 @@ def next_(
     flops: Annotated[float, typer.Option(help="Compute of the model that the runs are for.")],
     aim: Annotated[str, typer.Option(help="loss: know its loss; split: know its size.")] = "loss",
     share: Annotated[float, typer.Option(help="Share of that compute that one run may cost.")] = 0.1,
-    mapping: Annotated[
-        list[str] | None, typer.Option("--map", metavar="ROLE=COLUMN[:UNIT]", help="Columns of the table.")
-    ] = None,
+    mapping: MapOption = None,
     interval: IntervalOption = 0.9,
     json: JsonOption = False,
 ) -> None:
@@ -281,6 +279,45 @@ def next_(
         ],
     )  # fmt: skip
     typer.echo(found.sentence)
+
+
+@app.command()
+def frontier(
+    path: Annotated[str, typer.Argument(metavar="TABLE", help="CSV, Parquet or JSONL, a row a run.")],
+    approach: Annotated[
+        str, typer.Option(help="parabolas: one a compute budget (approach 2); envelope: the best runs (1).")
+    ] = "parabolas",
+    mapping: MapOption = None,
+    where: WhereOption = None,
+    interval: IntervalOption = 0.9,
+    json: JsonOption = False,
+) -> None:
+    """Find how the best size grows with compute without a law of the loss: Hoffmann's approaches 1 and 2.
+
+    Example: [bold]isoflop frontier isoflops.csv[/bold]
+    """
+    from isoflop.errors import FitError
+    from isoflop.laws import approaches
+    from isoflop.laws.table import parse_mapping, read_table
+
+    ways = {"parabolas": approaches.parabolas, "envelope": approaches.envelope}
+    if approach not in ways:
+        raise FitError(f"There is no approach {approach!r}.", hint=f"Use one of: {', '.join(ways)}.")
+    columns, _ = read_table(path, parse_mapping(mapping or []), parse_mapping(where or []))
+    found = ways[approach](columns, level=interval)
+    if json:
+        out(found)
+        return
+    if found.slices:
+        table("Best size by budget", ("FLOPs", "runs", "parabola", "its bias", "best N", ""), [
+            (f"{s.flops:.3g}", s.runs, f"{s.params_parabola:.3g}", f"{100 * (s.bias - 1):+.1f}%",
+             f"{s.params:.3g}", "" if s.inside else "outside its sizes")
+            for s in found.slices
+        ])  # fmt: skip
+    a = found.exponent
+    typer.echo(
+        f"N* = {found.coefficient:.4g} C^{a.value:.3f}   {100 * interval:g}% [{a.low:.3f}, {a.high:.3f}]"
+    )
 
 
 @app.command()

@@ -17,7 +17,10 @@ from isoflop.laws.saved import load
 from isoflop.laws.table import TABLES, parse_mapping, read_table
 from isoflop.records import Record
 
-OF_SIZE_AND_DATA = ("chinchilla", "coupled", "kaplan", "multiplicative", "over-training")
+OF_SIZE_AND_DATA = (
+    "chinchilla", "coupled", "kaplan", "multiplicative", "over-training", "shifted-additive",
+    "bounded-additive",
+)  # fmt: skip
 OF_ONE = ("power", "power-floor", "shifted", "saturating", "bounded", "broken-1", "broken-2")
 UNDECIDED = 2.0  # differences of AICc or BIC below it decide nothing: Burnham and Anderson 2002
 

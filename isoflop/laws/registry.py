@@ -6,6 +6,7 @@ import difflib
 
 from isoflop.errors import FitError
 from isoflop.laws.bounded import Bounded
+from isoflop.laws.bounded_additive import BOUNDED_ADDITIVE
 from isoflop.laws.broken import BROKEN
 from isoflop.laws.chinchilla import Chinchilla
 from isoflop.laws.coupled import COUPLED
@@ -19,6 +20,7 @@ from isoflop.laws.powers import FLOORED, POWER, SATURATING, SHIFTED
 from isoflop.laws.precision import POST_TRAINING, PRECISION
 from isoflop.laws.published import Published
 from isoflop.laws.repeated import REPEATED
+from isoflop.laws.shifted_additive import SHIFTED_ADDITIVE
 from isoflop.laws.solve import Law
 from isoflop.laws.sparsity import SPARSITY
 
@@ -27,6 +29,8 @@ _ALL: tuple[Law, ...] = (
     COUPLED,
     KAPLAN,
     MULTIPLICATIVE,
+    SHIFTED_ADDITIVE,
+    BOUNDED_ADDITIVE,
     OVERTRAINING,
     REPEATED,
     PRECISION,

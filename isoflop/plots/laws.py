@@ -196,7 +196,7 @@ def draw_contour(ax: Axes, data: ContourData) -> None:
         data.params, data.tokens, data.loss, levels=levels, colors=PALETTE["step3"], linewidths=1.1
     )
     ax.clabel(lines, fmt="%.2f", fontsize=9.5, colors=PALETTE["ink"])
-    points(ax, *data.runs, PALETTE["muted"], "o", "runs")
+    ax.plot(*data.runs, "o", ms=3, mew=0, color=PALETTE["muted"], alpha=0.8, label="runs")
     ax.plot(*data.path, color=PALETTE["final"], lw=2.0, label="best split")
     ax.set_yscale("log")
     ax.set_ylim(data.tokens[0], data.tokens[-1])

@@ -298,6 +298,17 @@ def test_laws_print_words_and_tables(isoflop, runs_csv: Path) -> None:  # type: 
     assert json.loads(repeated.out)["loss"] == pytest.approx(2.2256440889984477)
 
 
+def test_frontier_without_a_law(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    N = np.tile(np.geomspace(1e7, 1e9, 7), 3)
+    C = np.repeat([6e17, 6e18, 6e19], 7)
+    loss = 1.8 + 480.0 / N**0.35 + 2100.0 / (C / 6 / N) ** 0.37
+    lines = ["params,flops,loss", *(f"{n},{c},{v}" for n, c, v in zip(N, C, loss, strict=True))]
+    (tmp_path / "isoflops.csv").write_text("\n".join(lines))
+    assert "N* = " in isoflop("frontier", tmp_path / "isoflops.csv").out
+    found = json.loads(isoflop("frontier", tmp_path / "isoflops.csv", "--json").out)
+    assert found["exponent"]["value"] == pytest.approx(0.37 / 0.72, abs=0.02)
+
+
 def test_next_gain_and_plot(isoflop, runs_csv: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     answer = isoflop("next", runs_csv, "--flops", "1e21")
     assert answer.code == 0, answer.err
@@ -340,6 +351,8 @@ def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # t
         (("gain", "TABLE", "besiroglu-2023"), "neither a file nor a published law"),
         (("plot", "TABLE", "--format", "gif"), "cannot be 'gif'"),
         (("plot", "besiroglu-2024"), "need runs"),
+        (("frontier", "TABLE"), "compute budgets have 4 sizes"),
+        (("frontier", "TABLE", "--approach", "three"), "no approach 'three'"),
         (("plan", "besiroglu-2024"), "needs a compute budget"),
         (("plan", "besiroglu-2024", "--flops", "-3"), "flops is -3"),
         (("plan", "besiroglu-2024", "--flops", "1e20", "--with", "a=b"), "not a number"),
