@@ -54,11 +54,15 @@ PUBLISHED: dict[str, tuple[Law, Published]] = {
 }
 
 
+NAMED = 6  # names in a hint
+
+
 def law_named(name: str) -> Law:
     """The law of that name; raises FitError when there is none."""
     if name not in LAWS:
         raise FitError(
-            f"There is no law named {name!r}.", hint=f"Use one of: {', '.join(_near(name, LAWS))}."
+            f"There is no law named {name!r}.",
+            hint=f"Use e.g. {', '.join(_near(name, LAWS))}; all: isoflop laws.",
         )
     return LAWS[name]
 
@@ -68,12 +72,12 @@ def published(name: str) -> tuple[Law, Published]:
     if name not in PUBLISHED:
         raise FitError(
             f"{name!r} is neither a file nor a published law.",
-            hint="Save a fit with isoflop fit TABLE --out FILE, or use one of: "
-            f"{', '.join(_near(name, PUBLISHED))}.",
+            hint="Save a fit with isoflop fit TABLE --out FILE, or use e.g. "
+            f"{', '.join(_near(name, PUBLISHED))}; all: isoflop laws.",
         )
     return PUBLISHED[name]
 
 
 def _near(name: str, known: object) -> list[str]:
     names = sorted(known)  # type: ignore[call-overload]
-    return difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names
+    return difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:NAMED]
