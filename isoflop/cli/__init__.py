@@ -1,4 +1,4 @@
-"""The command line: `job` has the main job's stages, `laws` what can be asked of a law."""
+"""The command line: `job` has the main job's stages, `laws` asks laws, `runs` judges tables of runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import typer
 
 from isoflop import terminal
-from isoflop.cli import job, laws
+from isoflop.cli import job, laws, runs
 from isoflop.errors import IsoflopError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(job.app)
 app.add_typer(laws.app)
+app.add_typer(runs.app)
 
 
 def main() -> None:

@@ -33,6 +33,26 @@ BudgetOption = Annotated[
 ]
 ShareOption = Annotated[float, typer.Option(help="Share of the budget that the ladder may spend.")]
 DEFAULT_PROJECT = Path("isoflop-project")
+LawArgument = Annotated[
+    str, typer.Argument(metavar="FIT", help="What isoflop fit --out saved, or a published law's name.")
+]
+IntervalOption = Annotated[float, typer.Option(help="Level of the central interval.")]
+TableOrFit = Annotated[
+    str, typer.Argument(metavar="FIT", help="A table of runs, or what isoflop fit --out saved.")
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="ROLE=COLUMN[:UNIT]", help="E.g. loss=val_loss params=size:M; may be repeated."
+    ),
+]
+WhereOption = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep these rows only; may be repeated.")
+]
+WithOption = Annotated[
+    list[str] | None,
+    typer.Option("--with", help="A further covariate of the law, e.g. unique_tokens=2e10; may be repeated."),
+]
 
 
 def open_project(folder: Path, *, create: bool = False) -> Project:

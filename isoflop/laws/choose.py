@@ -82,8 +82,8 @@ def applicable(columns: Mapping[str, Any]) -> tuple[str, ...]:
 
 def fit_table(
     path: str, *, law: str = "chinchilla", estimator: str = "huber-sum", delta: float | None = None,
-    bootstrap: int = 1000, seed: int = 0, mapping: Sequence[str] = (), where: Sequence[str] = (),
-    fixed: Sequence[str] = (),
+    bootstrap: int = 1000, ceiling: float | None = None, seed: int = 0, mapping: Sequence[str] = (),
+    where: Sequence[str] = (), fixed: Sequence[str] = (),
 ) -> tuple[Fit, Comparison | None]:  # fmt: skip
     """Fit a law to a file (see `table`), or with "auto" the one that the comparison decides on, if any.
 
@@ -94,6 +94,7 @@ def fit_table(
         "estimator": estimator,
         "delta": DELTA if delta is None else delta,
         "seed": seed,
+        "ceiling": ceiling,
     }
     comparison = None
     if law == "auto":

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from isoflop.errors import FitError
 from isoflop.laws import intervals, likelihood, solve
 from isoflop.laws.diagnose import sentences
-from isoflop.laws.observations import Observations, check
+from isoflop.laws.observations import Observations, check, falling
 from isoflop.laws.registry import law_named
 from isoflop.laws.resample import bootstrap_draws, leave_one_out, ordered_holdout
 from isoflop.laws.result import Fit, FlopsModel
@@ -54,6 +54,7 @@ def fit(
     delta: float = DELTA,
     bootstrap: int = 1000,
     fixed: Mapping[str, float | None] | None = None,
+    ceiling: float | None = None,
     seed: int = 0,
     keep_draws: int = 400,
     holdout_least: int = 0,
@@ -66,12 +67,15 @@ def fit(
     refits resample whole clusters (runs of one trunk are not independent); at most `keep_draws` of them stay
     in the result. With fewer than 30 runs or 8 clusters a weak log-normal prior (centre 0.35, sd of the
     logarithm 0.4) on the exponents keeps the extrapolation sane. `loss_se`, the standard error of each
-    evaluation, weights the runs by their inverse variance. The ordered hold-outs fit `holdout_least` runs
+    evaluation, weights the runs by their inverse variance. A target y that rises to a `ceiling` (accuracy: 1)
+    is fitted as ceiling - y, and predicted as y. The ordered hold-outs fit `holdout_least` runs
     at least.
     Raises FitError on a table or an option that cannot be used.
     """
     chosen = law_named(law)
     observations = Observations.of(table, chosen.columns)
+    if ceiling is not None:
+        observations = falling(observations, ceiling)
     check_options(estimator, delta, bootstrap)
     held = _held(chosen, fixed or {})
     check(observations, chosen.columns, len(chosen.names) - len(held))
@@ -125,6 +129,7 @@ def fit(
             noise.total,
         ),
         prior=prior is not None,
+        ceiling=ceiling,
         flops_model=flops_model(observations),
         max_flops=float(observations.compute().max()),
         observations=observations,

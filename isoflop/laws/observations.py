@@ -132,6 +132,22 @@ def complete(columns: Mapping[str, Array], needed: Sequence[str]) -> tuple[dict[
     return out, tuple(notes)
 
 
+def falling(observations: Observations, ceiling: float) -> Observations:
+    """The table of ceiling - y for a target y that rises. Raises FitError where y reaches the ceiling."""
+    y = np.array(observations.loss)
+    above = np.flatnonzero(~(y < ceiling))
+    if len(above):
+        raise FitError(
+            f"Row {above[0]} (the first is 0) has a target of {y[above[0]]:g}, not below the ceiling"
+            f" {ceiling:g}.",
+            hint="Give the highest value that the target could have, e.g. --ceiling 1 for an accuracy.",
+        )
+    note = f"The target rises: {ceiling:g} less it is fitted."
+    return observations.model_copy(
+        update={"loss": tuple((ceiling - y).tolist()), "notes": (*observations.notes, note)}
+    )
+
+
 def check(observations: Observations, needed: Sequence[str], parameters: int) -> None:
     """Raises FitError, naming the row, when the table cannot be fitted."""
     n = len(observations.loss)

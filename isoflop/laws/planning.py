@@ -94,7 +94,7 @@ def _loss(fit: Fit, split: Split, N: float, D: float, level: float) -> Predictio
     """Measured loss of a new run at N, D under the split's constraints."""
     at = np.array([N]), np.array([D])
     value, draws = float(split.loss(fit.theta, *at)[0, 0]), split.loss(fit.draws_array, *at)[:, 0]
-    return fit.around(value, draws, fit.extrapolation(N, D), level, "new run")
+    return fit.oriented(fit.around(value, draws, fit.extrapolation(N, D), level, "new run"))
 
 
 def _interval(value: float, draws: np.ndarray, level: float, of: str) -> Interval:

@@ -12,6 +12,7 @@ from isoflop.laws.result import Holdout
 from isoflop.laws.solve import Array, Problem
 
 HOLDOUTS = 6  # ordered hold-out experiments at most
+HOLDOUT_REACH = 100.0  # times the fitted compute: farther runs say nothing of a usual question
 HOLDOUT_TARGETS = 12  # dearer runs predicted in each, at most
 ONE_STEP_RUNS = 5000  # above it a draw is one Newton step from the optimum, which is as good there
 
@@ -98,7 +99,7 @@ def ordered_holdout(
     error = problem.law.value(found, problem.x) / np.exp(problem.log_loss) - 1.0
     rows, experiment = [], []
     for k, limit in enumerate(limits):
-        targets = np.flatnonzero(~inside[k])
+        targets = np.flatnonzero(~inside[k] & (compute <= HOLDOUT_REACH * limit))
         targets = targets[np.argsort(compute[targets], kind="stable")]
         for i in targets[np.unique(np.linspace(0, len(targets) - 1, HOLDOUT_TARGETS).astype(int))]:
             rows.append(

@@ -86,6 +86,7 @@ class Fit(Record):
     evaluation_sd: float = 0.0  # relative, of one evaluation, where the table has its standard errors
     model_sigma: float = intervals.MODEL_SIGMA  # sigma0 of `intervals.model_sd`
     prior: bool = False  # weak prior on the exponents was used
+    ceiling: float | None = None  # a target y that rises is fitted as ceiling - y
     flops_model: FlopsModel = FlopsModel()
     max_flops: float | None = None  # largest fitted compute
     observations: Observations = Observations(columns={}, loss=())
@@ -135,7 +136,7 @@ class Fit(Record):
         return max((max(v / max(seen), min(seen) / v) for v, seen in known), default=None)
 
     def loss(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
-        """(points,) fitted losses, nats a token; `others` are the law's further covariates by name."""
+        """(points,) fitted targets, which fall; `others` are the law's further covariates by name."""
         return np.asarray(self._law.loss(self.theta, self._columns(params, tokens, others))[0])
 
     def predict_draws(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
@@ -160,7 +161,8 @@ class Fit(Record):
         check_level(level)
         value = float(self.loss(params, tokens, **others)[0])
         draws = self.predict_draws(params, tokens, **others)[:, 0]
-        return self.around(value, draws, self.extrapolation(params, tokens, **others), level, of)
+        ratio = self.extrapolation(params, tokens, **others)
+        return self.oriented(self.around(value, draws, ratio, level, of))
 
     def around(
         self, value: float, draws: Array, ratio: float | None, level: float = 0.9, of: str = "new run"
@@ -175,6 +177,22 @@ class Fit(Record):
                 value, draws, noise=noise, df=self.noise_df, model=model, level=level
             )
         return Prediction(value=value, low=low, high=high, level=level, of=of, extrapolation=ratio)
+
+    def oriented(self, found: Prediction) -> Prediction:
+        """The prediction of a target that rises, from that of ceiling - y; others as they are."""
+        if self.ceiling is None:
+            return found
+        ends = {"value": found.value, "low": found.high, "high": found.low}
+        return found.model_copy(update={key: self.ceiling - end for key, end in ends.items()})
+
+    def target(self, theta: Array, columns: Mapping[str, Array]) -> Array:
+        """(m, n) fitted targets of parameters (m, p) at the law's covariates, (n,) or (m, n)."""
+        return self._law.loss(theta, columns)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The law's covariates."""
+        return self._law.columns
 
     def optimum(self, flops: float, interval: float = 0.9, **others: float) -> Optimum:
         """The best split of `flops` by the fitted cost a token, and the loss of a new run there.

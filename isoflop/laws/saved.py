@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,16 +11,14 @@ from pydantic import ValidationError
 from isoflop.errors import CorruptError, FitError
 from isoflop.laws.result import Fit
 from isoflop.laws.table import parse_mapping
-from isoflop.store import disk_errors
+from isoflop.store import atomic_write, disk_errors
 
 
 def save(fit: Fit, path: Path) -> None:
     """Write a fit as JSON; the file is whole or is not there."""
     with disk_errors(f"the fit {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(fit.to_json())
-        os.replace(file.name, path)
+        atomic_write(path, fit.to_json())
 
 
 def load(name: str) -> Fit:
