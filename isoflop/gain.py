@@ -112,9 +112,9 @@ def compare(base: Fit, other: Fit, flops: Sequence[float] = (), *, interval: flo
         flops = [low, float(np.sqrt(low * high)), high]
     if not all(np.isfinite(c) and c > 0 for c in flops):
         raise FitError(f"A compute of {min(flops):g} makes no sense.", hint="Give FLOPs above zero.")
-    draws = min(len(base.draws_array), len(other.draws_array))
-    theirs = np.concatenate([other.theta, other.draws_array[:draws]])
-    ours = np.concatenate([base.theta, np.roll(base.draws_array[:draws], 1, axis=0)])
+    index = np.arange(max(len(base.draws_array), len(other.draws_array)))
+    theirs = np.concatenate([other.theta, other.draws_array[index % len(other.draws_array)]])
+    ours = np.concatenate([base.theta, base.draws_array[(index + 1) % len(base.draws_array)]])
     found = np.array([_doublings(base, ours, other, theirs, c) for c in flops])  # (scales, 1 + draws)
     tens = np.log10(max(flops) / min(flops)) or 1.0
     trend = _interval((found[-1] - found[0]) / tens, interval)
@@ -131,6 +131,9 @@ def compare(base: Fit, other: Fit, flops: Sequence[float] = (), *, interval: flo
 def _doublings(base: Fit, ours: Array, other: Fit, theirs: Array, flops: float) -> Array:
     """(1 + draws,) doublings at one compute."""
     reached = other.split().optimum(theirs, flops)[2]
+    if not np.isfinite(reached[0]):
+        raise FitError("The second law has no best split: N or D do not matter in it.", hint="Add runs.")
+    reached = np.where(np.isfinite(reached), reached, reached[0])
     return np.asarray(np.log2(_bounded(base.compute_for(reached, ours)) / flops))
 
 
@@ -147,6 +150,8 @@ def _sentence(scales: Sequence[ScaleGain], trend: Interval) -> str:
 
     last = scales[-1]
     sure = last.doublings.low > 0 or last.doublings.high < 0
+    if last.doublings.value >= np.log2(UNBOUNDED_FLOPS / last.flops) - 1:
+        return f"No compute brings the baseline to what the change reaches at {last.flops:.3g} FLOPs."
     out = f"At {last.flops:.3g} FLOPs the change is worth {words(last.doublings)}"
     out += "." if sure else ": not told apart from nothing."
     if len(scales) == 1:

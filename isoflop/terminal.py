@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -62,7 +63,16 @@ class Terminal:
 def out(document: BaseModel | dict[str, Any] | list[Any]) -> None:
     """One JSON document on stdout."""
     plain = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
-    sys.stdout.write(json.dumps(plain, indent=1) + "\n")
+    sys.stdout.write(json.dumps(_strict(plain), indent=1) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """With null where JSON has no word: infinity and nan."""
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -100,6 +100,9 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("params,tokens,loss\n")
     with pytest.raises(FitError, match="no rows"):
         read_table(tmp_path / "empty.csv")
+    path = written(tmp_path, "params,params,tokens,loss", N, N, D, LOSS)
+    with pytest.raises(FitError, match="two columns named 'params'"):
+        read_table(path)
     path = written(tmp_path, "params,tokens,loss", ["big", *N[1:]], D, LOSS)
     with pytest.raises(FitError, match=r"Row 0 .* 'params' is 'big'"):
         read_table(path)
@@ -152,6 +155,29 @@ def test_laws_are_compared_on_the_same_runs() -> None:
     undecided = compare(table, ("chinchilla", "multiplicative"), estimator="least-squares")
     assert undecided.chosen is None
     assert undecided.verdict.startswith("Undecided")
+
+
+def test_tables_that_cannot_answer_say_so() -> None:
+    from isoflop.laws import fit
+
+    together = fit({"params": N, "tokens": 20 * N, "loss": 1.8 + 480.0 / N**0.35}, bootstrap=20)
+    assert any("N and D cannot be told apart" in sentence for sentence in together.diagnostics)
+    rising = fit({"params": N, "tokens": D, "loss": 1 / LOSS}, bootstrap=0)
+    assert any("needs --ceiling" in sentence for sentence in rising.diagnostics)
+    more = {"params": N, "tokens": D, "unique_tokens": 3 * D, "loss": LOSS}
+    once = fit(more, law="repeated-data", bootstrap=0)
+    assert any("No run repeats data" in sentence for sentence in once.diagnostics)
+    assert once.observations.columns["unique_tokens"] == once.observations.tokens
+
+
+def test_undecided_says_what_is_fitted(tmp_path: Path) -> None:
+    hours = np.geomspace(1, 1000, 12)
+    path = written(tmp_path, "hours,loss", hours, 2 + 1.5 * hours**-0.5)
+    found, comparison = fit_table(str(path), law="auto", mapping=["x=hours"], bootstrap=0)
+    assert comparison is not None
+    assert "broken-2" not in {c.law for c in comparison.candidates}
+    assert found.law in ("power-floor", "saturating", "bounded", "shifted")
+    assert f"Fitted: {found.law}." in comparison.verdict
 
 
 def test_standard_errors_of_evaluations_weigh_the_runs() -> None:

@@ -261,4 +261,4 @@ def _show_plan(made: Plan, budget: str) -> None:
 
 
 def _interval(value: Interval) -> str:
-    return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
+    return f"{value.value:.5g} [{value.low:.5g}, {value.high:.5g}]"

@@ -14,7 +14,7 @@ ProjectOption = Annotated[
     Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, data order and bootstrap.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of initial weights, data order and bootstrap.")]
 SourcesArgument = Annotated[
     list[str] | None,
     typer.Argument(

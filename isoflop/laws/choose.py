@@ -56,15 +56,18 @@ class Comparison(Record):
 def compare(table: Observations | Any, laws: Sequence[str], **options: Any) -> Comparison:
     """Fit every law to the same runs with the same `options` of `fit`, and compare them.
 
-    Every law is held out on the same runs. Raises FitError when fewer than two can be fitted.
+    Every law is held out on the same runs; laws with more than half as many free parameters as there are runs
+    are left out. Raises FitError when fewer than two can be fitted.
     """
     least = 2 * max(len(law_named(name).names) - len(law_named(name).held) for name in laws)
     fits: list[Fit] = []
     for name in laws:
         try:
-            fits.append(fit(table, law=name, bootstrap=0, holdout_least=least, **options))
+            found = fit(table, law=name, bootstrap=0, holdout_least=least, **options)
         except FitError:
             continue
+        if found.n >= 2 * (len(found.params) - len(found.fixed)):
+            fits.append(found)
     if len(fits) < 2:
         raise FitError("Fewer than two laws can be fitted to this table.", hint="Name one law, or add runs.")
     candidates = sorted((_candidate(f) for f in fits), key=lambda c: (c.aicc is None, c.aicc))
@@ -100,7 +103,9 @@ def fit_table(
     if law == "auto":
         laws = applicable(columns)
         comparison = compare(columns, laws, **options)
-        law = comparison.chosen or laws[0]
+        # Undecided, the usual law of N and D stays; among others the best by AICc.
+        law = comparison.chosen or ("chinchilla" if "chinchilla" in laws else comparison.candidates[0].law)
+        comparison = comparison.model_copy(update={"verdict": f"{comparison.verdict} Fitted: {law}."})
     held = {name: _number(name, word) for name, word in parse_mapping(fixed).items()}
     found = fit(columns, law=law, bootstrap=bootstrap, fixed=held, keep_draws=max(400, bootstrap), **options)
     return found.model_copy(update={"diagnostics": (*notes, *found.diagnostics)}), comparison

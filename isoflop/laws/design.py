@@ -19,7 +19,7 @@ from isoflop.errors import BudgetError, FitError
 from isoflop.laws import intervals
 from isoflop.laws.fit import PRIOR_SD
 from isoflop.laws.registry import law_named
-from isoflop.laws.result import Fit
+from isoflop.laws.result import Fit, check_level
 from isoflop.laws.solve import Array
 from isoflop.records import Record
 
@@ -73,7 +73,10 @@ def next_run(
     """
     if aim not in AIMS:
         raise FitError(f"There is no aim {aim!r}.", hint=f"Use one of: {', '.join(AIMS)}.")
-    if not (np.isfinite(flops) and flops > 0 and 0 < share <= 1):
+    check_level(level)
+    if not 0 < share <= 1:
+        raise BudgetError(f"a share of {share:g} is not between 0 and 1", hint="give e.g. --share 0.1")
+    if not (np.isfinite(flops) and flops > 0):
         raise BudgetError(f"a target of {flops:g} FLOPs makes no sense", hint="give e.g. --flops 1e19")
     if not fit.n:
         raise FitError("Published constants have no runs to add to.", hint="Fit a table of runs.")
@@ -125,7 +128,8 @@ def next_run(
     worth = bool((saved > price).any())
     return Design(
         target_flops=flops, level=level, aim=aim, loss_half_width=width(before["loss"]),
-        split_factor=factor(before["split"]), runs=runs, worth_it=worth, sentence=_sentence(runs, worth),
+        split_factor=factor(before["split"]), runs=runs, worth_it=worth,
+        sentence=_sentence(runs, worth, width(before["loss"])),
     )  # fmt: skip
 
 
@@ -199,13 +203,15 @@ def _bend(fit: Fit, flops: float, N_star: float) -> float:
     return float((L[0] - 2 * L[1] + L[2]) / h**2)
 
 
-def _sentence(runs: Sequence[NextRun], worth: bool) -> str:
+def _sentence(runs: Sequence[NextRun], worth: bool, before: float) -> str:
     best = runs[0]
     out = (
         f"Next: {best.params:.3g} parameters on {best.tokens:.3g} tokens ({best.flops:.3g} FLOPs);"
         f" after it the target's loss is known within {100 * best.loss_half_width:.1f}% and its size within a"
         f" factor {best.split_factor:.2f}."
     )
+    if best.loss_half_width > 0.995 * before:
+        out += " That is hardly more than is known now: the rest is the law's own error so far out."
     if worth:
         return f"{out} Some run is worth its price for the split alone."
     return (

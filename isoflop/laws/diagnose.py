@@ -14,6 +14,12 @@ from isoflop.laws.split import splits
 CORRELATED = 0.9  # |correlation| of two shape parameters' draws
 LOOSE = 8.0  # a shape parameter whose 90% interval spans more than this factor is not identified
 DRIVEN = 0.03  # relative move of a prediction when one cluster is left out
+ALIKE = 0.1  # spread of ln(D/N) under which N and D cannot be told apart
+RISING = 0.3  # correlation of ln L and ln C
+COLLINEAR = (
+    "Tokens a parameter are nearly the same in all runs: N and D cannot be told apart, and the best split is"
+    " not determined."
+)
 FAR = 4.0  # times the largest fitted compute, where that move is measured
 OUTLIERS_NAMED = 8
 LACK = 4.0  # |z| of a trend of the residuals in ln C, from which the law lacks fit
@@ -24,11 +30,26 @@ SLICE = 0.1  # runs whose compute agrees within this share are one slice
 def sentences(result: Fit, without: Array) -> tuple[str, ...]:
     """Diagnostics of a fit; `without` (clusters, p) are the parameters with one cluster left out."""
     law, seen = law_named(result.law), result.observations
-    found = [*seen.notes, *warnings(seen, law.columns), *_prior(result), *_floor(result), *_shape(result)]
+    found = [*seen.notes, *warnings(seen, law.columns), *_table(result)]
+    found += [*_prior(result), *_floor(result), *_shape(result)]
     found += [*_starts(result), *_clusters(result), *_outliers(result), *_residuals(result)]
     if splits(law):
         found += [*_optimum(result), *_flat(result), *_driven(result, without)]
     return tuple(found)
+
+
+def _table(result: Fit) -> list[str]:
+    """What the table itself cannot answer: N and D that go together, no repeats, a target that rises."""
+    out, columns = [], result.observations.arrays()
+    if result.n and {"params", "tokens"} <= set(law_named(result.law).columns):
+        if np.ptp(np.log(columns["tokens"] / columns["params"])) < ALIKE:
+            out.append(COLLINEAR)
+        C, L = np.log(result.observations.compute()), np.log(np.array(result.observations.loss))
+        if np.ptp(L) > 0 and np.corrcoef(C, L)[0, 1] > RISING:
+            out.append("The target rises with compute: a score that should rise needs --ceiling.")
+    if result.law == "repeated-data" and (columns["unique_tokens"] >= columns["tokens"]).all():
+        out.append("No run repeats data: RD_star and RN_star are not determined.")
+    return out
 
 
 def _prior(result: Fit) -> list[str]:

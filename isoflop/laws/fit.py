@@ -89,6 +89,10 @@ def fit(
         setting = replace(setting, problem=replace(setting.problem, prior=prior))
     problem, free = setting.problem, int(setting.problem.free.sum())
     theta, objective, at_optimum, starts = best_of_starts(setting)
+    if not np.isfinite(objective):
+        raise FitError(
+            f"No start gave the law {law} a finite fit.", hint="Fix fewer parameters, or try another law."
+        )
     fitted = np.log(chosen.value(theta, problem.x)[0])
     residual = fitted - problem.log_loss[0]
     noise = intervals.run_noise(residual, free, setting.cluster, evaluation_sd)
@@ -186,8 +190,15 @@ def _starts(setting: Setting) -> Array:
     natural = np.concatenate([own, np.array(known).reshape(len(known), own.shape[1])])
     for name, value in setting.fixed.items():
         natural[:, law.names.index(name)] = value
-    start = law.recentre(natural, setting.centre)
-    return start[np.isfinite(start).all(axis=1)]
+    with np.errstate(all="ignore"):
+        start = law.recentre(natural, setting.centre)
+    start = start[np.isfinite(start).all(axis=1)]
+    if len(start) == 0:
+        raise FitError(
+            f"The law {law.name} cannot hold {', '.join(f'{k} = {v:g}' for k, v in setting.fixed.items())}.",
+            hint="Fix other values.",
+        )
+    return start
 
 
 def _held(law: solve.Law, fixed: Mapping[str, float | None]) -> dict[str, float]:
@@ -198,6 +209,13 @@ def _held(law: solve.Law, fixed: Mapping[str, float | None]) -> dict[str, float]
                 f"The law {law.name} has no parameter {name!r}.", hint=f"It has {', '.join(law.names)}."
             )
     held = {name: value for name, value in {**law.held, **fixed}.items() if value is not None}
+    for name, value in held.items():
+        i = law.names.index(name)
+        if not (np.isfinite(value) and law.lower[i] <= value <= law.upper[i]):
+            raise FitError(
+                f"The law {law.name} cannot hold {name} = {value:g}.",
+                hint=f"It lies in [{law.lower[i]:g}, {law.upper[i]:g}].",
+            )
     if len(held) == len(law.names):
         raise FitError("Every parameter is fixed: there is nothing to fit.", hint="Free at least one.")
     return held

@@ -112,6 +112,10 @@ def complete(columns: Mapping[str, Array], needed: Sequence[str]) -> tuple[dict[
         if name in needed and name not in out and {"flops", other} <= out.keys():
             out[name] = out["flops"] / (6.0 * out[other])
             notes.append(f"{name} were derived as flops / (6 {other}).")
+    if "unique_tokens" in needed and {"unique_tokens", "tokens"} <= out.keys():
+        if (out["unique_tokens"] > out["tokens"]).any():
+            notes.append("Where there are more unique tokens than were seen, those that were seen count.")
+        out["unique_tokens"] = np.minimum(out["unique_tokens"], out["tokens"])
     for name in needed:
         if name in out:
             continue
@@ -162,6 +166,8 @@ def check(observations: Observations, needed: Sequence[str], parameters: int) ->
             raise FitError(
                 f"Column {name!r} has {len(other)} rows and 'loss' has {n}.", hint="Give equal lengths."
             )
+    if max(observations.columns.get("sparsity", (0.0,))) >= 1:
+        raise FitError("A sparsity is not below 1.", hint="It is the share of parameters that are zero.")
     if n <= parameters:
         raise FitError(
             f"The table has {n} runs and the law has {parameters} parameters.",
@@ -200,7 +206,7 @@ def _check_values(name: str, column: Sequence[float]) -> None:
     if len(bad):
         raise FitError(
             f"Row {bad[0]} (the first is 0) has {name} = {values[bad[0]]}.",
-            hint="Every value must be a positive number; drop failed runs.",
+            hint="Every value must be a positive number; drop failed runs, e.g. --where State=finished.",
         )
 
 

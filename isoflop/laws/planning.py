@@ -9,7 +9,8 @@ import numpy as np
 
 from isoflop.errors import BudgetError, FitError
 from isoflop.laws import intervals
-from isoflop.laws.result import Fit, Prediction, check_level
+from isoflop.laws.diagnose import COLLINEAR
+from isoflop.laws.result import LARGEST, Fit, Prediction, check_level
 from isoflop.laws.split import Split
 from isoflop.records import Interval, Record
 
@@ -60,7 +61,7 @@ def plan_law(
     check_level(interval)
     given = {"flops": flops, "unique_tokens": unique_tokens, "max_params": max_params}
     for name, value in given.items():
-        if value is not None and not (np.isfinite(value) and value > 0):
+        if value is not None and not 0 < value < LARGEST:
             raise BudgetError(f"{name} is {value:g}", hint="give a positive number, e.g. 1e21")
     if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise BudgetError(f"inference_tokens is {inference_tokens:g}", hint="give 0 or more tokens")
@@ -69,6 +70,8 @@ def plan_law(
         inference_tokens=inference_tokens, unique_tokens=unique_tokens, max_params=max_params,
     )  # fmt: skip
     N, D, _ = (float(v[0]) for v in split.optimum(fit.theta, flops))
+    if N < 1 or D < 1:
+        raise BudgetError(f"{flops:g} FLOPs buy less than one parameter or token", hint="raise the budget")
     if not (np.isfinite(N) and np.isfinite(D) and D > 0):
         raise FitError(
             "The law has no best split of this budget: parameters or tokens do not matter in it.",
@@ -86,7 +89,7 @@ def plan_law(
         unique_tokens=unique_tokens,
         max_params=max_params,
         worth=tuple(_worths(fit, split, flops, interval)),
-        notes=tuple(_notes(fit, flops, loss.extrapolation)),
+        notes=tuple(_notes(fit, flops, D / N, loss.extrapolation)),
     )
 
 
@@ -135,11 +138,18 @@ def _worths(fit: Fit, split: Split, flops: float, level: float) -> list[Worth]:
     return out
 
 
-def _notes(fit: Fit, flops: float, ratio: float | None) -> list[str]:
-    notes = []
+def _notes(fit: Fit, flops: float, per_param: float, ratio: float | None) -> list[str]:
+    notes = [sentence for sentence in fit.diagnostics if sentence == COLLINEAR]
+    if fit.n:
+        seen = np.array(fit.observations.tokens) / np.array(fit.observations.params)
+        if not seen.min() / 2 <= per_param <= seen.max() * 2:
+            notes.append(
+                f"{per_param:.3g} tokens a parameter are far outside the fitted runs"
+                f" ({seen.min():.3g} to {seen.max():.3g})."
+            )
     if ratio is not None and ratio > FAR:
         notes.append(
-            f"This is {ratio:,.0f} times the largest fitted compute: read it as a direction, not a number."
+            f"This is {ratio:,.3g} times the largest fitted compute: read it as a direction, not a number."
         )
     if fit.n and flops < fit.observations.compute().min():
         notes.append(

@@ -17,6 +17,8 @@ from isoflop.laws.solve import Array, Law
 from isoflop.laws.split import Split, splits
 from isoflop.records import Interval, Record
 
+LARGEST = 1e40  # of any covariate
+
 
 class FlopsModel(Record):
     """FLOPs a training token: F(N) = kappa N^gamma, fitted to the runs (6 N when they have no FLOPs)."""
@@ -262,6 +264,13 @@ class Fit(Record):
         for name, row in columns.items():
             if not (np.isfinite(row) & ((row > 0) | (name == "sparsity"))).all():
                 raise FitError(f"A prediction needs a positive {name}.", hint=f"Give {name} above zero.")
+            if (row > LARGEST).any() or (name == "sparsity" and (row >= 1).any()):
+                raise FitError(f"{name} = {row.max():g} is impossible.", hint="Give a number that could be.")
+            if name not in (*self._law.columns, "params", "tokens", "flops"):
+                raise FitError(
+                    f"The law {self.law} has no covariate {name!r}.",
+                    hint=f"It has {', '.join(self._law.columns)}.",
+                )
         return {
             name: row
             for name, row in complete(columns, self._law.columns)[0].items()
@@ -285,8 +294,12 @@ class Fit(Record):
             f"   starts at the optimum {self.starts_at_optimum}/{self.starts}",
             f"AICc {_number(self.aicc)}   BIC {_number(self.bic)}"
             f"   ordered hold-out {holdout_words(self.holdout)}",
-            f"run-to-run noise {100 * self.noise_sd:.2f}%   FLOPs a token"
-            f" {self.flops_model.kappa:.4g} N^{self.flops_model.gamma:.4g}",
+            f"run-to-run noise {100 * self.noise_sd:.2f}%"
+            + (
+                f"   FLOPs a token {self.flops_model.kappa:.4g} N^{self.flops_model.gamma:.4g}"
+                if splits(self._law)
+                else ""
+            ),
             f"bootstrap {self.bootstrap}: {len(self.draws)} draws kept, {self.draws_failed} failed,"
             f" {self.draws_at_bound} at a bound",
         ]

@@ -16,6 +16,8 @@ from isoflop.store import atomic_write, disk_errors
 
 def save(fit: Fit, path: Path) -> None:
     """Write a fit as JSON; the file is whole or is not there."""
+    if path.is_dir():
+        raise FitError(f"{path} is a folder.", hint="Give a file name, e.g. --out law.json.")
     with disk_errors(f"the fit {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, fit.to_json())
@@ -44,9 +46,11 @@ def load(name: str) -> Fit:
 
 
 def numbers(words: Sequence[str]) -> dict[str, float]:
-    """NAME=NUMBER words. Raises FitError for what is no number."""
+    """NAME=NUMBER words of further covariates. Raises FitError for what is no number."""
     out = {}
     for name, word in parse_mapping(words).items():
+        if name in ("params", "tokens"):
+            raise FitError(f"{name} has an option of its own.", hint=f"Give --{name} {word}.")
         try:
             out[name] = float(word)
         except ValueError:

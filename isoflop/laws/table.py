@@ -49,7 +49,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "bits_activations": ("bitsactivations", "activationbits"),
     "bits_kv": ("bitskv", "kvbits"),
     "bits_post": ("bitspost", "postbits"),
-    "x": (),
+    "x": ("x",),
 }  # fmt: skip
 MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 LOSS_UNITS = ("nats", "ppl", "bits")
@@ -134,6 +134,9 @@ def _read(path: Path) -> dict[str, list[Any]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise FitError(f"{path} cannot be read: {first}", hint="Every row needs the same columns.") from error
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise FitError(f"{path} has two columns named {twice[0]!r}.", hint="Rename one of them.")
     if table.num_rows == 0:
         raise FitError(f"{path} has no rows.", hint="Give a row a run, under a line of names.")
     return {str(name): table.column(name).to_pylist() for name in table.column_names}

@@ -29,6 +29,7 @@ from isoflop.plots.style import (
     step_colour,
 )
 from isoflop.records import Interval, Run
+from isoflop.store import disk_errors
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def contour_data(fit: Fit) -> ContourData:
     params, tokens = (np.geomspace(v.min() / 2, v.max() * 2, 80) for v in (N, D))
     grid = np.meshgrid(params, tokens)
     loss = fit.loss(grid[0].ravel(), grid[1].ravel()).reshape(80, 80)
+    if np.ptp(loss) < 0.03 * loss.min():
+        raise FitError("The law is flat over these runs: it has no lines of equal loss.", hint="Add runs.")
     C = fit.observations.compute()
     budgets = np.geomspace(C.min(), C.max(), 40)
     theta = np.repeat(fit.theta, len(budgets), axis=0)
@@ -333,7 +336,8 @@ def _check_runs(fit: Fit) -> None:
 def save_law_pictures(fit: Fit, folder: Path, *, kind: str = "svg") -> tuple[list[Path], list[str]]:
     """Every picture that the fit allows, as `folder`/NAME.`kind`; and a sentence for each it does not."""
     _check_runs(fit)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(f"the folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
     paths, missing = [], []
     for name in LAW_PICTURES:
         try:
