@@ -49,6 +49,17 @@ def test_units_of_names_cells_and_mappings(tmp_path: Path) -> None:
     assert read_table(path, {"params": "size:B"})[0]["params"] == pytest.approx(N)
 
 
+def test_exports_of_trackers(tmp_path: Path) -> None:
+    states = ["finished"] * 14 + ["crashed", "failed"]
+    header = "Name,State,config.params_m,config.tokens_b,summary.val_loss"
+    path = written(tmp_path, header, range(16), states, N / 1e6, D / 1e9, LOSS)
+    columns, notes = read_table(path)
+    assert columns["params"] == pytest.approx(N)
+    assert columns["tokens"] == pytest.approx(D)
+    assert "2 rows have a State other than finished; to leave them out: --where State=finished." in notes
+    assert len(read_table(path, where={"State": "finished"})[0]["loss"]) == 14
+
+
 def test_parquet_jsonl_and_rows_by_value(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet

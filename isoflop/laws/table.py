@@ -34,6 +34,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         "heldoutloss", "heldoutlossnats", "validloss", "crossentropy", "l", "lossnats",
         "trainloss", "trainingloss", "ppl",
         "perplexity", "valppl", "evalppl", "bpb", "bitsperbyte", "valbpb", "heldoutbpb", "error", "y",
+        "accuracy", "acc", "auroc", "score",
     ),
     "flops": (
         "flops", "trainingflop", "trainingflops", "trainflops", "flop", "totalflops", "compute", "c",
@@ -55,6 +56,7 @@ MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 LOSS_UNITS = ("nats", "ppl", "bits")
 LABELS = ("cluster",)
 TABLES = (".csv", ".csv.gz", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
+FINISHED = "finished"  # the state of a run that ended, in exports of experiment trackers
 LARGEST_LOSS = 14.0  # nats a token; ln of a vocabulary of a million: above it stands a perplexity
 NUMBER = re.compile(r"^\s*([-+0-9.eE]+)\s*([KMBGT]?)\s*$", re.IGNORECASE)
 
@@ -74,6 +76,13 @@ def read_table(
         raise FitError(f"There is no role {unknown[0]!r} to map to.", hint=f"Roles: {', '.join(ROLES)}.")
     notes: list[str] = []
     table = _filtered(table, where or {}, str(path), notes)
+    state = next((name for name in table if name.lower() == "state"), None)
+    unfinished = [cell for cell in table[state] if str(cell).lower() != FINISHED] if state else []
+    if unfinished:
+        notes.append(
+            f"{len(unfinished)} rows have a {state} other than {FINISHED}; to leave them out: --where"
+            f" {state}={FINISHED}."
+        )
     columns: dict[str, Any] = {}
     taken = {column for word in mapping.values() for column in (word, word.rpartition(":")[0])}
     for role, names in ROLES.items():
@@ -81,7 +90,7 @@ def read_table(
             column, unit = _mapped(table, role, mapping[role], str(path))
         else:
             found = _guess(table, names, taken)
-            if found is None:
+            if found is None or (role == "x" and columns.keys() & {"params", "tokens", "flops"}):
                 continue
             column, unit = found, _unit_of_name(found, role)
             taken.add(column)
@@ -181,7 +190,9 @@ def _guess(table: Mapping[str, Any], names: Sequence[str], taken: set[str]) -> s
     for column in table:
         if column not in taken:
             bare = re.sub(r"[\[(]?\b(nats|bits|[KMBT])\b[\])]?$", "", column)
-            for form in (column, bare, *(column.split(mark)[-1] for mark in ("/", ".", " - "))):
+            short = re.sub(r"_[kmbt]$", "", column, flags=re.IGNORECASE)
+            whole = (column, bare, short)
+            for form in (*whole, *(name.split(mark)[-1] for name in whole for mark in ("/", ".", " - "))):
                 plain.setdefault(re.sub(r"[^a-z0-9]", "", form.lower()), column)
     return next((plain[name] for name in names if name in plain), None)
 
@@ -190,8 +201,8 @@ def _unit_of_name(column: str, role: str) -> str:
     """M of "params (M)" or "tokens_B"; ppl of a column called so."""
     if role == "loss":
         return "ppl" if re.search(r"ppl|perplexity", column, re.IGNORECASE) else ""
-    found = re.search(r"(?:[_ \[(])([KMBT])[\])]?$", column)
-    return found.group(1) if found and role in ("params", "tokens", "unique_tokens", "flops") else ""
+    found = re.search(r"(?:[_ \[(])([KMBT])[\])]?$", column) or re.search(r"_([kmbt])$", column)
+    return found.group(1).upper() if found and role in ("params", "tokens", "unique_tokens", "flops") else ""
 
 
 def _values(cells: Sequence[Any], role: str, column: str, unit: str, notes: list[str]) -> Any:
