@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from isoflop import ladder as rungs
 from isoflop import plan as planner
@@ -71,8 +72,10 @@ def sweep(
     return ladder, rungs.climb(project, corpus, ladder, progress=progress)
 
 
-def fit_runs(project: Project, corpus: Corpus, *, law: str = "chinchilla", seed: int = 0) -> tuple[str, Fit]:
-    """Fit `law` to the ladder runs on this corpus; returns the ledger's id and the fit.
+def fit_runs(
+    project: Project, corpus: Corpus, *, law: str = "chinchilla", seed: int = 0, **options: Any
+) -> tuple[str, Fit]:
+    """Fit `law` to the ladder runs on this corpus, with `options` of `fit`; the ledger's id and the fit.
 
     Raises ProjectError without runs, FitError when they are too few.
     """
@@ -80,7 +83,7 @@ def fit_runs(project: Project, corpus: Corpus, *, law: str = "chinchilla", seed:
     if not runs:
         raise ProjectError(f"{project.folder} has no ladder runs yet", hint="train them: isoflop sweep")
     runs.sort(key=lambda r: (r.params_matmul, r.tokens, r.id))
-    fitted = fit(Observations.of_runs(runs), law=law, delta=LADDER_DELTA, seed=seed)
+    fitted = fit(Observations.of_runs(runs), law=law, seed=seed, **{"delta": LADDER_DELTA, **options})
     return project.put("fit", fitted), fitted
 
 

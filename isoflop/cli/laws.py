@@ -112,8 +112,16 @@ def fit(
     else:
         from isoflop.pipeline import corpus_of, fit_runs
 
+        if roles or where or fixed or ceiling is not None or law == "auto":
+            raise FitError(
+                "--map, --where, --fix, --ceiling and --law auto are for a table, and none was given.",
+                hint="Give a CSV, Parquet or JSONL file; without one the project's ladder is fitted.",
+            )
         home, comparison = open_project(project), None
-        _, fitted = fit_runs(home, corpus_of(home), law=law, seed=seed)
+        options = {} if delta is None else {"delta": delta}
+        _, fitted = fit_runs(
+            home, corpus_of(home), law=law, seed=seed, estimator=estimator, bootstrap=bootstrap, **options
+        )
     if out_file is not None:
         from isoflop.laws.saved import save
 

@@ -71,15 +71,7 @@ def next_run(
     worth it when the nats that a better split saves are more than its own FLOPs would have bought in the
     final run. Raises BudgetError, or FitError when the law has no best split or was fitted without runs.
     """
-    if aim not in AIMS:
-        raise FitError(f"There is no aim {aim!r}.", hint=f"Use one of: {', '.join(AIMS)}.")
-    check_level(level)
-    if not 0 < share <= 1:
-        raise BudgetError(f"a share of {share:g} is not between 0 and 1", hint="give e.g. --share 0.1")
-    if not (np.isfinite(flops) and flops > 0):
-        raise BudgetError(f"a target of {flops:g} FLOPs makes no sense", hint="give e.g. --flops 1e19")
-    if not fit.n:
-        raise FitError("Published constants have no runs to add to.", hint="Fit a table of runs.")
+    _check(fit, flops, aim, share, level)
     split = fit.split()
     N_star, D_star, L_star = (float(v[0]) for v in split.optimum(fit.theta, flops))
     if not np.isfinite(N_star):
@@ -131,6 +123,19 @@ def next_run(
         split_factor=factor(before["split"]), runs=runs, worth_it=worth,
         sentence=_sentence(runs, worth, width(before["loss"])),
     )  # fmt: skip
+
+
+def _check(fit: Fit, flops: float, aim: str, share: float, level: float) -> None:
+    """Raises FitError or BudgetError when there is nothing to design."""
+    if aim not in AIMS:
+        raise FitError(f"There is no aim {aim!r}.", hint=f"Use one of: {', '.join(AIMS)}.")
+    check_level(level)
+    if not 0 < share <= 1:
+        raise BudgetError(f"a share of {share:g} is not between 0 and 1", hint="give e.g. --share 0.1")
+    if not (np.isfinite(flops) and flops > 0):
+        raise BudgetError(f"a target of {flops:g} FLOPs makes no sense", hint="give e.g. --flops 1e19")
+    if not fit.n:
+        raise FitError("Published constants have no runs to add to.", hint="Fit a table of runs.")
 
 
 def _candidates(fit: Fit, N_star: float, D_star: float, dearest: float) -> tuple[Array, Array]:

@@ -80,36 +80,60 @@ def fit(
     held = _held(chosen, fixed or {})
     check(observations, chosen.columns, len(chosen.names) - len(held))
 
-    setting = _setting(observations, chosen, held, np.inf if estimator == "least-squares" else delta)
-    setting, evaluation_sd = _weighted(setting, observations)
-    if estimator == "huber-likelihood":
-        setting = _free_scale(setting)
-    prior = _prior(setting)
-    if prior is not None:
-        setting = replace(setting, problem=replace(setting.problem, prior=prior))
-    problem, free = setting.problem, int(setting.problem.free.sum())
-    theta, objective, at_optimum, starts = best_of_starts(setting)
-    if not np.isfinite(objective):
+    setting, evaluation_sd = _ready(observations, chosen, held, estimator, delta)
+    problem, cluster = setting.problem, setting.cluster
+    best = best_of_starts(setting)
+    theta, free = best[0], int(problem.free.sum())
+    if not np.isfinite(best[1]):
         raise FitError(
             f"No start gave the law {law} a finite fit.", hint="Fix fewer parameters, or try another law."
         )
-    fitted = np.log(chosen.value(theta, problem.x)[0])
-    residual = fitted - problem.log_loss[0]
-    noise = intervals.run_noise(residual, free, setting.cluster, evaluation_sd)
+    residual = np.log(chosen.value(theta, problem.x)[0]) - problem.log_loss[0]
+    noise = intervals.run_noise(residual, free, cluster, evaluation_sd)
     draws, method, failed = bootstrap_draws(
-        problem, theta, noise, setting.cluster, draws=bootstrap, few=FEW_CLUSTERS, seed=seed
+        problem, theta, noise, cluster, draws=bootstrap, few=FEW_CLUSTERS, seed=seed
     )
-    draws = chosen.uncentre(draws, setting.centre)
-    few = _some_rows(setting)
-    holdout, experiment = ordered_holdout(few.problem, theta, few.compute, holdout_least)
-    aicc, bic = likelihood.criteria(residual, problem.delta, free)
-    result = Fit(
-        law=law,
+    some = _some_rows(setting)
+    holdout, experiment = ordered_holdout(some.problem, theta, some.compute, holdout_least)
+    result = _described(setting, observations, best, residual, held, estimator)
+    result = _with_draws(result, chosen, chosen.uncentre(draws, setting.centre), keep_draws).model_copy(
+        update={
+            "bootstrap": method, "draws_failed": failed, "seed": seed, "ceiling": ceiling, "holdout": holdout,
+            "noise_sd": noise.total, "noise_df": noise.df, "evaluation_sd": evaluation_sd,
+            "model_sigma": intervals.calibrate_model(
+                np.array([row.ratio for row in holdout]), np.array([row.error for row in holdout]),
+                experiment, noise.total,
+            ),
+        }
+    )  # fmt: skip
+    without = chosen.uncentre(leave_one_out(problem, theta, cluster, SMALL_RUNS), setting.centre)
+    return result.model_copy(update={"diagnostics": sentences(result, without)})
+
+
+def _ready(
+    observations: Observations, law: solve.Law, held: Mapping[str, float], estimator: str, delta: float
+) -> tuple[Setting, float]:
+    """The problem with its weights, Huber width and prior; and the relative error of an evaluation."""
+    setting = _setting(observations, law, held, np.inf if estimator == "least-squares" else delta)
+    setting, evaluation_sd = _weighted(setting, observations)
+    if estimator == "huber-likelihood":
+        setting = _free_scale(setting)
+    return replace(setting, problem=replace(setting.problem, prior=_prior(setting))), evaluation_sd
+
+
+def _described(
+    setting: Setting, observations: Observations, best: tuple[Array, float, int, int], residual: Array,
+    held: Mapping[str, float], estimator: str,
+) -> Fit:  # fmt: skip
+    """The fit without draws, noise and hold-outs."""
+    problem, (theta, objective, at_optimum, starts) = setting.problem, best
+    aicc, bic = likelihood.criteria(residual, problem.delta, int(problem.free.sum()))
+    return Fit(
+        law=problem.law.name,
         estimator=estimator,
         delta=problem.delta,
-        params=_named(chosen, chosen.uncentre(theta, setting.centre)[0]),
+        params=_named(problem.law, problem.law.uncentre(theta, setting.centre)[0]),
         fixed=tuple(held),
-        se=_named(chosen, draws.std(axis=0, ddof=1)) if len(draws) > 1 else {},
         n=len(residual),
         n_clusters=int(setting.cluster.max()) + 1,
         objective=objective,
@@ -117,30 +141,22 @@ def fit(
         bic=bic,
         starts=starts,
         starts_at_optimum=at_optimum,
-        bootstrap=method,
-        seed=seed,
-        draws=tuple(tuple(float(v) for v in row) for row in _thin(draws, keep_draws)),
-        draws_failed=failed,
-        draws_at_bound=int(_at_bound(chosen, draws).sum()),
         residuals=tuple(float(r) for r in residual),
-        noise_sd=noise.total,
-        noise_df=noise.df,
-        evaluation_sd=evaluation_sd,
-        model_sigma=intervals.calibrate_model(
-            np.array([row.ratio for row in holdout]),
-            np.array([row.error for row in holdout]),
-            experiment,
-            noise.total,
-        ),
-        prior=prior is not None,
-        ceiling=ceiling,
+        prior=problem.prior is not None,
         flops_model=flops_model(observations),
         max_flops=float(observations.compute().max()),
         observations=observations,
-        holdout=holdout,
     )
-    without = chosen.uncentre(leave_one_out(problem, theta, setting.cluster, SMALL_RUNS), setting.centre)
-    return result.model_copy(update={"diagnostics": sentences(result, without)})
+
+
+def _with_draws(result: Fit, law: solve.Law, draws: Array, keep: int) -> Fit:
+    """The fit with (k, p) natural draws, of which at most `keep` stay."""
+    update = {
+        "se": _named(law, draws.std(axis=0, ddof=1)) if len(draws) > 1 else {},
+        "draws": tuple(tuple(float(v) for v in row) for row in _thin(draws, keep)),
+        "draws_at_bound": int(_at_bound(law, draws).sum()),
+    }
+    return result.model_copy(update=update)
 
 
 def check_options(estimator: str, delta: float, bootstrap: int) -> None:

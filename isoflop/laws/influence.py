@@ -26,7 +26,7 @@ def influence(fit: Fit, flops: float) -> tuple[tuple[str, ...], Array]:
     best = fit.optimum(flops)
     at = {"params": best.params.value, "tokens": best.tokens.value}
     left = [_without(fit, cluster != one) for one in chosen]
-    moves = [part.loss(**at)[0] / best.loss.value - 1.0 for part in left]
+    moves = [part.loss(**at)[0] / fit.loss(**at)[0] - 1.0 for part in left]
     labels = seen.cluster or tuple(f"row {i}" for i in range(fit.n))
     names = [labels[int(np.argmax(cluster == one))] for one in chosen]
     order = np.argsort(-np.abs(moves), kind="stable")

@@ -339,6 +339,7 @@ def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # t
         (("fit", "TABLE", "--fix", "alpha=half"), "cannot be fixed at 'half'"),
         (("fit", "TABLE", "TABLE"), "second table"),
         (("fit", "none.csv"), "none.csv does not exist"),
+        (("fit", "--map", "loss=val_loss"), "for a table, and none was given"),
         (("predict", "TABLE", "--params", "1e9", "--tokens", "1e9"), "not a saved fit"),
         (("predict", "besiroglu-2024", "--params", "1e9"), "no column 'tokens'"),
         (("predict", "besiroglu-2024", "--params", "-1", "--tokens", "1e9"), "positive params"),
