@@ -48,7 +48,8 @@ def setting(table: Columns, delta: float = 1e-3, weight: Array | None = None) ->
     log_loss = np.log(table["loss"])[None]
     weight = np.ones_like(log_loss) if weight is None else weight
     problem = Problem(law, x, log_loss, weight, delta, np.ones(5, bool))
-    return Setting(problem, centre, {}, np.arange(x.shape[1]), table["params"] * table["tokens"])
+    sizes = np.array([table["params"], table["tokens"]])
+    return Setting(problem, centre, {}, np.arange(x.shape[1]), sizes[0] * sizes[1], sizes)
 
 
 def ladder(sizes: int = 4, ratios: int = 3, noise: float = 0.0, seed: int = 0) -> Columns:
@@ -419,12 +420,35 @@ def test_noise_is_shrunk_to_its_prior_when_runs_are_few() -> None:
     own = np.arange(8)
     few, many = 0.02 * rng.standard_normal(8), 0.02 * rng.standard_normal(400)
     alone = float(np.sqrt((few**2).sum() / 3))
-    shrunk = intervals.run_noise(few, 5, own)
+    slopes = rng.standard_normal((len(few), 5))
+    shrunk = intervals.run_noise(few, slopes, own)
     assert intervals.NOISE_PRIOR < shrunk.run < alone
     assert shrunk.df == 3 + intervals.NOISE_PRIOR_DF
     assert shrunk.total == shrunk.run
-    assert intervals.run_noise(many, 5, np.arange(400)).run == pytest.approx(0.02, rel=0.1)
-    assert intervals.run_noise(few, 5, own // 4).total == pytest.approx(shrunk.run * 2**0.5)
+    assert intervals.run_noise(many, rng.standard_normal((400, 5)), np.arange(400)).run == pytest.approx(
+        0.02, rel=0.1
+    )
+
+
+@pytest.mark.parametrize(("trunk", "run"), [(0.02, 0.01), (0.0, 0.02), (0.03, 0.03)])
+def test_noise_of_trunks_and_runs_is_told_apart(trunk: float, run: float) -> None:
+    """Residuals of a regression with five parameters, which absorb part of either; sizes are unequal."""
+    rng = np.random.default_rng(1)
+    cluster = np.repeat(np.arange(40), np.tile([2, 5, 8, 3], 10))
+    slopes = rng.standard_normal((180, 5)) + rng.standard_normal((40, 5))[cluster]
+    left = np.eye(180) - slopes @ np.linalg.pinv(slopes)
+    found = [
+        intervals.run_noise(
+            left @ (trunk * rng.standard_normal(40)[cluster] + run * rng.standard_normal(180)),
+            slopes,
+            cluster,
+        )
+        for _ in range(60)
+    ]
+    assert np.mean([n.run for n in found]) == pytest.approx(run, rel=0.05)
+    assert np.mean([n.total for n in found]) == pytest.approx(np.hypot(trunk, run), rel=0.08)
+    scaled = intervals.run_noise(slopes[:, 0], slopes * 1e9, cluster)
+    assert scaled == pytest.approx(intervals.run_noise(slopes[:, 0], slopes, cluster))
 
 
 def test_parametric_draws_deviate_by_trunk_and_by_run() -> None:
@@ -435,3 +459,30 @@ def test_parametric_draws_deviate_by_trunk_and_by_run() -> None:
     covariance = draws.T @ draws / len(draws)
     expected = 0.004**2 * (cluster[:, None] == cluster) + 0.003**2 * np.eye(6)
     assert np.abs(covariance - expected).max() < 1e-6
+
+
+def test_reach_is_one_inside_and_grows_with_compute_size_or_data() -> None:
+    fitted = np.array([[1e6, 1e8], [1e7, 1e9]])
+
+    def reach(ratio: float, N: float, D: float) -> float:
+        return float(intervals.reach(ratio, np.array([N, D]), fitted))
+
+    assert reach(0.1, 1e7, 1e8) == 1.0
+    assert reach(16.0, 4e8, 4e9) == pytest.approx(16.0)  # along both axes: the compute ratio
+    assert reach(1.0, 4e8, 2.5e8) == pytest.approx(4.0)  # 4x in N alone, at the largest compute
+    assert reach(1.0, 2.5e5, 1e9) == pytest.approx(4.0)  # as far below the range
+    assert reach(9.0, 3e8, 3e9) == reach(9.0, 2e8, 4.5e9) * 2 / 3  # whichever is further out
+    assert intervals.reach(5.0, np.empty(0), np.empty((0, 0))) == 5.0
+
+
+def test_a_law_held_exact_has_no_model_error() -> None:
+    table = ladder(noise=0.005)
+    exact, calibrated = fit(table, model_error=0.0, bootstrap=100), fit(table, bootstrap=100)
+    at = {"params": 1e8, "tokens": 1e9}
+    assert (exact.model_sd(**at), exact.params) == (0.0, calibrated.params)
+    narrow, wide = exact.predict(**at), calibrated.predict(**at)
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+    far_in_size = calibrated.model_sd(params=1e8, tokens=1e6)
+    assert far_in_size > calibrated.model_sd(params=1e6, tokens=1e7)
+    with pytest.raises(FitError, match="model error"):
+        fit(table, model_error=-0.1)

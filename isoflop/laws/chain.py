@@ -37,10 +37,9 @@ def predict_score(
             hint="Fit downstream-sigmoid or downstream-exponential.",
         )
     rng = np.random.default_rng(seed)
-    ratio = loss.extrapolation(params, tokens, **further)
     drawn = loss.predict_draws(params, tokens, **further)[:, 0]
     reached = drawn[rng.integers(len(drawn), size=SAMPLES)]
-    sd = np.hypot(loss.noise_sd, intervals.model_sd(1.0 if ratio is None else ratio, loss.model_sigma))
+    sd = np.hypot(loss.noise_sd, loss.model_sd(params, tokens, **further))
     reached = reached * np.exp(sd * rng.standard_normal(SAMPLES))
     theta = task.draws_array[rng.integers(len(task.draws_array), size=SAMPLES)]
     scores = task.target(theta, {"task_loss": reached[:, None]})[:, 0]
@@ -54,6 +53,6 @@ def predict_score(
         high=max(high, value),
         level=interval,
         of="new run",
-        extrapolation=ratio,
+        extrapolation=loss.extrapolation(params, tokens, **further),
     )
     return task.oriented(found)

@@ -100,7 +100,7 @@ def next_run(
     rank = np.where(telling, lower["loss"] / cost, 0.0) if aim == "loss" else saved - price
     order = np.argsort(-rank)[:keep]
     z = NormalDist().inv_cdf(intervals.tails(level)[1])
-    rest = fit.noise_sd**2 + float(intervals.model_sd(flops / (fit.max_flops or flops), fit.model_sigma)) ** 2
+    rest = fit.noise_sd**2 + fit.model_sd(N_star, D_star) ** 2
 
     def width(variance: float) -> float:
         return float(z * np.sqrt(max(variance, 0.0) + rest))
@@ -165,15 +165,14 @@ def _slopes(fit: Fit, N: Array, D: Array) -> Array:
 
 
 def _information(fit: Fit) -> Array:
-    """(p, p) of the runs and the prior; runs of a trunk share half of the noise variance."""
+    """(p, p) of the runs and the prior; runs of a trunk share its part of the noise."""
     law, seen = law_named(fit.law), fit.observations
     g = _slopes(fit, np.array(seen.params), np.array(seen.tokens))
     cluster = intervals.clusters_of(seen.cluster, fit.n)
-    shared = fit.n_clusters < fit.n
-    run = fit.noise_sd**2 * (0.5 if shared else 1.0)
-    trunk = fit.noise_sd**2 - run
+    trunk = fit.trunk_sd**2
+    run = fit.noise_sd**2 - trunk
     out = g.T @ g / run
-    if shared:
+    if trunk:
         sums = np.zeros((fit.n_clusters, g.shape[1]))
         np.add.at(sums, cluster, g)
         size = np.bincount(cluster)

@@ -22,6 +22,7 @@ from isoflop.laws.registry import law_named
 from isoflop.laws.resample import bootstrap_draws, leave_one_out, ordered_holdout
 from isoflop.laws.result import Fit, FlopsModel
 from isoflop.laws.solve import Array, Prior, Problem
+from isoflop.laws.split import splits
 
 DELTA = 1e-3  # width of the Huber loss on the log of the loss: Hoffmann et al. 2203.15556
 ESTIMATORS: dict[str, str] = {
@@ -44,6 +45,7 @@ class Setting:
     fixed: Mapping[str, float]
     cluster: npt.NDArray[np.intp]
     compute: Array
+    sizes: Array  # (2, n) N and D; (0, n) in laws without them
 
 
 def fit(
@@ -58,6 +60,7 @@ def fit(
     seed: int = 0,
     keep_draws: int = 400,
     holdout_least: int = 0,
+    model_error: float | None = None,
 ) -> Fit:
     """Fit `law` to a table: its covariates (params, tokens, ...), `loss`; optional flops, cluster, loss_se.
 
@@ -69,39 +72,41 @@ def fit(
     logarithm 0.4) on the exponents keeps the extrapolation sane. `loss_se`, the standard error of each
     evaluation, weights the runs by their inverse variance. A target y that rises to a `ceiling` (accuracy: 1)
     is fitted as ceiling - y, and predicted as y. The ordered hold-outs fit `holdout_least` runs
-    at least.
+    at least. `model_error` is the relative sd of the law's own error among the runs (it grows outside them):
+    None calibrates it by the hold-outs, 0 holds the law to be exact.
     Raises FitError on a table or an option that cannot be used.
     """
     chosen = law_named(law)
     observations = Observations.of(table, chosen.columns)
     if ceiling is not None:
         observations = falling(observations, ceiling)
-    check_options(estimator, delta, bootstrap)
+    check_options(estimator, delta, bootstrap, model_error)
     held = _held(chosen, fixed or {})
     check(observations, chosen.columns, len(chosen.names) - len(held))
 
     setting, evaluation_sd = _ready(observations, chosen, held, estimator, delta)
     problem, cluster = setting.problem, setting.cluster
     best = best_of_starts(setting)
-    theta, free = best[0], int(problem.free.sum())
+    theta = best[0]
     if not np.isfinite(best[1]):
         raise FitError(
             f"No start gave the law {law} a finite fit.", hint="Fix fewer parameters, or try another law."
         )
     residual = np.log(chosen.value(theta, problem.x)[0]) - problem.log_loss[0]
-    noise = intervals.run_noise(residual, free, cluster, evaluation_sd)
+    noise = intervals.run_noise(residual, _slopes(problem, theta), cluster, evaluation_sd)
     draws, method, failed = bootstrap_draws(
         problem, theta, noise, cluster, draws=bootstrap, few=FEW_CLUSTERS, seed=seed
     )
     some = _some_rows(setting)
-    holdout, experiment = ordered_holdout(some.problem, theta, some.compute, holdout_least)
+    holdout, experiment = ordered_holdout(some.problem, theta, some.compute, some.sizes, holdout_least)
     result = _described(setting, observations, best, residual, held, estimator)
     result = _with_draws(result, chosen, chosen.uncentre(draws, setting.centre), keep_draws).model_copy(
         update={
             "bootstrap": method, "draws_failed": failed, "seed": seed, "ceiling": ceiling, "holdout": holdout,
-            "noise_sd": noise.total, "noise_df": noise.df, "evaluation_sd": evaluation_sd,
-            "model_sigma": intervals.calibrate_model(
-                np.array([row.ratio for row in holdout]), np.array([row.error for row in holdout]),
+            "noise_sd": noise.total, "noise_df": noise.df, "trunk_sd": noise.trunk,
+            "evaluation_sd": evaluation_sd,
+            "model_sigma": model_error if model_error is not None else intervals.calibrate_model(
+                np.array([row.reach for row in holdout]), np.array([row.error for row in holdout]),
                 experiment, noise.total,
             ),
         }
@@ -159,7 +164,14 @@ def _with_draws(result: Fit, law: solve.Law, draws: Array, keep: int) -> Fit:
     return result.model_copy(update=update)
 
 
-def check_options(estimator: str, delta: float, bootstrap: int) -> None:
+def _slopes(problem: Problem, theta: Array) -> Array:
+    """(n, free parameters) derivatives of ln L, without those at a bound."""
+    value, jac = problem.law.jacobian(theta, problem.x)
+    inside = problem.free & (theta[0] > problem.law.lower) & (theta[0] < problem.law.upper)
+    return np.asarray((jac[0, inside] / value[0]).T)
+
+
+def check_options(estimator: str, delta: float, bootstrap: int, model_error: float | None = None) -> None:
     """Raises FitError when an option of `fit` makes no sense."""
     if estimator not in ESTIMATORS:
         raise FitError(
@@ -169,6 +181,10 @@ def check_options(estimator: str, delta: float, bootstrap: int) -> None:
         raise FitError(f"A Huber width of {delta} makes no sense.", hint="Give e.g. 0.001.")
     if bootstrap < 0:
         raise FitError(f"bootstrap is {bootstrap}.", hint="Give the number of refits, or 0 for none.")
+    if model_error is not None and not 0 <= model_error < 1:
+        raise FitError(
+            f"A model error of {model_error:g} makes no sense.", hint="Give a share of the loss, e.g. 0.004."
+        )
 
 
 def flops_model(observations: Observations) -> FlopsModel:
@@ -248,6 +264,7 @@ def _setting(observations: Observations, law: solve.Law, fixed: Mapping[str, flo
         fixed=fixed,
         cluster=intervals.clusters_of(observations.cluster, log_loss.shape[1]),
         compute=observations.compute(),
+        sizes=observations.sizes() if splits(law) else np.empty((0, log_loss.shape[1])),
     )
 
 
@@ -258,7 +275,9 @@ def _some_rows(setting: Setting) -> Setting:
         return setting
     order = np.argsort(setting.compute, kind="stable")
     at = np.sort(order[np.linspace(0, n - 1, MANY_RUNS).astype(int)])
-    return replace(setting, problem=setting.problem.rows(at), compute=setting.compute[at])
+    return replace(
+        setting, problem=setting.problem.rows(at), compute=setting.compute[at], sizes=setting.sizes[:, at]
+    )
 
 
 def _weighted(setting: Setting, observations: Observations) -> tuple[Setting, float]:
@@ -274,7 +293,7 @@ def _weighted(setting: Setting, observations: Observations) -> tuple[Setting, fl
     problem = setting.problem
     theta, _, _, _ = best_of_starts(setting)
     residual = np.log(problem.law.value(theta, problem.x)[0]) - problem.log_loss[0]
-    noise = intervals.run_noise(residual, int(problem.free.sum()), setting.cluster, typical)
+    noise = intervals.run_noise(residual, _slopes(problem, theta), setting.cluster, typical)
     weight = 1.0 / (noise.run**2 + evaluation**2)
     return replace(setting, problem=replace(problem, weight=(weight / weight.mean())[None])), typical
 

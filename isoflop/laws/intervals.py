@@ -6,8 +6,8 @@ The interval of a new run has three parts, added in quadrature on the log of the
 2. run-to-run noise: residual scale with n - p degrees of freedom and a prior's, Student's t; where runs
    share trunks, a new run's trunk deviates as well;
 3. model error: the law itself is not exact, and is worse further out. Its relative sd is
-   `sigma0 * log2(1 + max(r, 1))^1.5` at r = C / C_max_fitted, more below the prediction than above it, see
-   `model_sd`.
+   `sigma0 * log2(1 + r)^1.5` at a reach r of 1 or more, which is how far out the query is in compute, size
+   and data (`reach`); more of it lies below the prediction than above.
 """
 
 from __future__ import annotations
@@ -49,27 +49,71 @@ class Noise(NamedTuple):
 
     run: float  # sd of a run around its trunk
     total: float  # sd of a run whose trunk is new, too
-    df: int  # that `run` is known to, the prior's included
+    df: int  # that `total` is known to, the prior's included
+
+    @property
+    def trunk(self) -> float:
+        """sd between trunks."""
+        return float(np.sqrt(max(0.0, self.total**2 - self.run**2)))
 
 
 def run_noise(
-    residual: Array, parameters: int, cluster: npt.NDArray[np.intp], evaluation: float = 0.0
+    residual: Array, slopes: Array, cluster: npt.NDArray[np.intp], evaluation: float = 0.0
 ) -> Noise:
     """Noise from (n,) residuals of the log loss, shrunk to `NOISE_PRIOR`.
 
+    `slopes` (n, p) are the derivatives of ln L by the free parameters: what the fit has absorbed.
     `evaluation` is the relative sd of an evaluation, which residuals hold too and which is taken off.
-    Where runs share trunks (fewer clusters than runs), the trunk's own deviation counts as large as that
-    of its branches; the fit has absorbed it, so residuals do not show it.
+    Where runs share trunks (fewer clusters than runs), trunks and runs have variances of their own, by the
+    sums of squares between and within trunks against what is expected of each (Henderson 1953, method 3).
     """
-    df = max(1, len(residual) - parameters)
-    weight = NOISE_PRIOR_DF + df
-    if len(residual) >= OUTLIERS_FROM:  # a few broken runs must not widen every interval
+    n, parameters = slopes.shape
+    if n >= OUTLIERS_FROM:  # a few broken runs must not widen every interval
         limit = OUTLYING * 1.4826 * float(np.median(np.abs(residual)))
         residual = np.clip(residual, -limit, limit)
-    between = max(0.0, float((residual**2).sum()) - df * evaluation**2)
-    run = float(np.sqrt((NOISE_PRIOR_DF * NOISE_PRIOR**2 + between) / weight))
-    shared = int(cluster.max()) + 1 < len(residual)
-    return Noise(run, run * np.sqrt(2.0) if shared else run, weight)
+    df = max(1, n - parameters)
+    squares = float((residual**2).sum())
+    if int(cluster.max()) + 1 == n:
+        run = _shrunk(squares - df * evaluation**2, df)
+        return Noise(run, run, NOISE_PRIOR_DF + df)
+    size = np.bincount(cluster).astype(np.float64)
+    between = float((np.bincount(cluster, residual) ** 2 / size).sum())
+    run_within, run_between, trunk_within, trunk_between = _expected_squares(slopes, cluster, size)
+    run = trunk = NOISE_PRIOR
+    for _ in range(60):  # alternately, each given the other
+        within = squares - between - trunk_within * trunk**2 - run_within * evaluation**2
+        run = _shrunk(within, max(run_within, 1e-9))
+        left = (between - run_between * (run**2 + evaluation**2)) / size.mean()
+        trunk = _shrunk(left, max(trunk_between / size.mean(), 1e-9))
+    total = float(np.hypot(run, trunk))
+    known = run**4 / (NOISE_PRIOR_DF + run_within) + trunk**4 / (NOISE_PRIOR_DF + trunk_between / size.mean())
+    return Noise(run, total, int(total**4 / known))  # Satterthwaite's degrees of freedom
+
+
+def _shrunk(squares: float, df: float) -> float:
+    """The sd of a sum of squares with `df` degrees of freedom, shrunk to the prior."""
+    return float(np.sqrt((NOISE_PRIOR_DF * NOISE_PRIOR**2 + max(0.0, squares)) / (NOISE_PRIOR_DF + df)))
+
+
+def _expected_squares(
+    slopes: Array, cluster: npt.NDArray[np.intp], size: Array
+) -> tuple[float, float, float, float]:
+    """What unit variances of runs, then of trunks, add to the sums of squares within and between trunks.
+
+    With the residual maker Q = I - H, H = G M^-1 G', and P the projection on trunks, Z their indicators:
+    tr Q(I - P), tr QP, tr Z'Q(I - P)QZ and tr Z'QPQZ, by products of (p, p) matrices only.
+    """
+    slopes = slopes / np.maximum(np.sqrt((slopes**2).sum(axis=0)), 1e-300)
+    sums = np.zeros((len(size), slopes.shape[1]))
+    np.add.at(sums, cluster, slopes)
+    inverse = np.linalg.pinv(slopes.T @ slopes, hermitian=True)
+    A = inverse @ (sums.T @ (sums / size[:, None]))
+    X = inverse @ (sums.T @ sums)
+    absorbed = float(np.trace(inverse @ (slopes.T @ slopes)))
+    run_between = len(size) - float(np.trace(A))
+    trunk = float(size.sum() - np.trace(X))
+    trunk_between = float(size.sum() - 2.0 * np.trace(X) + np.trace(A @ X))
+    return len(slopes) - absorbed - run_between, run_between, trunk - trunk_between, trunk_between
 
 
 def noisy_log_losses(
@@ -83,30 +127,44 @@ def noisy_log_losses(
     """
     n = len(log_fitted)
     scale = np.sqrt(noise.df / rng.chisquare(noise.df, size=(draws, 1)))
-    trunk = np.sqrt(max(0.0, noise.total**2 - noise.run**2))
-    shared = trunk * rng.standard_normal((draws, int(cluster.max()) + 1))[:, cluster]
+    shared = noise.trunk * rng.standard_normal((draws, int(cluster.max()) + 1))[:, cluster]
     return np.asarray(log_fitted + scale * (shared + noise.run * rng.standard_normal((draws, n))))
 
 
-def model_sd(ratio: float | Array, sigma0: float) -> Array:
-    """Relative sd of the law's own error at r = C / C_max_fitted; constant inside the data."""
-    return np.asarray(sigma0 * _distance(ratio))
+def reach(ratio: float | Array, sizes: Array, fitted: Array) -> Array:
+    """(...) how far outside the data queries are: their compute ratio, and more where N or D alone is far.
+
+    `sizes` (2, ...) are N and D of the queries, `fitted` (2, n) those of the runs. A size k times outside
+    their range is as far as k^2 times the compute, which grows by k along each axis; where that is more than
+    the compute ratio, the geometric mean of the two counts. At least 1, which is inside.
+    """
+    ratio = np.maximum(np.asarray(ratio, dtype=np.float64), 1.0)
+    if fitted.size == 0:
+        return ratio
+    low, high = (end(axis=1).reshape(2, *[1] * (sizes.ndim - 1)) for end in (fitted.min, fitted.max))
+    outside = np.maximum(sizes / high, low / sizes).max(axis=0)
+    return np.asarray(np.sqrt(ratio * np.maximum(ratio, outside**2)))
 
 
-def _distance(ratio: float | Array) -> Array:
+def model_sd(reach: float | Array, sigma0: float) -> Array:
+    """Relative sd of the law's own error at a reach; constant inside the data."""
+    return np.asarray(sigma0 * _distance(reach))
+
+
+def _distance(reach: float | Array) -> Array:
     """What the law's own error grows with: a power of the doublings beyond the data."""
-    return np.asarray(np.log2(1.0 + np.maximum(ratio, 1.0)) ** MODEL_POWER)
+    return np.asarray(np.log2(1.0 + np.maximum(reach, 1.0)) ** MODEL_POWER)
 
 
-def calibrate_model(ratio: Array, error: Array, experiment: npt.NDArray[np.intp], noise: float) -> float:
+def calibrate_model(reach: Array, error: Array, experiment: npt.NDArray[np.intp], noise: float) -> float:
     """sigma0 from ordered hold-outs, shrunk to `MODEL_SIGMA`.
 
-    `error` (k,) are relative errors of predictions at `ratio` (k,) times the largest fitted compute;
+    `error` (k,) are relative errors of predictions at a `reach` (k,) outside the fitted runs;
     rows of one `experiment` share a fit and count once. Noise variance is taken off first.
     """
     if len(error) == 0:
         return MODEL_SIGMA
-    unit = np.maximum(error**2 - noise**2, 0.0) / _distance(ratio) ** 2
+    unit = np.maximum(error**2 - noise**2, 0.0) / _distance(reach) ** 2
     labels = np.unique(experiment)
     found = np.array([unit[experiment == label].mean() for label in labels])
     variance = (MODEL_PRIOR_WEIGHT * MODEL_SIGMA**2 + found.sum()) / (MODEL_PRIOR_WEIGHT + len(labels))

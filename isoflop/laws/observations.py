@@ -89,6 +89,10 @@ class Observations(Record):
         """Covariates as (n,) arrays."""
         return {name: np.array(column) for name, column in self.columns.items()}
 
+    def sizes(self) -> Array:
+        """(2, n) N and D."""
+        return np.array([self.params, self.tokens])
+
     def compute(self) -> Array:
         """(n,) what the runs are ordered by: training FLOPs, 6 N D where not given, x without N and D."""
         columns = self.arrays()

@@ -97,7 +97,8 @@ def _loss(fit: Fit, split: Split, N: float, D: float, level: float) -> Predictio
     """Measured loss of a new run at N, D under the split's constraints."""
     at = np.array([N]), np.array([D])
     value, draws = float(split.loss(fit.theta, *at)[0, 0]), split.loss(fit.draws_array, *at)[:, 0]
-    return fit.oriented(fit.around(value, draws, fit.extrapolation(N, D), level, "new run"))
+    found = fit.around(value, draws, fit.model_sd(N, D), level)
+    return fit.oriented(found.model_copy(update={"extrapolation": fit.extrapolation(N, D)}))
 
 
 def _interval(value: float, draws: np.ndarray, level: float, of: str) -> Interval:

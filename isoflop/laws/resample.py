@@ -77,15 +77,16 @@ def _one_step(
 
 
 def ordered_holdout(
-    problem: Problem, theta: Array, compute: Array, least: int = 0
+    problem: Problem, theta: Array, compute: Array, sizes: Array, least: int = 0
 ) -> tuple[tuple[Holdout, ...], npt.NDArray[np.intp]]:
     """Ordered hold-outs: fit the cheaper runs, predict the dearer ones; and each row's experiment.
 
     A cheaper part needs twice as many runs as free parameters, and `least`; every covariate must vary in it.
+    `sizes` (2, n) are N and D, (0, n) in laws without them.
     """
     n, first = len(compute), max(2 * int(problem.free.sum()), least)
-    sizes = np.unique(np.linspace(first, n - 1, HOLDOUTS).astype(int)) if n > first else np.empty(0, int)
-    limits = np.unique(np.sort(compute)[sizes - 1])
+    counts = np.unique(np.linspace(first, n - 1, HOLDOUTS).astype(int)) if n > first else np.empty(0, int)
+    limits = np.unique(np.sort(compute)[counts - 1])
     inside = compute <= limits[:, None]
     usable = np.array([_varied(problem.x, row) and not row.all() for row in inside], dtype=bool)
     limits, inside = limits[usable], inside[usable]
@@ -101,6 +102,7 @@ def ordered_holdout(
     for k, limit in enumerate(limits):
         targets = np.flatnonzero(~inside[k] & (compute <= HOLDOUT_REACH * limit))
         targets = targets[np.argsort(compute[targets], kind="stable")]
+        reach = intervals.reach(compute / limit, sizes, sizes[:, inside[k]])
         for i in targets[np.unique(np.linspace(0, len(targets) - 1, HOLDOUT_TARGETS).astype(int))]:
             rows.append(
                 Holdout(
@@ -108,6 +110,7 @@ def ordered_holdout(
                     fitted_max_flops=float(limit),
                     flops=float(compute[i]),
                     ratio=float(compute[i] / limit),
+                    reach=float(reach[i]),
                     error=float(error[k, i]),
                 )
             )

@@ -37,6 +37,7 @@ class Holdout(Record):
     fitted_max_flops: float
     flops: float
     ratio: float  # flops / fitted_max_flops
+    reach: float = 1.0  # how far out in compute, size and data: `intervals.reach`
     error: float  # relative: prediction / observation - 1
 
 
@@ -85,6 +86,7 @@ class Fit(Record):
     residuals: tuple[float, ...] = ()  # ln prediction - ln observation
     noise_sd: float = intervals.NOISE_PRIOR  # relative, run to run, shrunk to a prior (`intervals.run_noise`)
     noise_df: int = intervals.NOISE_PRIOR_DF  # that it is known to
+    trunk_sd: float = 0.0  # the part of `noise_sd` that runs of one trunk share
     evaluation_sd: float = 0.0  # relative, of one evaluation, where the table has its standard errors
     model_sigma: float = intervals.MODEL_SIGMA  # sigma0 of `intervals.model_sd`
     prior: bool = False  # weak prior on the exponents was used
@@ -137,6 +139,15 @@ class Fit(Record):
         known = [(columns[name][0], self.observations.columns[name]) for name in columns if self.n]
         return max((max(v / max(seen), min(seen) / v) for v, seen in known), default=None)
 
+    def model_sd(self, params: Any = None, tokens: Any = None, **others: Any) -> float:
+        """Relative sd of the law's own error there: `intervals.model_sd` at `intervals.reach`."""
+        ratio = self.extrapolation(params, tokens, **others)
+        known = splits(self._law) and self.n > 0
+        fitted = self.observations.sizes() if known else np.empty((0, 0))
+        sizes = np.array([params, tokens], dtype=np.float64) if known else np.empty(0)
+        reach = intervals.reach(1.0 if ratio is None else ratio, sizes, fitted)
+        return float(intervals.model_sd(reach, self.model_sigma))
+
     def loss(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
         """(points,) fitted targets, which fall; `others` are the law's further covariates by name."""
         return np.asarray(self._law.loss(self.theta, self._columns(params, tokens, others))[0])
@@ -163,14 +174,14 @@ class Fit(Record):
         check_level(level)
         value = float(self.loss(params, tokens, **others)[0])
         draws = self.predict_draws(params, tokens, **others)[:, 0]
+        found = self.around(value, draws, self.model_sd(params, tokens, **others), level, of)
         ratio = self.extrapolation(params, tokens, **others)
-        return self.oriented(self.around(value, draws, ratio, level, of))
+        return self.oriented(found.model_copy(update={"extrapolation": ratio}))
 
     def around(
-        self, value: float, draws: Array, ratio: float | None, level: float = 0.9, of: str = "new run"
+        self, value: float, draws: Array, model: float, level: float = 0.9, of: str = "new run"
     ) -> Prediction:
-        """The interval around a predicted loss with bootstrap `draws` (k,), at a ratio of compute."""
-        model = float(intervals.model_sd(1.0 if ratio is None else ratio, self.model_sigma))
+        """The interval around a loss: bootstrap `draws` (k,), noise and a model error of sd `model`."""
         if of == "mean":
             low, high = intervals.mean_interval(value, draws, model=model, level=level)
         else:
@@ -178,7 +189,7 @@ class Fit(Record):
             low, high = intervals.new_run_interval(
                 value, draws, noise=noise, df=self.noise_df, model=model, level=level
             )
-        return Prediction(value=value, low=low, high=high, level=level, of=of, extrapolation=ratio)
+        return Prediction(value=value, low=low, high=high, level=level, of=of, extrapolation=None)
 
     def oriented(self, found: Prediction) -> Prediction:
         """The prediction of a target that rises, from that of ceiling - y; others as they are."""

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isoflop.errors import FitError
-from isoflop.laws import Fit, law_named
+from isoflop.laws import Fit, intervals, law_named
 from isoflop.laws.influence import influence
 from isoflop.plots.style import (
     MARKERS,
@@ -245,7 +245,7 @@ def draw_pairs(ax: Axes, data: PairsData) -> None:
 class HoldoutData:
     """Errors of ordered hold-outs in percent against how far they reach, and the band of a new run."""
 
-    ratio: Array
+    reach: Array
     percent: Array
     grid: Array
     band: tuple[Array, Array]
@@ -255,16 +255,16 @@ def holdout_data(fit: Fit) -> HoldoutData:
     """Errors are prediction over observation less one. Raises FitError when there were no hold-outs."""
     if not fit.holdout:
         raise FitError("There are too few runs for an ordered hold-out.", hint="Add runs.")
-    ratio = np.array([row.ratio for row in fit.holdout])
+    reach = np.array([row.reach for row in fit.holdout])
     percent = 100 * np.array([row.error for row in fit.holdout])
-    grid = np.geomspace(1.0, max(float(ratio.max()), 2.0), 40)
-    ends = [fit.around(1.0, np.ones(1), r) for r in grid.tolist()]
+    grid = np.geomspace(1.0, max(float(reach.max()), 2.0), 40)
+    ends = [fit.around(1.0, np.ones(1), float(sd)) for sd in intervals.model_sd(grid, fit.model_sigma)]
     # A measured loss below the prediction is an error above zero: the sides swap.
     above, below = (
         np.array([100 * (1 / v - 1) for v in side])
         for side in ([e.low for e in ends], [e.high for e in ends])
     )
-    return HoldoutData(ratio, percent, grid, (below, above))
+    return HoldoutData(reach, percent, grid, (below, above))
 
 
 def draw_holdout(ax: Axes, data: HoldoutData) -> None:
@@ -273,8 +273,8 @@ def draw_holdout(ax: Axes, data: HoldoutData) -> None:
         data.grid, *data.band, color=PALETTE["accent"], alpha=0.15, lw=0, label="90%: noise, model error"
     )
     ax.axhline(0, color=PALETTE["muted"], lw=1)
-    points(ax, data.ratio, data.percent, PALETTE["accent"], "o", "held-out runs")
-    dress(ax, "compute over the largest fitted", short, "predicted − measured, %")
+    points(ax, data.reach, data.percent, PALETTE["accent"], "o", "held-out runs")
+    dress(ax, "reach: compute, or size and data, beyond the fitted runs", short, "predicted − measured, %")
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,16 @@ const planner = (() => {
 
   /* Loss of a new run: parameters, run-to-run noise and model error in quadrature on the log. */
   function predict(law, { params, tokens }, ratio) {
+    const outside = Math.max(...law.ranges.flatMap(([low, high], i) => {
+      const size = [params, tokens][i];
+      return [size / high, low / size];
+    }));
+    const inCompute = Math.max(ratio, 1);
+    const reach = Math.sqrt(inCompute * Math.max(inCompute, outside * outside));
     const value = lossAt(law.theta, params, tokens);
     const losses = law.draws.length > 1 ? law.draws.map((draw) => lossAt(draw, params, tokens)) : [];
     const { low, high } = around(value, losses, law.tails);
-    const model = law.model_sd * Math.pow(Math.log2(1 + Math.max(ratio, 1)), law.model_power);
+    const model = law.model_sd * Math.pow(Math.log2(1 + reach), law.model_power);
     const below = Math.hypot(Math.log(value / low), law.model_sides[0] * model, law.noise);
     const above = Math.hypot(Math.log(high / value), law.model_sides[1] * model, law.noise);
     return { value, low: value * Math.exp(-below), high: value * Math.exp(above) };
