@@ -31,6 +31,8 @@ FEWEST_RUNS = 7  # the law has five parameters
 BRANCH_RATIO = 2.0
 GOOD_STEPS = 150  # shorter branches are 2 to 3% off any power law (docs/LOG.md) ...
 SMALLEST_GOOD_STEPS = 90  # ... those of the smallest size less so
+OPENING_PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the ladder's budget, that a growing ladder starts with
+OPENING_MARGIN = 1.25  # of the good steps: speeds are not all measured yet
 MIN_STEPS = 8  # of any branch, when the budget is that small
 LONG_SHARE = 0.5  # of the ladder, at most, goes into the smallest size
 START_SECONDS = 2.0  # of a member in a worker that has imported torch to measure speeds
@@ -132,19 +134,26 @@ def members_for(
         counts = [n * config.batch_tokens for n in lengths]
         if not counts:
             continue
-        spent = steps_of_trunk(counts, config) * config.batch_tokens
         members += [
-            Member(
-                config=config.model_copy(update={"tokens": counts[-1], "seed": seed}),
-                token_counts=tuple(counts),
-                params=flops.params_matmul(model),
-                flops=float(spent * flops.flops_per_token(model)),
-                seconds=spent * per_token + len(counts) * eval_seconds,
-                memory_bytes=flops.training_memory_bytes(model, config.batch_tokens),
-            )
+            member(config.model_copy(update={"seed": seed}), counts, per_token, eval_seconds)
             for seed in seeds
         ]
     return members
+
+
+def member(
+    config: RunConfig, token_counts: Sequence[int], seconds_per_token: float, eval_seconds: float
+) -> Member:
+    """A trunk with branches of `token_counts`, shortest first, and what it will cost."""
+    spent = steps_of_trunk(token_counts, config) * config.batch_tokens
+    return Member(
+        config=config.model_copy(update={"tokens": token_counts[-1]}),
+        token_counts=tuple(token_counts),
+        params=flops.params_matmul(config.model),
+        flops=float(spent * flops.flops_per_token(config.model)),
+        seconds=spent * seconds_per_token + len(token_counts) * eval_seconds,
+        memory_bytes=flops.training_memory_bytes(config.model, config.batch_tokens),
+    )
 
 
 def design(
@@ -156,11 +165,13 @@ def design(
     progress: Progress,
     key: str,
     workers: int | None = None,
+    growing: bool = False,
 ) -> Ladder:
     """The ladder that `budget` (the ladder's own share) buys; kept under `key`, so asked twice it is one.
 
-    Speeds are measured here, packed as the members will be. Raises BudgetError when the budget cannot
-    train even three sizes.
+    Speeds are measured here, packed as the members will be. A `growing` ladder, to which runs will be added
+    (`extend`), starts with the smallest part of the budget that buys good branches. Raises BudgetError when
+    the budget cannot train even three sizes.
     """
     kept = project.get("ladder", key, Ladder)
     if kept is not None:
@@ -168,21 +179,15 @@ def design(
     packed = workers or cores()
     pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
+    if growing:
+        budget = _opening(budget, packed, seed, speed, corpus)
     members: list[Member] = []
     enough: list[list[Member]] = []
-    for sizes, fewest, tapered in DESIGNS:
-        seeds = [seed + i for i in range(max(1, packed // sizes))]
-        parts = shares(packed / len(seeds), sizes, tapered)
-        each, rough = _budgets(budget, parts, len(seeds), speed, pilot)
-        if rough <= 0:
-            raise BudgetError(
-                f"{budget} for the ladder does not even start its processes", hint=LARGER_BUDGET
-            )
-        models = choose_shapes(corpus.vocab_size, rough, sizes)
+    for wanted in DESIGNS:
+        models, each, seeds = _laid_out(wanted, budget, packed, seed, speed, corpus)
         speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
-        costs = partial(_costs, speed, corpus)
-        members = members_for(models, costs, each, seeds, fewest)
-        if len(members) == sizes * len(seeds) and sum(len(m.token_counts) for m in members) >= FEWEST_RUNS:
+        members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1])
+        if _is_enough(members, models, seeds):
             enough.append(members)
             if _goodness(members) >= 1:
                 break
@@ -200,6 +205,38 @@ def design(
     )  # fmt: skip
 
 
+def _laid_out(
+    wanted: tuple[int, int, bool], budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus
+) -> tuple[list[ModelConfig], list[Budget], list[int]]:
+    """Shapes of one of `DESIGNS`, what each may spend, and the seeds of each."""
+    sizes, _, tapered = wanted
+    seeds = [seed + i for i in range(max(1, packed // sizes))]
+    parts = shares(packed / len(seeds), sizes, tapered)
+    each, rough = _budgets(budget, parts, len(seeds), speed)
+    if rough <= 0:
+        raise BudgetError(f"{budget} for the ladder does not even start its processes", hint=LARGER_BUDGET)
+    return choose_shapes(corpus.vocab_size, rough, sizes), each, seeds
+
+
+def _opening(budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus) -> Budget:
+    """The smallest part of the budget whose ladder is good with a margin, by the speeds known so far."""
+    for part in OPENING_PARTS:
+        try:
+            models, each, seeds = _laid_out(DESIGNS[0], budget.share(part), packed, seed, speed, corpus)
+        except BudgetError:
+            continue
+        members = members_for(models, partial(_costs, speed, corpus), each, seeds, DESIGNS[0][1])
+        if _is_enough(members, models, seeds) and _goodness(members) >= OPENING_MARGIN:
+            return budget.share(part)
+    return budget
+
+
+def _is_enough(members: Sequence[Member], models: Sequence[ModelConfig], seeds: Sequence[int]) -> bool:
+    """Whether every size and seed is there, with enough runs for the law."""
+    runs = sum(len(m.token_counts) for m in members)
+    return len(members) == len(models) * len(seeds) and runs >= FEWEST_RUNS
+
+
 def _goodness(members: Sequence[Member]) -> float:
     """The shortest branch over what makes a good one: at 1 or more a law can rest on every run."""
     smallest = min(m.params for m in members)
@@ -212,7 +249,7 @@ def _good_steps(smallest: bool) -> int:
 
 
 def _budgets(
-    budget: Budget, parts: Sequence[float], seeds: int, speed: SpeedModel, pilot: RunConfig
+    budget: Budget, parts: Sequence[float], seeds: int, speed: SpeedModel
 ) -> tuple[list[Budget], float]:
     """What each size may spend, and about how many FLOPs the average member gets."""
     if budget.seconds is None:
@@ -220,7 +257,7 @@ def _budgets(
         each = [Budget(flops=budget.flops * part / (sum(parts) * seeds)) for part in parts]
         return each, budget.flops / len(parts) / seeds
     wall = max(0.0, budget.seconds - START_SECONDS)
-    rate = speed.tokens_per_second(pilot) * flops.flops_per_token(pilot.model)
+    rate = speed.flops_per_second(min(speed.sizes))
     return [Budget(seconds=wall * part) for part in parts], wall * sum(parts) / len(parts) * rate
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,31 @@ from isoflop.devices import whole_machine
 from isoflop.errors import BudgetError, CorruptError, ProjectError, TrainError
 from isoflop.evaluate import HeldOut, heldout
 from isoflop.export import end_of_text, generate, load_pretrained, save_pretrained
+from isoflop.extend import Extender, extend
 from isoflop.flops import matmul_peak
 from isoflop.gain import gain
 from isoflop.gpt import GPT
 from isoflop.laws import Fit, Observations, fit
+from isoflop.laws.design import WANTED
 from isoflop.laws.intervals import NOISE_PRIOR
 from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe, shape
-from isoflop.records import Corpus, CorpusConfig, Gain, Ladder, Plan, Result, Run, RunConfig, Sample, digest
+from isoflop.records import (
+    Corpus,
+    CorpusConfig,
+    Gain,
+    Ladder,
+    Plan,
+    Result,
+    Run,
+    RunConfig,
+    Sample,
+    Throughput,
+    digest,
+)
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
+from isoflop.throughput import SpeedModel
 from isoflop.train import run_id, train, whole_batches
 from isoflop.workers import cores
 
@@ -54,22 +70,50 @@ def corpus_of(
     return load_corpus(root / latest.id, verify=True)
 
 
-def key_of(corpus: Corpus, budget: Budget, seed: int, ladder_share: float) -> str:
+def key_of(
+    corpus: Corpus, budget: Budget, seed: int, ladder_share: float, within: float | None = None
+) -> str:
     """Names one job: equal jobs share ladder, plan and result."""
-    return digest([corpus.id, budget.model_dump(), seed, ladder_share])
+    return digest([corpus.id, budget.model_dump(), seed, ladder_share, within])
 
 
 def sweep(
-    project: Project, corpus: Corpus, budget: Budget, *, seed: int = 0, key: str, dry_run: bool = False,
-    progress: Progress | None = None,
+    project: Project, corpus: Corpus, budget: Budget, *, target: Budget | None = None, within: float = WANTED,
+    seed: int = 0, key: str, dry_run: bool = False, progress: Progress | None = None,
 ) -> tuple[Ladder, list[Run]]:  # fmt: skip
-    """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs."""
+    """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs.
+
+    With a `target`, the whole budget that it serves, it starts small and grows run by run until the final
+    run's loss is known `within` that share, at most to `budget`.
+    """
     progress = progress or Silent()
-    ladder = rungs.design(project, corpus, budget, seed=seed, progress=progress, key=key)
+    if target is not None:
+        _check_target(budget, target, within)
+    growing = target is not None
+    ladder = rungs.design(project, corpus, budget, seed=seed, progress=progress, key=key, growing=growing)
     if dry_run:
         return ladder, []
     project.put("ladder", ladder, key)
-    return ladder, rungs.climb(project, corpus, ladder, progress=progress)
+    runs = rungs.climb(project, corpus, ladder, progress=progress)
+    if target is None:
+        return ladder, runs
+    known = [t for t in project.all("throughput", Throughput) if t.packed == ladder.packed]
+    extender = Extender(corpus, budget, target, SpeedModel(known), within, seed)
+    return extend(
+        project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress
+    )
+
+
+def _check_target(budget: Budget, target: Budget, within: float) -> None:
+    """Raises BudgetError unless a ladder of `budget` can be for `target`."""
+    if not 0 < within < 1:
+        raise BudgetError(f"a half-width of {within} is not between 0 and 1", hint="give e.g. 0.05")
+    if (budget.seconds is None) != (target.seconds is None):
+        raise BudgetError(
+            f"a ladder of {budget} cannot be for {target}", hint="give both as time or as FLOPs"
+        )
+    if (budget.seconds or budget.flops or 0.0) >= (target.seconds or target.flops or 0.0):
+        raise BudgetError(f"a ladder of {budget} leaves nothing of {target}", hint="give a larger target")
 
 
 def fit_runs(
@@ -82,9 +126,14 @@ def fit_runs(
     runs = [r for r in project.all("run", Run) if r.corpus_id == corpus.id and r.role == "ladder"]
     if not runs:
         raise ProjectError(f"{project.folder} has no ladder runs yet", hint="train them: isoflop sweep")
-    runs.sort(key=lambda r: (r.params_matmul, r.tokens, r.id))
-    fitted = fit(Observations.of_runs(runs), law=law, seed=seed, **{"delta": LADDER_DELTA, **options})
+    fitted = _law_of(runs, law=law, seed=seed, **options)
     return project.put("fit", fitted), fitted
+
+
+def _law_of(runs: Sequence[Run], **options: Any) -> Fit:
+    """The law of ladder runs, in an order of their own."""
+    ordered = sorted(runs, key=lambda r: (r.params_matmul, r.tokens, r.id))
+    return fit(Observations.of_runs(ordered), **{"delta": LADDER_DELTA, **options})
 
 
 def make_plan(
@@ -175,13 +224,14 @@ def tokenizer_text(path: Path) -> str:
 def run(
     sources: Sequence[str] = (), *, budget: str | Budget = "5m",
     project: str | Path | Project = "isoflop-project",
-    seed: int = 0, ladder_share: float = LADDER_SHARE, corpus_config: CorpusConfig | None = None,
-    progress: Progress | None = None,
+    seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
+    corpus_config: CorpusConfig | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
     `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
-    apart. Raises IsoflopError (see `isoflop.errors`) for what the user can mend.
+    apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
+    budget is spent. Raises IsoflopError (see `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
     whole = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -189,11 +239,11 @@ def run(
         raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
     home = project if isinstance(project, Project) else Project(project)
     with home.lock():
-        return _run(home, tuple(sources), whole, seed, ladder_share, corpus_config, progress)
+        return _run(home, tuple(sources), whole, seed, ladder_share, within, corpus_config, progress)
 
 
 def _run(
-    project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float,
+    project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float, within: float,
     config: CorpusConfig | None, progress: Progress,
 ) -> Result:  # fmt: skip
     start = time.perf_counter()
@@ -201,14 +251,17 @@ def _run(
     if config.vocab_size is None and config.tokenizer is None:
         config = config.model_copy(update={"vocab_size": vocab_for(_expected_flops(budget))})
     corpus = corpus_of(project, config.model_copy(update={"sources": sources}), progress=progress)
-    key = key_of(corpus, budget, seed, share)
+    key = key_of(corpus, budget, seed, share, within)
     done = project.get("result", key, Result)
     if done is not None and (project.folder / done.model).exists():
         progress.log("this job is done; nothing to do")
         return done
     seconds = {"corpus": time.perf_counter() - start}
     clock = time.perf_counter()
-    ladder, runs = sweep(project, corpus, budget.share(share), seed=seed, key=key, progress=progress)
+    ladder, runs = sweep(
+        project, corpus, budget.share(share), target=budget, within=within, seed=seed, key=key,
+        progress=progress,
+    )  # fmt: skip
     seconds["ladder"] = max(time.perf_counter() - clock, ladder.seconds if not runs else 0.0)
     middle = time.perf_counter()
     fit_id, fitted = fit_runs(project, corpus, seed=seed)

@@ -184,7 +184,7 @@ class Member(Record):
 
 
 class Ladder(Record):
-    """The small runs to do, decided before anything is spent."""
+    """The small runs to do; those that are added later are written down before they are trained."""
 
     id: str
     corpus_id: str
@@ -192,6 +192,7 @@ class Ladder(Record):
     packed: int  # members side by side
     seconds: float  # wall time of all
     flops: float
+    ended: str = ""  # why no more runs were added (`extend`); empty while that is open, or for a fixed ladder
 
 
 class Interval(Record):

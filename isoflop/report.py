@@ -148,7 +148,7 @@ def planner(fit: Fit, final: Run | None = None, plan: Plan | None = None) -> dic
         "kappa": fit.flops_model.kappa,
         "gamma": fit.flops_model.gamma,
         "max_flops": reach,
-        "ranges": [[float(s.min()), float(s.max())] for s in fit.observations.sizes()],
+        "runs": fit.observations.sizes().T.tolist(),
         "tails": tails,
         "noise": intervals.student_t(tails[1], fit.noise_df) * fit.noise_sd,
         "model_sd": NormalDist().inv_cdf(tails[1]) * fit.model_sigma,

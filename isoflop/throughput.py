@@ -86,10 +86,13 @@ class SpeedModel:
             np.median([t.eval_tokens_per_second / t.tokens_per_second for ts in by_size.values() for t in ts])
         )
 
+    def flops_per_second(self, params: float) -> float:
+        """Training FLOP/s expected of a model of that size."""
+        return math.exp(float(np.interp(math.log(params), np.log(self.sizes), np.log(self._rate))))
+
     def tokens_per_second(self, config: RunConfig) -> float:
         """Training speed expected of this configuration."""
-        size = math.log(flops.params_matmul(config.model))
-        rate = math.exp(float(np.interp(size, np.log(self.sizes), np.log(self._rate))))
+        rate = self.flops_per_second(flops.params_matmul(config.model))
         return rate / flops.flops_per_token(config.model)
 
     def eval_seconds(self, config: RunConfig, corpus: Corpus) -> float:

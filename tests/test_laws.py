@@ -461,18 +461,20 @@ def test_parametric_draws_deviate_by_trunk_and_by_run() -> None:
     assert np.abs(covariance - expected).max() < 1e-6
 
 
-def test_reach_is_one_inside_and_grows_with_compute_size_or_data() -> None:
-    fitted = np.array([[1e6, 1e8], [1e7, 1e9]])
+def test_reach_is_one_inside_and_a_ratio_of_compute_along_the_best_split() -> None:
+    runs = np.array([[1e6, 1e6, 1e8], [1e7, 1e9, 1e9]])
 
-    def reach(ratio: float, N: float, D: float) -> float:
-        return float(intervals.reach(ratio, np.array([N, D]), fitted))
+    def reach(N: float, D: float) -> float:
+        return float(intervals.reach(np.array([[N], [D]]), runs)[0])
 
-    assert reach(0.1, 1e7, 1e8) == 1.0
-    assert reach(16.0, 4e8, 4e9) == pytest.approx(16.0)  # along both axes: the compute ratio
-    assert reach(1.0, 4e8, 2.5e8) == pytest.approx(4.0)  # 4x in N alone, at the largest compute
-    assert reach(1.0, 2.5e5, 1e9) == pytest.approx(4.0)  # as far below the range
-    assert reach(9.0, 3e8, 3e9) == reach(9.0, 2e8, 4.5e9) * 2 / 3  # whichever is further out
-    assert intervals.reach(5.0, np.empty(0), np.empty((0, 0))) == 5.0
+    assert reach(3e7, 2e7) == 1.0
+    assert reach(4e8, 4e9) == pytest.approx(16.0)
+    assert reach(4e8, 2.5e8) == pytest.approx(4.0)  # 4x in N alone
+    assert reach(2.5e5, 5e6) == pytest.approx(8.0)  # below the smallest
+    two = np.array([[4e8, 3e7], [4e9, 2e7]])
+    assert intervals.reach(two, runs) == pytest.approx([16.0, 1.0])
+    extreme = np.column_stack([runs, [1e6, 1e12]])  # 10x the compute of any, at a hundredth of the size
+    assert intervals.reach(two, extreme) == pytest.approx([4.0 * 4.0, 1.0])
 
 
 def test_a_law_held_exact_has_no_model_error() -> None:
@@ -486,3 +488,12 @@ def test_a_law_held_exact_has_no_model_error() -> None:
     assert far_in_size > calibrated.model_sd(params=1e6, tokens=1e7)
     with pytest.raises(FitError, match="model error"):
         fit(table, model_error=-0.1)
+
+
+def test_tables_of_one_or_two_compute_slices_are_fitted() -> None:
+    N = np.geomspace(1e6, 1e8, 12)
+    for budgets in ([1e17], [1e16, 1e17], [1e16, 1e16 * 1.0001, 1e17]):
+        C = np.repeat(budgets, 12)
+        D = C / 6 / np.tile(N, len(budgets))
+        table = {"params": np.tile(N, len(budgets)), "tokens": D, "loss": curve(np.tile(N, len(budgets)), D)}
+        assert np.isfinite(fit(table, bootstrap=50).loss(1e7, 1e9)).all()

@@ -19,6 +19,7 @@ from isoflop.cli.options import (
     SourcesArgument,
     TokenizerOption,
     VocabOption,
+    WithinOption,
     open_project,
 )
 from isoflop.terminal import Terminal, out, table
@@ -41,8 +42,8 @@ def _corpus_config(
 def run(
     sources: SourcesArgument = None, budget: BudgetOption = "5m", project: ProjectOption = DEFAULT_PROJECT,
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
-    heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, seed: SeedOption = 0,
-    json: JsonOption = False,
+    heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
+    seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -53,7 +54,8 @@ def run(
     with Terminal() as progress:
         result = run_job(
             sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
-            corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress,
+            within=within, corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout),
+            progress=progress,
         )  # fmt: skip
     if json:
         out(result)
@@ -110,24 +112,32 @@ def corpus(
 @app.command()
 def sweep(
     budget: BudgetOption = "100s", project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0,
+    target: Annotated[
+        str | None, typer.Option(help="The whole budget that the law is for; in the same unit as --budget.")
+    ] = None,
+    within: WithinOption = 0.05,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
     json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the ladder of small runs that the law is fitted to; all of the budget is the ladder's.
 
-    Example: [bold]isoflop sweep --budget 100s --dry-run[/bold]
+    With --target the ladder starts small and grows by the runs that tell most about that budget's model.
+
+    Example: [bold]isoflop sweep --budget 100s[/bold] or [bold]isoflop sweep --budget 20m --target 2h[/bold]
     """
     from isoflop.budget import Budget
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
 
     parsed, home = Budget.parse(budget), open_project(project)
+    whole = None if target is None else Budget.parse(target)
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
-        key = key_of(text, parsed, seed, 1.0)
+        key = key_of(text, parsed, seed, 1.0) if whole is None else key_of(text, whole, seed, 1.0, within)
         ladder, runs = sweep_ladder(
-            home, text, parsed, seed=seed, key=key, dry_run=dry_run, progress=progress
-        )
+            home, text, parsed, target=whole, within=within, seed=seed, key=key, dry_run=dry_run,
+            progress=progress,
+        )  # fmt: skip
     if json:
         out({"ladder": ladder.model_dump(mode="json"), "runs": [r.model_dump(mode="json") for r in runs]})
         return
@@ -146,6 +156,8 @@ def sweep(
     )  # fmt: skip
     if runs:
         _runs_table(runs)
+    if ladder.ended:
+        typer.echo(f"The ladder ended: {ladder.ended}.")
 
 
 @app.command()

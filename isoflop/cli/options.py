@@ -32,6 +32,9 @@ BudgetOption = Annotated[
     str, typer.Option("--budget", "-b", help="Time (90s, 5m, 2h, 1d) or compute (3e14flops).")
 ]
 ShareOption = Annotated[float, typer.Option(help="Share of the budget that the ladder may spend.")]
+WithinOption = Annotated[
+    float, typer.Option(help="The ladder ends once the final run's loss is known within this share.")
+]
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[
     str, typer.Argument(metavar="FIT", help="What isoflop fit --out saved, or a published law's name.")

@@ -53,6 +53,9 @@ def next_(
     flops: Annotated[float, typer.Option(help="Compute of the model that the runs are for.")],
     aim: Annotated[str, typer.Option(help="loss: know its loss; split: know its size.")] = "loss",
     share: Annotated[float, typer.Option(help="Share of that compute that one run may cost.")] = 0.1,
+    within: Annotated[
+        float, typer.Option(help="Half-width of the target's loss at which further runs end.")
+    ] = 0.05,
     mapping: MapOption = None,
     interval: IntervalOption = 0.9,
     json: JsonOption = False,
@@ -64,7 +67,9 @@ def next_(
     from isoflop.laws.choose import law_of
     from isoflop.laws.design import next_run
 
-    found = next_run(law_of(law, mapping=mapping or []), flops, aim=aim, share=share, level=interval)
+    found = next_run(
+        law_of(law, mapping=mapping or []), flops, aim=aim, share=share, level=interval, wanted=within
+    )
     if json:
         out(found)
         return

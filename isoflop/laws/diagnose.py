@@ -45,7 +45,7 @@ def _table(result: Fit) -> list[str]:
         if np.ptp(np.log(columns["tokens"] / columns["params"])) < ALIKE:
             out.append(COLLINEAR)
         C, L = np.log(result.observations.compute()), np.log(np.array(result.observations.loss))
-        if np.ptp(L) > 0 and np.corrcoef(C, L)[0, 1] > RISING:
+        if np.ptp(L) > 0 and np.ptp(C) > 0 and np.corrcoef(C, L)[0, 1] > RISING:
             out.append("The target rises with compute: a score that should rise needs --ceiling.")
     if result.law == "repeated-data" and (columns["unique_tokens"] >= columns["tokens"]).all():
         out.append("No run repeats data: RD_star and RN_star are not determined.")
@@ -143,10 +143,8 @@ def _outliers(result: Fit) -> list[str]:
 
 def _residuals(result: Fit) -> list[str]:
     """A curvature of the residuals in ln C that noise does not explain: the law is not this one."""
-    if result.n < 20:
-        return []
     x = np.log(result.observations.compute())
-    if np.ptp(x) == 0:
+    if result.n < 20 or len(np.unique(x.round(2))) < 4:  # a parabola goes through three slices anyway
         return []
     x = (x - x.mean()) / x.std()
     design = np.stack([np.ones_like(x), x, x**2], axis=1)

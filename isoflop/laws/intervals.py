@@ -6,8 +6,8 @@ The interval of a new run has three parts, added in quadrature on the log of the
 2. run-to-run noise: residual scale with n - p degrees of freedom and a prior's, Student's t; where runs
    share trunks, a new run's trunk deviates as well;
 3. model error: the law itself is not exact, and is worse further out. Its relative sd is
-   `sigma0 * log2(1 + r)^1.5` at a reach r of 1 or more, which is how far out the query is in compute, size
-   and data (`reach`); more of it lies below the prediction than above.
+   `sigma0 * log2(1 + r)^1.5` at a reach r of 1 or more, which is how far out the query is in size and data
+   (`reach`); more of it lies below the prediction than above.
 """
 
 from __future__ import annotations
@@ -131,19 +131,19 @@ def noisy_log_losses(
     return np.asarray(log_fitted + scale * (shared + noise.run * rng.standard_normal((draws, n))))
 
 
-def reach(ratio: float | Array, sizes: Array, fitted: Array) -> Array:
-    """(...) how far outside the data queries are: their compute ratio, and more where N or D alone is far.
+def growth(larger: Array, smaller: Array) -> Array:
+    """(q, n) least factors of compute by which runs N, D (2, n) must grow to be as large as (2, q)."""
+    return np.asarray(np.maximum(larger[:, :, None] / smaller[:, None, :], 1.0).prod(axis=0))
 
-    `sizes` (2, ...) are N and D of the queries, `fitted` (2, n) those of the runs. A size k times outside
-    their range is as far as k^2 times the compute, which grows by k along each axis; where that is more than
-    the compute ratio, the geometric mean of the two counts. At least 1, which is inside.
+
+def reach(targets: Array, runs: Array) -> Array:
+    """(q,) how far outside the runs (2, n) targets (2, q) are: the least growth, or shrinkage, of any run.
+
+    1 is inside. Along the best split this is the ratio of compute; and a run of extreme shape does not bring
+    targets of other shapes nearer.
     """
-    ratio = np.maximum(np.asarray(ratio, dtype=np.float64), 1.0)
-    if fitted.size == 0:
-        return ratio
-    low, high = (end(axis=1).reshape(2, *[1] * (sizes.ndim - 1)) for end in (fitted.min, fitted.max))
-    outside = np.maximum(sizes / high, low / sizes).max(axis=0)
-    return np.asarray(np.sqrt(ratio * np.maximum(ratio, outside**2)))
+    up, down = growth(targets, runs).min(axis=1), growth(runs, targets).min(axis=0)
+    return np.asarray(np.maximum(up, down))
 
 
 def model_sd(reach: float | Array, sigma0: float) -> Array:

@@ -102,15 +102,17 @@ def ordered_holdout(
     for k, limit in enumerate(limits):
         targets = np.flatnonzero(~inside[k] & (compute <= HOLDOUT_REACH * limit))
         targets = targets[np.argsort(compute[targets], kind="stable")]
-        reach = intervals.reach(compute / limit, sizes, sizes[:, inside[k]])
-        for i in targets[np.unique(np.linspace(0, len(targets) - 1, HOLDOUT_TARGETS).astype(int))]:
+        targets = targets[np.unique(np.linspace(0, len(targets) - 1, HOLDOUT_TARGETS).astype(int))]
+        ratio = compute[targets] / limit
+        reach = intervals.reach(sizes[:, targets], sizes[:, inside[k]]) if len(sizes) else ratio
+        for j, i in enumerate(targets):
             rows.append(
                 Holdout(
                     fitted_runs=int(inside[k].sum()),
                     fitted_max_flops=float(limit),
                     flops=float(compute[i]),
-                    ratio=float(compute[i] / limit),
-                    reach=float(reach[i]),
+                    ratio=float(ratio[j]),
+                    reach=float(reach[j]),
                     error=float(error[k, i]),
                 )
             )

@@ -37,7 +37,7 @@ class Holdout(Record):
     fitted_max_flops: float
     flops: float
     ratio: float  # flops / fitted_max_flops
-    reach: float = 1.0  # how far out in compute, size and data: `intervals.reach`
+    reach: float = 1.0  # how far out in size and data: `intervals.reach`
     error: float  # relative: prediction / observation - 1
 
 
@@ -140,13 +140,13 @@ class Fit(Record):
         return max((max(v / max(seen), min(seen) / v) for v, seen in known), default=None)
 
     def model_sd(self, params: Any = None, tokens: Any = None, **others: Any) -> float:
-        """Relative sd of the law's own error there: `intervals.model_sd` at `intervals.reach`."""
-        ratio = self.extrapolation(params, tokens, **others)
-        known = splits(self._law) and self.n > 0
-        fitted = self.observations.sizes() if known else np.empty((0, 0))
-        sizes = np.array([params, tokens], dtype=np.float64) if known else np.empty(0)
-        reach = intervals.reach(1.0 if ratio is None else ratio, sizes, fitted)
-        return float(intervals.model_sd(reach, self.model_sigma))
+        """Relative sd of the law's own error there, by `intervals.reach` where the law has N and D."""
+        if splits(self._law) and self.n:
+            target = np.array([[params], [tokens]], dtype=np.float64)
+            reach: float | None = float(intervals.reach(target, self.observations.sizes())[0])
+        else:
+            reach = self.extrapolation(params, tokens, **others)
+        return float(intervals.model_sd(1.0 if reach is None else reach, self.model_sigma))
 
     def loss(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
         """(points,) fitted targets, which fall; `others` are the law's further covariates by name."""

@@ -43,13 +43,10 @@ const planner = (() => {
   }
 
   /* Loss of a new run: parameters, run-to-run noise and model error in quadrature on the log. */
-  function predict(law, { params, tokens }, ratio) {
-    const outside = Math.max(...law.ranges.flatMap(([low, high], i) => {
-      const size = [params, tokens][i];
-      return [size / high, low / size];
-    }));
-    const inCompute = Math.max(ratio, 1);
-    const reach = Math.sqrt(inCompute * Math.max(inCompute, outside * outside));
+  function predict(law, { params, tokens }) {
+    const grown = law.runs.map(([n, d]) => Math.max(params / n, 1) * Math.max(tokens / d, 1));
+    const shrunk = law.runs.map(([n, d]) => Math.max(n / params, 1) * Math.max(d / tokens, 1));
+    const reach = Math.max(Math.min(...grown), Math.min(...shrunk));
     const value = lossAt(law.theta, params, tokens);
     const losses = law.draws.length > 1 ? law.draws.map((draw) => lossAt(draw, params, tokens)) : [];
     const { low, high } = around(value, losses, law.tails);
@@ -71,7 +68,7 @@ const planner = (() => {
     return {
       params: around(best.params, splits.map((s) => s.params), law.tails),
       tokens: around(best.tokens, splits.map((s) => s.tokens), law.tails),
-      loss: predict(law, best, ratio),
+      loss: predict(law, best),
       ratio,
     };
   }
