@@ -145,10 +145,17 @@ def replay(name: str, inside: law_holdout.Table, outside: law_holdout.Table) -> 
     cheap = [judged(np.arange(k))[1] for k in range(FIRST, len(C) + 1)]
     enough = FIRST + int(np.flatnonzero(np.array(cheap) <= NEAR * whole)[0])
     return {
-        "table": name, "grid_runs": len(C), "runs": int(bought.sum()),
-        "share": float(C[bought].sum() / C.sum()), "cheap_first": float(C[:enough].sum() / C.sum()), "half_width": width, "error": error,
-        "grid_half_width": whole, "grid_error": whole_error, "ratio": float(asked_flops(asked) / C.max()),
-    }  # fmt: skip
+        "table": name,
+        "grid_runs": len(C),
+        "runs": int(bought.sum()),
+        "share": float(C[bought].sum() / C.sum()),
+        "cheap_first": float(C[:enough].sum() / C.sum()),
+        "half_width": width,
+        "error": error,
+        "grid_half_width": whole,
+        "grid_error": whole_error,
+        "ratio": float(asked_flops(asked) / C.max()),
+    }
 
 
 def asked_flops(at: dict[str, float]) -> float:

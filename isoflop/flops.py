@@ -64,6 +64,11 @@ def training_memory_bytes(m: ModelConfig, batch_tokens: int, ranks: int = 1) -> 
     return BYTES_FLOAT32 * (ranks * (states + head) + batch_tokens * saved)
 
 
+def weight_bytes(params: float, bits: float) -> float:
+    """Bytes of that many weights at that many bits each; decoding one sequence reads them once a token."""
+    return params * bits / 8
+
+
 @lru_cache
 def matmul_peak(threads: int, seconds: float = 0.3) -> float:
     """Best float32 matrix-multiplication rate of this process with `threads` threads, in FLOP/s."""

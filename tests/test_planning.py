@@ -76,7 +76,7 @@ def test_impossible_budgets(flops: float, limits: dict[str, float]) -> None:
 
 
 def test_laws_without_a_split() -> None:
-    with pytest.raises(FitError, match="not one of size and data"):
+    with pytest.raises(FitError, match="not one of a loss by size and data"):
         plan_law(Fit.of_published("kaplan-2020-compute"), 1e20)
     params = {"E": 1.0, "A": 1.0, "alpha": 0.1, "beta": 0.2}
     uneven = Fit(law="multiplicative", estimator="published", params=params)

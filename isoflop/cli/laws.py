@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
+    BandwidthOption,
     BudgetOption,
     IntervalOption,
     JsonOption,
+    LatencyOption,
     LawArgument,
     MapOption,
+    MemoryOption,
+    ParamsOption,
     ProjectOption,
     SeedOption,
+    ServingBitsOption,
+    TeacherLossOption,
+    TeacherParamsOption,
+    TokensOption,
     WhereOption,
     WithOption,
+    count,
     open_project,
 )
 from isoflop.terminal import Terminal, out, table
@@ -139,8 +148,8 @@ def fit(
 @app.command()
 def predict(
     law: LawArgument,
-    params: Annotated[float | None, typer.Option(help="Parameters N.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="Training tokens D.")] = None,
+    params: ParamsOption = None,
+    tokens: TokensOption = None,
     interval: IntervalOption = 0.9,
     others: WithOption = None,
     task: Annotated[
@@ -148,13 +157,14 @@ def predict(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Predict the loss of one new run, or its score in a task.
+    """Predict the loss of one new run, or its score in a task; or whatever else the law is about.
 
-    Example: [bold]isoflop predict besiroglu-2024 --params 7e9 --tokens 1.4e12[/bold]
+    Example: [bold]isoflop predict besiroglu-2024 --params 7B --tokens 1.4T[/bold]
     """
     from isoflop.laws.saved import load, numbers
 
     fitted, further = load(law), numbers(others or [])
+    word = fitted.word
     if task is None:
         found = fitted.predict(params, tokens, interval, **further)
     else:
@@ -163,15 +173,16 @@ def predict(
 
         if params is None or tokens is None:
             raise FitError("A score needs N and D.", hint="Give --params and --tokens.")
-        found = predict_score(fitted, load(task), params, tokens, interval=interval, others=further)
+        scoring = load(task)
+        word = scoring.word
+        found = predict_score(fitted, scoring, params, tokens, interval=interval, others=further)
     if json:
-        out({"loss": found.value, "low": found.low, "high": found.high, "level": found.level,
-             "extrapolation": found.extrapolation})  # fmt: skip
+        out({"target": word, "loss": found.value, "low": found.low, "high": found.high,
+             "level": found.level, "extrapolation": found.extrapolation})  # fmt: skip
         return
-    word = "loss" if task is None else "score"
     typer.echo(f"{word} {_interval(found)}   {100 * found.level:g}% interval of a new run")
     if found.extrapolation is not None:
-        typer.echo(f"{found.extrapolation:.3g} times the largest fitted compute")
+        typer.echo(fitted.extrapolation_words(found.extrapolation))
 
 
 @app.command()
@@ -182,14 +193,16 @@ def plan(
             metavar="[FIT]", help="A saved fit or a published law's name. None: the project's law."
         ),
     ] = None,
-    flops: Annotated[float | None, typer.Option(help="Compute budget, with FIT.")] = None,
-    inference_tokens: Annotated[
-        float, typer.Option(help="Tokens to serve, paid from the same budget.")
-    ] = 0.0,
-    unique_tokens: Annotated[
-        float | None, typer.Option(help="Tokens there are; beyond them data repeat.")
-    ] = None,
-    max_params: Annotated[float | None, typer.Option(help="Parameters at most.")] = None,
+    flops: Annotated[float | None, count("Compute budget, with FIT.")] = None,
+    inference_tokens: Annotated[float, count("Tokens to serve, paid from the same budget.")] = 0.0,
+    unique_tokens: Annotated[float | None, count("Tokens there are; beyond them data repeat.")] = None,
+    max_params: Annotated[float | None, count("Parameters at most.")] = None,
+    serving_bits: ServingBitsOption = None,
+    max_memory: MemoryOption = None,
+    max_latency: LatencyOption = None,
+    bandwidth: BandwidthOption = None,
+    teacher_loss: TeacherLossOption = None,
+    teacher_params: TeacherParamsOption = None,
     interval: IntervalOption = 0.9,
     others: WithOption = None,
     budget: BudgetOption = "5m",
@@ -201,7 +214,13 @@ def plan(
 
     Example: [bold]isoflop plan besiroglu-2024 --flops 5.76e23[/bold] or [bold]isoflop plan --budget 2h[/bold]
     """
+    limits: dict[str, Any] = {
+        "inference_tokens": inference_tokens, "unique_tokens": unique_tokens, "max_params": max_params,
+        "serving_bits": serving_bits, "max_memory": max_memory, "max_latency": max_latency,
+        "bandwidth": bandwidth, "teacher_loss": teacher_loss, "teacher_params": teacher_params,
+    }  # fmt: skip
     if law is None:
+        _refuse_without_law({"flops": flops, **limits})
         made = _project_plan(project, budget, seed)
         if json:
             out(made)
@@ -214,14 +233,22 @@ def plan(
 
     if flops is None:
         raise BudgetError("a plan by a law needs a compute budget", hint="e.g. --flops 1e21")
-    best = plan_law(
-        load(law), flops, inference_tokens=inference_tokens, unique_tokens=unique_tokens,
-        max_params=max_params, others=numbers(others or []), interval=interval,
-    )  # fmt: skip
+    best = plan_law(load(law), flops, others=numbers(others or []), interval=interval, **limits)
     if json:
         out(best)
     else:
         _show_law_plan(best)
+
+
+def _refuse_without_law(given: dict[str, Any]) -> None:
+    from isoflop.errors import FitError
+
+    for name, value in given.items():
+        if value:
+            raise FitError(
+                f"--{name.replace('_', '-')} is for a plan by a law alone, and no FIT was given.",
+                hint="Name a saved fit or a published law, e.g. isoflop plan besiroglu-2024 --flops 1e21.",
+            )
 
 
 def _project_plan(project: Path, budget: str, seed: int) -> Plan:
@@ -243,9 +270,21 @@ def _show_law_plan(best: LawPlan) -> None:
         ("tokens a parameter", f"{best.tokens.value / best.params.value:.3g}", ""),
         ("loss of a new run", f"{best.loss.value:.4f}", f"{best.loss.low:.4f} to {best.loss.high:.4f}"),
         ("training FLOPs", f"{best.train_flops:.3g}", ""),
+        *_serving_rows(best),
     ])  # fmt: skip
-    for sentence in (*(w.sentence for w in best.worth), *best.notes):
+    verdict = () if best.distilling is None else (best.distilling.sentence,)
+    for sentence in (*verdict, *(w.sentence for w in best.worth), *best.notes):
         typer.echo(f"- {sentence}")
+
+
+def _serving_rows(best: LawPlan) -> list[tuple[str, str, str]]:
+    """Bytes and seconds, where something was said about serving."""
+    if best.serving_bits is None and best.max_memory is None and best.bandwidth is None:
+        return []
+    rows = [(f"weights, GB at {best.bits:g} bits", f"{best.weight_bytes / 1e9:.3g}", "")]
+    if best.token_seconds is not None:
+        rows.append(("ms a generated token, at least", f"{1e3 * best.token_seconds:.3g}", ""))
+    return rows
 
 
 def _show_plan(made: Plan, budget: str) -> None:

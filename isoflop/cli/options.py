@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoflop.quantities import BYTES, COUNT, NUMBER, RATE, SECONDS, Quantity
+
 if TYPE_CHECKING:
     from isoflop.store import Project
+
+
+def _reader(kind: Quantity) -> Callable[[typer.CallbackParam, Any], Any]:
+    """Reads what was typed; a callback, since a parser does not know the option's name for its error."""
+
+    def read(param: typer.CallbackParam, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [kind.read(param.opts[0], str(text)) for text in value] or None
+        return None if value is None else kind.read(param.opts[0], str(value))
+
+    return read
+
+
+def _quantity(kind: Quantity, metavar: str, words: str) -> Any:
+    return typer.Option(help=words, metavar=metavar, parser=str, callback=_reader(kind))
+
+
+def count(words: str) -> Any:
+    """An option such as 7e9, 7B or 1.4T."""
+    return _quantity(kind=COUNT, metavar="COUNT", words=words)
+
 
 ProjectOption = Annotated[
     Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
@@ -55,6 +79,31 @@ WhereOption = Annotated[
 WithOption = Annotated[
     list[str] | None,
     typer.Option("--with", help="A further covariate of the law, e.g. unique_tokens=2e10; may be repeated."),
+]
+
+
+ParamsOption = Annotated[float | None, count("Parameters N, e.g. 7B.")]
+TokensOption = Annotated[float | None, count("Training tokens D, e.g. 1.4T.")]
+ServingBitsOption = Annotated[
+    float | None, _quantity(NUMBER, "BITS", "Bits a weight at serving; 16 where a limit needs them.")
+]
+MemoryOption = Annotated[
+    float | None, _quantity(BYTES, "BYTES", "Memory that holds the served weights, e.g. 8GB or 8GiB.")
+]
+LatencyOption = Annotated[
+    float | None,
+    _quantity(SECONDS, "SECONDS", "Time a generated token at most, e.g. 20ms; needs --bandwidth."),
+]
+BandwidthOption = Annotated[
+    float | None, _quantity(RATE, "BYTES/S", "Of the memory that holds the weights, e.g. 900GB/s.")
+]
+TeacherLossOption = Annotated[
+    float | None,
+    _quantity(NUMBER, "NATS", "Distil from a teacher with this loss a token on the same held-out text."),
+]
+TeacherParamsOption = Annotated[
+    float | None,
+    count("The teacher's parameters: its forward passes are paid. None: its logits cost nothing."),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.options import IntervalOption, JsonOption, MapOption, TableOrFit, WhereOption
+from isoflop.cli.options import IntervalOption, JsonOption, MapOption, TableOrFit, WhereOption, count
 from isoflop.terminal import out, table
 
 app = typer.Typer()
@@ -20,8 +20,7 @@ def gain(
     ],
     other: Annotated[str, typer.Argument(metavar="OTHER", help="The recipe to judge, likewise.")],
     flops: Annotated[
-        list[float] | None,
-        typer.Option(help="Compute at which to compare; may be repeated. None: as measured."),
+        list[float] | None, count("Compute at which to compare; may be repeated. None: as measured.")
     ] = None,
     mapping: MapOption = None,
     interval: IntervalOption = 0.9,
@@ -50,7 +49,7 @@ def gain(
 @app.command(name="next")
 def next_(
     law: TableOrFit,
-    flops: Annotated[float, typer.Option(help="Compute of the model that the runs are for.")],
+    flops: Annotated[float, count("Compute of the model that the runs are for.")],
     aim: Annotated[str, typer.Option(help="loss: know its loss; split: know its size.")] = "loss",
     share: Annotated[float, typer.Option(help="Share of that compute that one run may cost.")] = 0.1,
     within: Annotated[

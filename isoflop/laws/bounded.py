@@ -37,6 +37,8 @@ class Bounded:
     held: ClassVar[Mapping[str, float]] = {}
     published: ClassVar[tuple[Published, ...]] = ()
     same_split: ClassVar[None] = None
+    target: ClassVar[str] = "loss"
+    least_ratio: ClassVar[float] = 0.0
 
     def features(self, columns: Mapping[str, Array], centred: bool = True) -> tuple[Array, Array]:
         """(1, n) centred ln x, and its centre (1,)."""

@@ -27,6 +27,8 @@ class Chinchilla:
     linear: ClassVar[int] = 3  # the first parameters enter linearly (variable projection)
     exponents_at: ClassVar[tuple[int, ...]] = (3, 4)
     held: ClassVar[Mapping[str, float]] = {}
+    target: ClassVar[str] = "loss"
+    least_ratio: ClassVar[float] = 0.0
     lower: ClassVar[Array] = np.array([0.0, 0.0, 0.0, 0.02, 0.02])
     upper: ClassVar[Array] = np.array([np.inf, np.inf, np.inf, 2.0, 2.0])
 

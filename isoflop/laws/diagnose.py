@@ -156,7 +156,7 @@ def _residuals(result: Fit) -> list[str]:
         return []
     way = "too low" if coefficient[2] < 0 else "too high"
     return [
-        f"Lack of fit: the law is {way} at both ends of the compute range"
+        f"Lack of fit: the law is {way} at both ends of the {result.observations.scale} range"
         f" ({abs(coefficient[2] / se):.1f} standard errors); try another law (isoflop laws)."
     ]
 

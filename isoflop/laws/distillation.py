@@ -4,6 +4,10 @@
 
 L' is the loss of the same student trained without a teacher, a coupled law (their eq. 1) whose six
 parameters (ending in _s) are held at the published ones unless the caller gives its own.
+
+The law promises a giant student nearly the teacher's loss after a handful of tokens, so that its best split
+of compute can lie where no student was trained: splits of less than one token a parameter are not considered
+(our assumption; the paper seeks best tokens and teachers for students of a given size).
 """
 
 from __future__ import annotations
@@ -18,6 +22,15 @@ from isoflop.laws.solve import Array
 SUPERVISED = {f"{name}_s": value for name, value in COUPLED.published[0].values.items()}
 STUDENT = {"A": 2243.0, "B": 24181.0, "alpha": 0.321, "beta": 0.637, "gamma": 0.764,
            "c0": 2.549, "c1": 522.6, "f1": 0.090, "d1": 1.315}  # fmt: skip
+
+# Sizes and tokens: section 1, whose "a few billion" is taken as 1e9; teachers: 198M to 7.75B parameters with
+# 20 tokens each (section 4.2), by eq. 1.
+RANGES = {"params": (1.43e8, 1.26e10), "tokens": (1e9, 5.12e11), "teacher_loss": (2.0, 2.8)}
+
+
+def untaught(theta: Array) -> Array:
+    """(m, 6) parameters of the coupled law of the same models without a teacher, from (m, p) of this law."""
+    return theta[:, [DISTILLATION.names.index(name) for name in SUPERVISED]]
 
 
 def _starts(level: float) -> Array:
@@ -68,11 +81,13 @@ DISTILLATION = Equation(
     source="Busbridge et al. 2502.08606, eq. 8; N without embeddings",
     exponents=("alpha", "beta"),
     held=SUPERVISED,
+    least_ratio=1.0,
     published=(
         Published(
             "busbridge-2025",
             {**STUDENT, **SUPERVISED},
             "Busbridge et al. 2502.08606, table 6; N without embeddings, C4",
+            ranges=RANGES,
         ),
     ),
     exact_hessian=False,

@@ -29,6 +29,7 @@ def _sigmoid_starts(level: float) -> Array:
 
 ERROR_EXPONENTIAL = Equation(
     name="downstream-exponential",
+    target="error",
     formula="Err = epsilon - k exp(-gamma L)",
     equation="epsilon - k*exp(-gamma*L)",
     covariates=LOSS,
@@ -45,6 +46,7 @@ ERROR_EXPONENTIAL = Equation(
 
 SIGMOID = Equation(
     name="downstream-sigmoid",
+    target="score",
     formula="P = b + a/(1 + exp(-k (L - L0)))",
     equation="b + a/(1 + exp(-k*(L - L0)))",
     covariates=LOSS,

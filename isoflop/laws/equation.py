@@ -55,6 +55,8 @@ class Equation:
     exact_hessian: bool = True  # False where second derivatives are long: then steps are Gauss-Newton's
     # (m, p) parameters of this law -> (m, 5) of a Chinchilla law with the same best split
     same_split: Callable[[Array], Array] | None = None
+    target: str = "loss"  # what the law predicts, in a word
+    least_ratio: float = 0.0  # tokens a parameter, below which the law says nothing
 
     @property
     def names(self) -> tuple[str, ...]:

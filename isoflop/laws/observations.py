@@ -93,16 +93,23 @@ class Observations(Record):
         """(2, n) N and D."""
         return np.array([self.params, self.tokens])
 
+    @property
+    def scale(self) -> str:
+        """The word for what the runs are ordered by: compute, or else a covariate."""
+        if "flops" in self.columns or {"params", "tokens"} <= self.columns.keys():
+            return "compute"
+        return "x" if "x" in self.columns else next(iter(self.columns), "compute")
+
     def compute(self) -> Array:
         """(n,) what the runs are ordered by: training FLOPs, 6 N D where not given, x without N and D."""
         columns = self.arrays()
         if "flops" in columns:
             return columns["flops"]
-        if "params" in columns and "tokens" in columns:
+        if self.scale == "compute":
             return np.asarray(6.0 * columns["params"] * columns["tokens"])
-        if "x" in columns:
+        if self.scale == "x":
             return columns["x"]
-        return np.asarray(1.0 / next(iter(columns.values())))  # losses: the lower, the dearer
+        return np.asarray(1.0 / columns[self.scale])  # losses: the lower, the dearer
 
 
 def complete(columns: Mapping[str, Array], needed: Sequence[str]) -> tuple[dict[str, Array], tuple[str, ...]]:
@@ -130,7 +137,7 @@ def complete(columns: Mapping[str, Array], needed: Sequence[str]) -> tuple[dict[
             out[name] = out["tokens"]
             notes.append("Without a column unique_tokens every run counts as one epoch.")
         elif name.startswith("bits_"):
-            out[name] = np.full(len(next(iter(out.values()))), BITS) if out else np.array([BITS])
+            out[name] = np.full_like(next(iter(out.values())), BITS) if out else np.array([BITS])
             notes.append(f"{name} is taken as {BITS:.0f}.")
         else:
             raise FitError(

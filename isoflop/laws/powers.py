@@ -80,11 +80,13 @@ SATURATING = Equation(
             "zhai-2021-finetune",
             {"E": 0.09, "a": 0.26, "d": 0.01, "b": 0.35},
             "Zhai et al. 2106.04560, figure 2: ImageNet error after fine-tuning; x in TPUv3 core-days",
+            target="error",
         ),
         Published(
             "zhai-2021-10-shot",
             {"E": 0.12, "a": 0.63, "d": 0.52, "b": 0.32},
             "Zhai et al. 2106.04560, figure 2: 10-shot ImageNet error; x in TPUv3 core-days",
+            target="error",
         ),
     ),
 )

@@ -24,6 +24,7 @@ CHINCHILLA_PART = (
 )
 SENSITIVITIES = {"gamma_w": 2.6745, "n_w": 0.3037, "gamma_a": 2.2102, "n_a": 1.4072, "gamma_kv": 0.9578,
                  "n_kv": 2.4185}  # fmt: skip
+RANGES = {"params": (3e7, 1.7e9), "tokens": (1.5e9, 2.6e10)}  # the largest size validated, not fitted
 FULL_PRECISION = {"E": 2.7648, "A": 4.299e3, "B": 1.806e4, "alpha": 0.4965, "beta": 0.4965}
 
 
@@ -60,6 +61,7 @@ PRECISION = Equation(
             "kumar-2024",
             {**FULL_PRECISION, **SENSITIVITIES},
             "Kumar et al. 2411.04330, appendix K; small models on Dolma, do not extrapolate E",
+            ranges=RANGES,
         ),
     ),
     exact_hessian=False,
@@ -86,6 +88,7 @@ POST_TRAINING = Equation(
             "kumar-2024-post",
             {**FULL_PRECISION, "C_T": 0.0598, "gamma_D": 0.5068, "gamma_N": 0.3439, "gamma_post": 0.5907},
             "Kumar et al. 2411.04330, appendix K, without its offset b; small models on Dolma",
+            ranges=RANGES,
         ),
     ),
     exact_hessian=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,3 +14,5 @@ class Published:
     values: Mapping[str, float]
     source: str
     max_flops: float | None = None  # the largest run behind them, where the source says so
+    target: str | None = None  # what they predict, when it is not what the law usually does
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of the runs behind them

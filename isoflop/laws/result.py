@@ -93,6 +93,8 @@ class Fit(Record):
     ceiling: float | None = None  # a target y that rises is fitted as ceiling - y
     flops_model: FlopsModel = FlopsModel()
     max_flops: float | None = None  # largest fitted compute
+    target_word: str | None = None  # what published constants predict, when the law usually predicts another
+    ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)  # behind published constants
     observations: Observations = Observations(columns={}, loss=())
     holdout: tuple[Holdout, ...] = ()
     diagnostics: tuple[str, ...] = ()
@@ -106,6 +108,8 @@ class Fit(Record):
             estimator="published",
             params={key: float(constants.values[key]) for key in law.names},
             max_flops=constants.max_flops,
+            target_word=constants.target,
+            ranges=dict(constants.ranges),
             diagnostics=(
                 f"Constants as published: {constants.source}.",
                 "Published constants have no draws: intervals of losses hold run-to-run noise and model error"
@@ -147,6 +151,15 @@ class Fit(Record):
         else:
             reach = self.extrapolation(params, tokens, **others)
         return float(intervals.model_sd(1.0 if reach is None else reach, self.model_sigma))
+
+    def extrapolation_words(self, ratio: float) -> str:
+        """What `extrapolation` found, in words that name the covariate."""
+        if splits(self._law):
+            return f"{ratio:.3g} times the largest fitted compute"
+        names = " and ".join(self.columns)
+        if ratio <= 1:
+            return f"inside the fitted range of {names}"
+        return f"{ratio:.3g} times beyond the fitted range of {names}"
 
     def loss(self, params: Any = None, tokens: Any = None, **others: Any) -> Array:
         """(points,) fitted targets, which fall; `others` are the law's further covariates by name."""
@@ -203,6 +216,11 @@ class Fit(Record):
         return self._law.loss(theta, columns)
 
     @property
+    def word(self) -> str:
+        """What is predicted: the loss, an error, a score, a learning rate ..."""
+        return self.target_word or (self._law.target if self.ceiling is None else "score")
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The law's covariates."""
         return self._law.columns
@@ -253,13 +271,14 @@ class Fit(Record):
     def split(self, **others: float) -> Split:
         """How this law splits compute between N and D; `others` are its further covariates.
 
-        Raises FitError when it is not a law of N and D.
+        Raises FitError when it is not a law of N and D, or has no such covariate.
         """
         if not splits(self._law):
             raise FitError(
-                f"The law {self.law} is not one of size and data, so there is nothing to split.",
+                f"The law {self.law} is not one of a loss by size and data: there is nothing to split.",
                 hint="Fit chinchilla, coupled, kaplan, multiplicative, over-training or repeated-data.",
             )
+        self._check_given({name: np.array([value]) for name, value in others.items()})
         return Split(self._law, self.flops_model.kappa, self.flops_model.gamma, others)
 
     @property
@@ -272,6 +291,15 @@ class Fit(Record):
         names = [name for name, value in given.items() if value is not None]
         rows = np.broadcast_arrays(*(np.atleast_1d(np.asarray(given[n], dtype=np.float64)) for n in names))
         columns = dict(zip(names, rows, strict=True))
+        self._check_given(columns)
+        return {
+            name: row
+            for name, row in complete(columns, self._law.columns)[0].items()
+            if name in self._law.columns
+        }
+
+    def _check_given(self, columns: Mapping[str, Array]) -> None:
+        """Raises FitError for what is no covariate of the law, or has a value that could not be."""
         for name, row in columns.items():
             if not (np.isfinite(row) & ((row > 0) | (name == "sparsity"))).all():
                 raise FitError(f"A prediction needs a positive {name}.", hint=f"Give {name} above zero.")
@@ -282,11 +310,6 @@ class Fit(Record):
                     f"The law {self.law} has no covariate {name!r}.",
                     hint=f"It has {', '.join(self._law.columns)}.",
                 )
-        return {
-            name: row
-            for name, row in complete(columns, self._law.columns)[0].items()
-            if name in self._law.columns
-        }
 
     def conf_int(self, level: float = 0.9) -> dict[str, Interval]:
         """Central bootstrap interval of every parameter."""
@@ -304,7 +327,7 @@ class Fit(Record):
             f"runs {self.n}   clusters {self.n_clusters}   objective {self.objective:.6g}"
             f"   starts at the optimum {self.starts_at_optimum}/{self.starts}",
             f"AICc {_number(self.aicc)}   BIC {_number(self.bic)}"
-            f"   ordered hold-out {holdout_words(self.holdout)}",
+            f"   ordered hold-out {holdout_words(self.holdout, self.observations.scale)}",
             f"run-to-run noise {100 * self.noise_sd:.2f}%"
             + (
                 f"   FLOPs a token {self.flops_model.kappa:.4g} N^{self.flops_model.gamma:.4g}"
@@ -328,14 +351,14 @@ class Fit(Record):
         return f"<pre>{escape(self.summary())}</pre>"
 
 
-def holdout_words(rows: tuple[Holdout, ...]) -> str:
-    """The ordered hold-outs in a phrase: median size of the error and how far out."""
+def holdout_words(rows: tuple[Holdout, ...], scale: str) -> str:
+    """The ordered hold-outs in a phrase: median size of the error and how far out, in the runs' `scale`."""
     if not rows:
         return "impossible: too few runs"
     errors = np.array([row.error for row in rows])
     return (
         f"{100 * np.median(np.abs(errors)):.2f}% in the median (mean {100 * errors.mean():+.2f}%),"
-        f" up to {max(row.ratio for row in rows):.3g}x the fitted compute"
+        f" up to {max(row.ratio for row in rows):.3g}x the fitted {scale}"
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from isoflop.errors import CorruptError, FitError
 from isoflop.laws.result import Fit
 from isoflop.laws.table import parse_mapping
+from isoflop.quantities import COUNT
 from isoflop.store import atomic_write, disk_errors
 
 
@@ -46,13 +47,10 @@ def load(name: str) -> Fit:
 
 
 def numbers(words: Sequence[str]) -> dict[str, float]:
-    """NAME=NUMBER words of further covariates. Raises FitError for what is no number."""
+    """NAME=NUMBER words of further covariates, 20B too. Raises FitError for what is no number."""
     out = {}
     for name, word in parse_mapping(words).items():
         if name in ("params", "tokens"):
             raise FitError(f"{name} has an option of its own.", hint=f"Give --{name} {word}.")
-        try:
-            out[name] = float(word)
-        except ValueError:
-            raise FitError(f"{name} is {word!r}, not a number.", hint=f"E.g. {name}=1e9.") from None
+        out[name] = COUNT.read(name, word)
     return out

@@ -3,7 +3,8 @@
 A training token costs F(N) = kappa N^gamma FLOPs, a served one F(N)/3 (forward only). Where nothing
 constrains the split and the law splits as a Chinchilla law does (any increasing function of one), eq. 4 of
 Hoffmann et al. 2203.15556 gives it in closed form; otherwise it is found on a grid of ln N and refined by
-golden section, for all draws at once.
+golden section, for all draws at once. Beyond a cap on N the search goes on to fewer tokens at the cap, since
+more of them can hurt: a model trained longer loses more when it is quantized.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ CHINCHILLA = Chinchilla()
 
 
 def splits(law: Law) -> bool:
-    """Whether the law is one of size and data."""
-    return {"params", "tokens"} <= set(law.columns)
+    """Whether the law is one of a loss by size and data."""
+    return law.target == "loss" and {"params", "tokens"} <= set(law.columns)
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,30 @@ class Split:
     )
     unique_tokens: float | None = None  # beyond them tokens are repeats, worth less
     max_params: float | None = None
+    beside_flops: float = 0.0  # a training token, beside the model's own: a teacher's forward pass
 
     @property
     def constrained(self) -> bool:
-        return bool(self.inference_tokens) or self.unique_tokens is not None or self.max_params is not None
+        numbers = self.inference_tokens or self.beside_flops
+        return bool(numbers) or self.unique_tokens is not None or self.max_params is not None
 
     def per_token(self, N: Array) -> Array:
-        """(...) training FLOPs a token."""
+        """(...) training FLOPs a token, of the model alone."""
         return np.asarray(self.kappa * N**self.gamma)
 
     def tokens(self, N: Array, flops: Array) -> Array:
         """(...) training tokens that `flops` leave after serving; not positive where serving takes all."""
-        return np.asarray(flops / self.per_token(N) - self.inference_tokens / 3.0)
+        own = self.per_token(N)
+        return np.asarray((flops - own * self.inference_tokens / 3.0) / (own + self.beside_flops))
+
+    def train_flops(self, N: Array, D: Array) -> Array:
+        """(...) FLOPs of training N parameters on D tokens, what stands beside them included."""
+        return np.asarray((self.per_token(N) + self.beside_flops) * D)
 
     def loss(self, theta: Array, N: Array, D: Array) -> Array:
-        """(m, n) losses at N, D of shape (m, n) or (n,); inf where D is not positive."""
-        possible = D > 0
+        """(m, n) losses at N, D of shape (m, n) or (n,); inf where D is not positive or too few for it."""
+        with np.errstate(invalid="ignore"):
+            possible = (D > 0) & (self.law.least_ratio * N <= D)
         seen = np.where(possible, D, 1.0)
         columns: dict[str, Array] = {"params": N, "tokens": seen}
         columns |= {
@@ -79,8 +88,7 @@ class Split:
         if self.law.same_split is not None and not self.constrained:
             N, D, _ = CHINCHILLA.optimum(self.law.same_split(theta), flops, self.kappa, self.gamma)
         else:
-            N = self._search(theta, flops)
-            D = self.tokens(N, flops)
+            N, D = self._search(theta, flops)
         return N, D, self.loss(theta, N[:, None], D[:, None])[:, 0]
 
     def compute_for(self, theta: Array, loss: float | Array) -> Array:
@@ -95,26 +103,28 @@ class Split:
             low, high = np.where(more, middle, low), np.where(more, high, middle)
         return np.where(reached, np.exp(0.5 * (low + high)), np.nan)
 
-    def _search(self, theta: Array, flops: Array) -> Array:
-        """(m,) N* by a grid and golden section; nan where the best is at the grid's end."""
+    def _search(self, theta: Array, flops: Array) -> tuple[Array, Array]:
+        """(m,) N* and D* by a grid and golden section; nan where the best is at the grid's end."""
         cap = np.inf if self.max_params is None else np.log(self.max_params)
 
         def loss(log_n: Array) -> Array:
-            N = np.exp(np.minimum(log_n, cap))
-            found = self.loss(theta, N, self.tokens(N, flops[:, None]))
+            D = self.tokens(np.exp(log_n), flops[:, None])
+            found = self.loss(theta, np.exp(np.minimum(log_n, cap)), D)
             return np.nan_to_num(found, nan=np.inf)
 
-        middle = np.minimum(np.log(flops / self.kappa) / (1.0 + self.gamma), cap)
-        offsets = np.linspace(-REACH, REACH, GRID)
-        values = loss(middle[:, None] + offsets)
+        middle = np.log(flops / self.kappa) / (1.0 + self.gamma)
+        grid = np.linspace(np.minimum(middle, cap) - REACH, middle + REACH, GRID, axis=1)
+        values = loss(grid)
         best = values.argmin(axis=1)
-        inside = ((best > 0) & (best < GRID - 1)) | np.isfinite(cap)
+        inside = (best > 0) & (best < GRID - 1)
         at = np.clip(best, 1, GRID - 2)
-        low, high = middle + offsets[at - 1], middle + offsets[at + 1]
+        row = np.arange(len(grid))
+        low, high = grid[row, at - 1], grid[row, at + 1]
         for _ in range(GOLDEN):
             width = RATIO * (high - low)
             left, right = high - width, low + width
             value = loss(np.stack([left, right], axis=1))
             keep_left = value[:, 0] <= value[:, 1]
             low, high = np.where(keep_left, low, left), np.where(keep_left, right, high)
-        return np.where(inside, np.exp(np.minimum(0.5 * (low + high), cap)), np.nan)
+        low = np.where(inside, low, np.nan)  # what is impossible lies above it
+        return np.exp(np.minimum(low, cap)), self.tokens(np.exp(low), flops)

@@ -17,6 +17,7 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.laws.solve import Array
+from isoflop.quantities import COUNT, MULTIPLES, split_unit
 
 # Names by which columns are known, letters and digits only, the likeliest first.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -52,13 +53,11 @@ ROLES: dict[str, tuple[str, ...]] = {
     "bits_post": ("bitspost", "postbits"),
     "x": ("x",),
 }  # fmt: skip
-MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 LOSS_UNITS = ("nats", "ppl", "bits")
 LABELS = ("cluster",)
 TABLES = (".csv", ".csv.gz", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FINISHED = "finished"  # the state of a run that ended, in exports of experiment trackers
 LARGEST_LOSS = 14.0  # nats a token; ln of a vocabulary of a million: above it stands a perplexity
-NUMBER = re.compile(r"^\s*([-+0-9.eE]+)\s*([KMBGT]?)\s*$", re.IGNORECASE)
 
 
 def read_table(
@@ -220,11 +219,10 @@ def _number(cell: Any, row: int, column: str) -> float:
         return float(cell)
     if cell is None:
         return float("nan")
-    found = NUMBER.match(str(cell).replace(",", ""))
     try:
-        assert found is not None
-        return float(found.group(1)) * MULTIPLES.get(found.group(2).upper(), 1.0)
-    except (AssertionError, ValueError):
+        value, unit = split_unit(str(cell).replace(",", ""))
+        return value * COUNT.units[unit]
+    except (KeyError, ValueError):
         raise FitError(
             f"Row {row} (the first is 0) of column {column!r} is {cell!r}, which is not a number.",
             hint="Drop or mend that row, or map another column.",

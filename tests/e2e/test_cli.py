@@ -298,6 +298,74 @@ def test_laws_print_words_and_tables(isoflop, runs_csv: Path) -> None:  # type: 
     assert json.loads(repeated.out)["loss"] == pytest.approx(2.2256440889984477)
 
 
+def test_a_plan_under_the_limits_of_serving(isoflop) -> None:  # type: ignore[no-untyped-def]
+    words = ("plan", "besiroglu-2024", "--flops", "1e23", "--max-memory", "8GiB", "--serving-bits", "4",
+             "--max-latency", "20ms", "--bandwidth", "100GB/s", "--max-params", "20B")  # fmt: skip
+    answer = isoflop(*words)
+    assert answer.code == 0, answer.err
+    for says in (
+        "weights, GB at 4 bits", "ms a generated token, at least", "The memory does not bind.",
+        "The cap on parameters does not bind.", "Twice the latency allowed would be worth", "; it binds.",
+        "kumar-2024-post knows", "lower bound",
+    ):  # fmt: skip
+        assert says in answer.out
+    plan = json.loads(isoflop(*words, "--json").out)
+    assert plan["binding"] == "max_latency"
+    assert plan["max_memory"] == 8 * 2**30
+    assert plan["params"]["value"] == pytest.approx(4e9)
+    assert plan["token_seconds"] == pytest.approx(0.02)
+    bits = isoflop("plan", "kumar-2024-post", "--flops", "1e21", "--serving-bits", "4")
+    assert "Twice the bits at serving would be worth" in bits.out
+    assert "does not know" not in bits.out
+
+
+def test_a_plan_with_a_teacher(isoflop) -> None:  # type: ignore[no-untyped-def]
+    words = ("plan", "busbridge-2025", "--flops", "1e21", "--teacher-loss", "2.1")
+    assert "Distilling is worth 0.22 doublings: training without a teacher reaches" in isoflop(*words).out
+    paid = isoflop(*words, "--teacher-params", "7B", "--max-params", "1B")
+    assert "Distilling is worth less than nothing" in paid.out
+    assert "Train longer instead" in paid.out
+    found = json.loads(isoflop(*words, "--teacher-params", "7B", "--json").out)
+    assert found["distilling"]["doublings"]["value"] < 0
+    assert found["teacher_params"] == 7e9
+
+
+def test_counts_as_people_write_them(isoflop, runs_csv: Path) -> None:  # type: ignore[no-untyped-def]
+    def same(*pairs: tuple[object, ...]) -> None:
+        one, other = (isoflop(*words, "--json") for words in pairs)
+        assert one.code == other.code == 0, one.err + other.err
+        assert one.out == other.out
+
+    same(("predict", "besiroglu-2024", "--params", "7B", "--tokens", "1.4T"),
+         ("predict", "besiroglu-2024", "--params", "7_000_000_000", "--tokens", "1.4e12"))  # fmt: skip
+    repeated = ("predict", "muennighoff-2023", "--params", "6.34B", "--tokens", "242B", "--with")
+    same((*repeated, "unique_tokens=25B"), (*repeated, "unique_tokens=25e9"))
+    limits = ("--unique-tokens", "{}", "--inference-tokens", "{}")
+    many, plain = ([word.format(n) for word in limits] for n in ("20B", "2e10"))
+    same(("plan", "besiroglu-2024", "--flops", "1000000000T", *many),
+         ("plan", "besiroglu-2024", "--flops", "1e21", *plain))  # fmt: skip
+    same(("next", runs_csv, "--flops", "100000000T"), ("next", runs_csv, "--flops", "1e20"))
+    same(("gain", "besiroglu-2024", "hoffmann-2022", "--flops", "1e21", "--flops", "10000000000T"),
+         ("gain", "besiroglu-2024", "hoffmann-2022", "--flops", "1e21", "--flops", "1e22"))  # fmt: skip
+
+
+def test_predictions_say_what_they_are_of_and_how_far_out(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    size = ("--params", "1B", "--tokens", "100B")
+    assert isoflop("predict", "step-law-lr", *size).out.startswith("learning rate 0.0016")
+    assert isoflop("predict", "step-law-batch", *size).out.startswith("batch, tokens 1.1")
+    assert isoflop("predict", "besiroglu-2024", *size).out.startswith("loss 2.")
+    found = json.loads(isoflop("predict", "step-law-lr", *size, "--json").out)
+    assert found.keys() == {"target", "loss", "low", "high", "level", "extrapolation"}
+    assert found["target"] == "learning rate"
+    hours = np.geomspace(1, 1000, 12)
+    (tmp_path / "hours.csv").write_text("\n".join(["hours,loss", *(f"{h},{1 + h**-0.3}" for h in hours)]))
+    words = ("fit", tmp_path / "hours.csv", "--map", "x=hours", "--law", "power", "--bootstrap", "0")
+    assert "x the fitted x" in isoflop(*words, "--out", tmp_path / "law.json").out
+    answer = isoflop("predict", tmp_path / "law.json", "--with", "x=10k")
+    assert "10 times beyond the fitted range of x" in answer.out
+    assert "compute" not in answer.out
+
+
 def test_frontier_without_a_law(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     N = np.tile(np.geomspace(1e7, 1e9, 7), 3)
     C = np.repeat([6e17, 6e18, 6e19], 7)
@@ -368,6 +436,27 @@ def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # t
         (("frontier", "TABLE", "--interval", "2"), "An interval of 2"),
         (("plan", "besiroglu-2024", "--flops", "-3"), "flops is -3"),
         (("plan", "besiroglu-2024", "--flops", "1e20", "--with", "a=b"), "not a number"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--with", "a=3"), "no covariate 'a'"),
+        (("plan", "besiroglu-2024", "--flops", "much"), "--flops is 'much', not a number"),
+        (("plan", "besiroglu-2024", "--flops", "nan"), "--flops is 'nan', not a number"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--max-params", "7X"), "--max-params is '7X'"),
+        (
+            ("plan", "besiroglu-2024", "--flops", "1e20", "--max-memory", "8Gb"),
+            "'8Gb', not a number of bytes",
+        ),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--max-latency", "fast"), "--max-latency is 'fast'"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--bandwidth", "9GB"), "bytes a second"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--serving-bits", "few"), "--serving-bits is 'few'"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--max-latency", "20ms"), "needs the bandwidth"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--teacher-loss", "2"), "what a teacher is worth"),
+        (("plan", "besiroglu-2024", "--flops", "1e20", "--serving-bits", "0"), "serving_bits is 0"),
+        (("plan", "busbridge-2025", "--flops", "1e20"), "needs its loss"),
+        (("plan", "--max-memory", "8GB"), "--max-memory is for a plan by a law alone"),
+        (("plan", "step-law-lr", "--flops", "1e20"), "nothing to split"),
+        (("predict", "besiroglu-2024", "--params", "inf", "--tokens", "1e9"), "--params is 'inf'"),
+        (("predict", "besiroglu-2024", "--params", "7B", "--tokens", "lots"), "--tokens is 'lots'"),
+        (("next", "TABLE", "--flops", "1e1000"), "--flops is '1e1000'"),
+        (("gain", "TABLE", "TABLE", "--flops", "1e20", "--flops", "x"), "--flops is 'x'"),
     ],
 )
 def test_bad_tables_and_laws(isoflop, runs_csv: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
