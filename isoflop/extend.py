@@ -83,23 +83,30 @@ class Extender:
         left = list(self._candidates(ladder, designer.optimum[0]))
         if not left:
             return f"no further run fits into the ladder's share; the loss of the final run is {width}"
-        chosen: list[Member] = []
-        known = designer.known
-        while left and len(chosen) < ladder.packed:
-            N, D, cost = (np.array([f(m) for m in left]) for f in (_params, _tokens, _training_flops))
-            price = np.array([self._price(m, designer.optimum[0]) for m in left])
-            after = designer.judge(known, N, D, cost, price).loss
-            variance = designer.variances(known)[0]
-            best = int(telling(variance, after, price).argmax())
-            if variance - after[best] < WORTH_MAKING * before:
-                break
-            known = designer.after(known, N[best], D[best], cost[best])
-            chosen.append(left.pop(best))
-            left = [m for m in left if self._beside(m, chosen, ladder)]
+        chosen = self._chosen(designer, ladder, left)
         if not chosen:
             return (
                 f"no run that fits into the ladder's share narrows it; the loss of the final run is {width}"
             )
+        return chosen
+
+    def _chosen(self, designer: Designer, ladder: Ladder, left: list[Member]) -> list[Member]:
+        """A run for each of the packed places: the most telling for its price, those before it counted."""
+        chosen: list[Member] = []
+        known = designer.known
+        least = WORTH_MAKING * designer.variances(known)[0]
+        while left and len(chosen) < ladder.packed:
+            N, D, cost = (np.array([f(m) for m in left]) for f in (_params, _tokens, _training_flops))
+            price = np.array([self._price(m, designer.optimum[0]) for m in left])
+            before, after = designer.variances(known)[0], designer.judge(known, N, D, cost, price).loss
+            # On a core that would be idle beside the first run, time costs nothing.
+            free = bool(chosen) and self.budget.seconds is not None
+            best = int(after.argmin() if free else telling(before, after, price).argmax())
+            if not free and before - after[best] < least:
+                break
+            known = designer.after(known, N[best], D[best], cost[best])
+            chosen.append(left.pop(best))
+            left = [m for m in left if self._beside(m, chosen, ladder)]
         return chosen
 
     def _candidates(self, ladder: Ladder, largest: float) -> Iterator[Member]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from loky.process_executor import TerminatedWorkerError
@@ -31,7 +32,13 @@ FEWEST_RUNS = 7  # the law has five parameters
 BRANCH_RATIO = 2.0
 GOOD_STEPS = 150  # shorter branches are 2 to 3% off any power law (docs/LOG.md) ...
 SMALLEST_GOOD_STEPS = 90  # ... those of the smallest size less so
-OPENING_PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the ladder's budget, that a growing ladder starts with
+OPENING_PARTS = (
+    1 / 16,
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    3 / 4,
+)  # of the ladder's budget, that a growing ladder starts with
 OPENING_MARGIN = 1.25  # of the good steps: speeds are not all measured yet
 MIN_STEPS = 8  # of any branch, when the budget is that small
 LONG_SHARE = 0.5  # of the ladder, at most, goes into the smallest size
@@ -220,12 +227,12 @@ def _laid_out(
 
 def _opening(budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus) -> Budget:
     """The smallest part of the budget whose ladder is good with a margin, by the speeds known so far."""
-    for part in OPENING_PARTS:
+    for part, wanted in product(OPENING_PARTS, DESIGNS[:2]):
         try:
-            models, each, seeds = _laid_out(DESIGNS[0], budget.share(part), packed, seed, speed, corpus)
+            models, each, seeds = _laid_out(wanted, budget.share(part), packed, seed, speed, corpus)
         except BudgetError:
             continue
-        members = members_for(models, partial(_costs, speed, corpus), each, seeds, DESIGNS[0][1])
+        members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1])
         if _is_enough(members, models, seeds) and _goodness(members) >= OPENING_MARGIN:
             return budget.share(part)
     return budget
