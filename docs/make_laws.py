@@ -28,7 +28,10 @@ CAPTIONS = {
     "pairs": "Bootstrap draws of the two parameters that move together most.",
     "holdout": "Fits to cheap runs against dearer ones, and the band of a new run.",
     "influence": "The runs that move the prediction at four times the largest compute most.",
+    "design": "How well 16 times the compute would be known after one more run, had only the 40 cheapest been"
+    " made; the ring is what isoflop next says.",
 }
+EARLY = 40  # cheapest runs, for the design map
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -46,6 +49,11 @@ def chinchilla(folder: Path) -> Table:
     table = columns(rows, params="Model Size", flops="Training FLOP", loss="loss")
     flops = table.pop("flops")
     return {**table, "tokens": flops / 6 / table["params"]}
+
+
+def cheapest(table: Table, runs: int) -> Table:
+    first = np.argsort(table["params"] * table["tokens"])[:runs]
+    return {name: column[first] for name, column in table.items()}
 
 
 def isoflops(folder: Path) -> Iterator[tuple[str, Table]]:
@@ -122,6 +130,9 @@ def main() -> None:
     for path in paths:
         if path.stem not in CAPTIONS:
             path.unlink()
+    plots.law_figure("design", fit(cheapest(chinchilla(folder), EARLY))).savefig(
+        HERE / "laws" / "design.png", dpi=130
+    )
     gallery = [f"![{words}](laws/{name}.png)\n\n*{words}*\n" for name, words in CAPTIONS.items()]
     text = (HERE / "laws.template.md").read_text()
     parts = {

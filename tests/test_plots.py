@@ -13,6 +13,7 @@ from isoflop import plots
 from isoflop.errors import FitError, ProjectError
 from isoflop.gain import gain
 from isoflop.laws import Fit, Observations, fit
+from isoflop.laws.design import next_run
 from isoflop.plots import Scene
 from isoflop.records import (
     Corpus,
@@ -311,6 +312,19 @@ def test_pairs_holdouts_and_influence_are_those_of_the_fit() -> None:
     moved = plots.influence_data(law)
     assert len(moved.labels) == law.n_clusters
     assert (np.diff(np.abs(moved.percent)) <= 0).all()
+
+
+def test_the_design_map_is_what_next_says() -> None:
+    law = ladder_fit()
+    data = plots.design_data(law)
+    found = next_run(law, data.flops)
+    assert data.before == pytest.approx(100 * found.loss_half_width)
+    assert data.steps[0] == pytest.approx([run.params for run in found.steps])
+    best = found.runs[0]
+    near = abs(np.log(data.params / best.params)).argmin(), abs(np.log(data.tokens / best.tokens)).argmin()
+    assert data.percent[near[1], near[0]] == pytest.approx(100 * best.loss_half_width, rel=0.1)
+    assert np.nanmax(data.percent) <= data.before * 1.001
+    assert np.isnan(data.percent[-1, -1])  # too dear
 
 
 def test_every_picture_of_a_law_draws_light_and_dark(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def plot(
     kind: Annotated[str, typer.Option("--format", help="svg or png.")] = "svg",
     dark: Annotated[bool, typer.Option("--dark", help="For a dark page.")] = False,
 ) -> None:
-    """Draw a law: isoFLOP slices, contours, frontier, residuals, draws, hold-outs, influence.
+    """Draw a law: isoFLOP slices, contours, frontier, residuals, draws, hold-outs, influence, design.
 
     Example: [bold]isoflop plot law.json --out pictures --format png[/bold]
     """

@@ -1,5 +1,6 @@
 """Pictures: `project` has those of a project folder, `laws` those of a law, `style` how all of them look."""
 
+from isoflop.plots.design import design_data
 from isoflop.plots.laws import (
     LAW_PICTURES,
     contour_data,
@@ -30,6 +31,7 @@ __all__ = [
     "contour_data",
     "curves_data",
     "dark",
+    "design_data",
     "figure",
     "frontier_data",
     "holdout_data",

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isoflop.errors import FitError
+from isoflop.errors import FitError, IsoflopError
 from isoflop.laws import Fit, intervals, law_named
 from isoflop.laws.influence import influence
+from isoflop.plots.design import design_data, draw_design
 from isoflop.plots.style import (
     MARKERS,
     PALETTE,
@@ -313,6 +314,7 @@ LAW_PICTURES: dict[str, Callable[[Axes, Fit], None]] = {
     "pairs": lambda ax, f: draw_pairs(ax, pairs_data(f)),
     "holdout": lambda ax, f: draw_holdout(ax, holdout_data(f)),
     "influence": lambda ax, f: draw_influence(ax, influence_data(f)),
+    "design": lambda ax, f: draw_design(ax, design_data(f)),
 }
 
 
@@ -342,7 +344,7 @@ def save_law_pictures(fit: Fit, folder: Path, *, kind: str = "svg") -> tuple[lis
     for name in LAW_PICTURES:
         try:
             drawn = law_figure(name, fit)
-        except FitError as error:
+        except IsoflopError as error:
             missing.append(f"{name}: {error.message}")
             continue
         paths.append(folder / f"{name}.{kind}")
