@@ -12,6 +12,7 @@ from isoflop.laws.result import Fit, check_level
 from isoflop.laws.solve import Array
 from isoflop.records import Gain, Interval, Record
 
+ALIKE = 0.02  # of ln(ratio), under which two losses look like nats and bits of the same
 UNBOUNDED_FLOPS = 1e300  # stands for C_base(L) where L <= E: no compute reaches it; keeps the JSON strict
 MIN_DRAWS = 2000  # joint draws of law and loss when the loss is uncertain
 
@@ -122,9 +123,14 @@ def compare(base: Fit, other: Fit, flops: Sequence[float] = (), *, interval: flo
         ScaleGain(flops=c, doublings=_interval(row, interval), extrapolated=not low <= c <= high)
         for c, row in zip(flops, found, strict=True)
     )
+    middle = scales[len(scales) // 2].flops
+    losses = [float(law.split().optimum(law.theta, middle)[2][0]) for law in (base, other)]
     undefined = float(np.mean(found[-1, 1:] >= np.log2(UNBOUNDED_FLOPS / flops[-1])))
     return RecipeGain(
-        scales=scales, trend=trend, undefined_share=undefined, sentence=_sentence(scales, trend)
+        scales=scales,
+        trend=trend,
+        undefined_share=undefined,
+        sentence=_sentence(scales, trend) + _units(losses[1] / losses[0]),
     )
 
 
@@ -160,6 +166,16 @@ def _sentence(scales: Sequence[ScaleGain], trend: Interval) -> str:
         return f"{out} Whether that grows or shrinks with scale cannot be told ({words(trend)} a tenfold)."
     way = "grows" if trend.value > 0 else "shrinks"
     return f"{out} It {way} with scale: {words(trend)} a tenfold of compute."
+
+
+def _units(ratio: float) -> str:
+    """A question where one recipe's losses are ln 2 times the other's, or as if."""
+    if abs(abs(np.log(ratio)) - np.log(1 / np.log(2))) > ALIKE:
+        return ""
+    return (
+        f" Their losses differ by a factor {ratio:.2f}: is one table in nats and the other in bits"
+        " (--map loss=COLUMN:bits)?"
+    )
 
 
 def is_defined(result: Gain) -> bool:

@@ -119,6 +119,13 @@ def test_the_same_recipe_is_worth_nothing() -> None:
     assert compare(law_of(), law_of(seed=1), [1e25]).scales[0].extrapolated
 
 
+def test_nats_against_bits_is_asked_about() -> None:
+    base, table = law_of(), runs(seed=1)
+    other = fit({**table, "loss": table["loss"] / np.log(2)}, estimator="least-squares", bootstrap=100)
+    assert "nats and the other in bits" in compare(base, other).sentence
+    assert "bits" not in compare(base, law_of(seed=1)).sentence
+
+
 def test_recipes_that_cannot_be_compared() -> None:
     published = Fit.of_published("besiroglu-2024")
     with pytest.raises(FitError, match="not measured at any common compute"):
