@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,8 @@ from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
     from isoflop.laws.planning import LawPlan
+    from isoflop.laws.profile import Profile
+    from isoflop.laws.result import Fit
     from isoflop.records import Interval, Plan
 
 app = typer.Typer()
@@ -83,6 +86,14 @@ def fit(
     ] = "huber-sum",
     delta: Annotated[float | None, typer.Option(help="Huber width of huber-sum.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Refits of resampled clusters.")] = 1000,
+    resample: Annotated[
+        str, typer.Option(help="How clusters are resampled: auto, pairs, wild or parametric.")
+    ] = "auto",
+    model_error: Annotated[
+        float | None,
+        typer.Option(help="The law's own error, a share of the loss; 0: it is exact. None: from hold-outs."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Add profile likelihood intervals.")] = False,
     ceiling: Annotated[
         float | None,
         typer.Option(help="The target rises to this (accuracy: 1); what is missing to it is fitted."),
@@ -94,6 +105,9 @@ def fit(
         typer.Option("--fix", metavar="NAME=VALUE", help="Hold a parameter; may be repeated."),
     ] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the fit here, as JSON.")] = None,
+    draws: Annotated[
+        Path | None, typer.Option(help="Write the bootstrap draws: FILE.csv, .parquet or .nc (arviz).")
+    ] = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -114,9 +128,8 @@ def fit(
         from isoflop.laws.choose import fit_table
 
         fitted, comparison = fit_table(
-            tables[0], law=law, estimator=estimator, delta=delta, bootstrap=bootstrap, ceiling=ceiling,
-            seed=seed,
-            mapping=roles, where=where or [], fixed=fixed or [],
+            tables[0], law=law, estimator=estimator, delta=delta, bootstrap=bootstrap, resample=resample,
+            model_error=model_error, ceiling=ceiling, seed=seed, mapping=roles, where=where or [], fixed=fixed or [],
         )  # fmt: skip
     else:
         from isoflop.pipeline import corpus_of, fit_runs
@@ -129,20 +142,35 @@ def fit(
         home, comparison = open_project(project), None
         options = {} if delta is None else {"delta": delta}
         _, fitted = fit_runs(
-            home, corpus_of(home), law=law, seed=seed, estimator=estimator, bootstrap=bootstrap, **options
-        )
+            home, corpus_of(home), law=law, seed=seed, estimator=estimator, bootstrap=bootstrap,
+            resample=resample, model_error=model_error, **options,
+        )  # fmt: skip
     if out_file is not None:
         from isoflop.laws.saved import save
 
         save(fitted, out_file)
+    if draws is not None:
+        from isoflop.laws.export import write_draws
+
+        write_draws(fitted, draws)
+    found = {}
+    if profile:
+        from isoflop.laws.profile import profiles
+
+        found = profiles(fitted)
     if json:
         shown = fitted.model_dump(mode="json", exclude=NOT_PRINTED)
-        out({**shown, "comparison": None if comparison is None else comparison.model_dump(mode="json")})
+        shown["comparison"] = None if comparison is None else comparison.model_dump(mode="json")
+        if profile:
+            shown["profile"] = {name: part.model_dump(mode="json") for name, part in found.items()}
+        out(shown)
         return
     if comparison is not None:
         table("Which law", ("law", "free params", "AICc", "BIC", "hold-out error"), comparison.table())
         typer.echo(comparison.verdict + "\n")
     typer.echo(fitted.summary())
+    if profile:
+        _show_profiles(found, fitted)
 
 
 @app.command()
@@ -261,6 +289,27 @@ def _project_plan(project: Path, budget: str, seed: int) -> Plan:
         fit_id, fitted = fit_runs(home, text, seed=seed)
         key = key_of(text, parsed, seed, 0.0) + fit_id[:8]
         return make_plan(home, text, fitted, fit_id, parsed, key=key, seed=seed, progress=progress)
+
+
+def _show_profiles(found: Mapping[str, Profile], fitted: Fit) -> None:
+    """Profile intervals beside the bootstrap's, and what the runs do not bound."""
+    from isoflop.laws.profile import FEW
+
+    draws = fitted.conf_int() if fitted.draws else {}
+    rows = [
+        (name, f"{p.interval.value:.5g}", f"{p.interval.low:.4g} to {p.interval.high:.4g}",
+         f"{draws[name].low:.4g} to {draws[name].high:.4g}" if draws else "none", f"{p.adjustment:.2f}")
+        for name, p in found.items()
+    ]  # fmt: skip
+    typer.echo()
+    table("Profile likelihood, 90%", ("", "value", "profile", "bootstrap", "adjustment"), rows)
+    typer.echo(
+        "The deviance is divided by the adjustment: what clusters and uneven noise do to the variance."
+    )
+    if fitted.n_clusters < FEW:
+        typer.echo(f"- With fewer than {FEW} clusters profiles are too narrow: believe the bootstrap.")
+    for sentence in (p.sentence for p in found.values() if p.sentence):
+        typer.echo(f"- {sentence}")
 
 
 def _show_law_plan(best: LawPlan) -> None:

@@ -124,7 +124,7 @@ def _clusters(result: Fit) -> list[str]:
         return []
     return [
         f"Only {result.n_clusters} independent clusters of runs: intervals of the parameters are rough"
-        " (parametric bootstrap)."
+        f" (bootstrap: {result.bootstrap})."
     ]
 
 

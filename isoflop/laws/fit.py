@@ -17,9 +17,10 @@ import numpy.typing as npt
 from isoflop.errors import FitError
 from isoflop.laws import intervals, likelihood, solve
 from isoflop.laws.diagnose import sentences
+from isoflop.laws.linear import linearise
 from isoflop.laws.observations import Observations, check, falling
 from isoflop.laws.registry import law_named
-from isoflop.laws.resample import bootstrap_draws, leave_one_out, ordered_holdout
+from isoflop.laws.resample import FEW_CLUSTERS, RESAMPLES, bootstrap_draws, leave_one_out, ordered_holdout
 from isoflop.laws.result import Fit, FlopsModel
 from isoflop.laws.solve import Array, Prior, Problem
 from isoflop.laws.split import splits
@@ -30,7 +31,7 @@ ESTIMATORS: dict[str, str] = {
     "least-squares": "sum of squares on ln L",
     "huber-likelihood": "Huber density with a free scale, as Besiroglu et al. 2404.10102",
 }
-SMALL_RUNS, FEW_CLUSTERS = 30, 8  # below either, the weak prior on the exponents is used
+SMALL_RUNS = 30  # below it, or below FEW_CLUSTERS, the weak prior on the exponents is used
 PRIOR_EXPONENT, PRIOR_SD = 0.35, 0.4  # published alpha, beta: 0.28-0.48 on text; sd of the logarithm
 PRIOR_NOISE, PRIOR_NOISE_DF = 0.01, 4  # run-to-run sd assumed by the prior's strength, with its weight
 MANY_RUNS = 4000  # above it, starts and hold-outs use that many of the runs
@@ -55,6 +56,7 @@ def fit(
     estimator: str = "huber-sum",
     delta: float = DELTA,
     bootstrap: int = 1000,
+    resample: str = "auto",
     fixed: Mapping[str, float | None] | None = None,
     ceiling: float | None = None,
     seed: int = 0,
@@ -67,24 +69,25 @@ def fit(
     `delta` is the Huber width of "huber-sum", on the log of the loss: the published 1e-3 is far below the
     noise of runs and fits nearly their medians; 1.345 times the noise is 95% as efficient as least squares.
     `fixed` holds parameters at given values (None frees one that the law holds by itself). `bootstrap`
-    refits resample whole clusters (runs of one trunk are not independent); at most `keep_draws` of them stay
-    in the result. With fewer than 30 runs or 8 clusters a weak log-normal prior (centre 0.35, sd of the
-    logarithm 0.4) on the exponents keeps the extrapolation sane. `loss_se`, the standard error of each
-    evaluation, weights the runs by their inverse variance. A target y that rises to a `ceiling` (accuracy: 1)
-    is fitted as ceiling - y, and predicted as y. The ordered hold-outs fit `holdout_least` runs
-    at least. `model_error` is the relative sd of the law's own error among the runs (it grows outside them):
-    None calibrates it by the hold-outs, 0 holds the law to be exact.
+    refits resample whole clusters (runs of one trunk are not independent) by `resample`, one of
+    `resample.RESAMPLES`; at most `keep_draws` of them stay in the result. With fewer than 30 runs or 8
+    clusters a weak log-normal prior (centre 0.35, sd of the logarithm 0.4) on the exponents keeps the
+    extrapolation sane. `loss_se`, the standard error of each evaluation, weights the runs by their inverse
+    variance. A target y that rises to a `ceiling` (accuracy: 1) is fitted as ceiling - y, and predicted as y.
+    The ordered hold-outs fit `holdout_least` runs at least. `model_error` is the relative sd of the law's own
+    error among the runs (it grows outside them): None calibrates it by the hold-outs, 0 holds the law to be
+    exact.
     Raises FitError on a table or an option that cannot be used.
     """
     chosen = law_named(law)
     observations = Observations.of(table, chosen.columns)
     if ceiling is not None:
         observations = falling(observations, ceiling)
-    check_options(estimator, delta, bootstrap, model_error)
+    check_options(estimator, delta, bootstrap, resample, model_error)
     held = _held(chosen, fixed or {})
     check(observations, chosen.columns, len(chosen.names) - len(held))
 
-    setting, evaluation_sd = _ready(observations, chosen, held, estimator, delta)
+    setting, evaluation_sd = ready(observations, chosen, held, estimator, delta)
     problem, cluster = setting.problem, setting.cluster
     best = best_of_starts(setting)
     theta = best[0]
@@ -93,9 +96,9 @@ def fit(
             f"No start gave the law {law} a finite fit.", hint="Fix fewer parameters, or try another law."
         )
     residual = np.log(chosen.value(theta, problem.x)[0]) - problem.log_loss[0]
-    noise = intervals.run_noise(residual, _slopes(problem, theta), cluster, evaluation_sd)
+    noise = intervals.run_noise(residual, linearise(problem, theta).slopes.T, cluster, evaluation_sd)
     draws, method, failed = bootstrap_draws(
-        problem, theta, noise, cluster, draws=bootstrap, few=FEW_CLUSTERS, seed=seed
+        problem, theta, noise, cluster, draws=bootstrap, resample=resample, seed=seed
     )
     some = _some_rows(setting)
     holdout, experiment = ordered_holdout(some.problem, theta, some.compute, some.sizes, holdout_least)
@@ -115,7 +118,7 @@ def fit(
     return result.model_copy(update={"diagnostics": sentences(result, without)})
 
 
-def _ready(
+def ready(
     observations: Observations, law: solve.Law, held: Mapping[str, float], estimator: str, delta: float
 ) -> tuple[Setting, float]:
     """The problem with its weights, Huber width and prior; and the relative error of an evaluation."""
@@ -164,19 +167,16 @@ def _with_draws(result: Fit, law: solve.Law, draws: Array, keep: int) -> Fit:
     return result.model_copy(update=update)
 
 
-def _slopes(problem: Problem, theta: Array) -> Array:
-    """(n, free parameters) derivatives of ln L, without those at a bound."""
-    value, jac = problem.law.jacobian(theta, problem.x)
-    inside = problem.free & (theta[0] > problem.law.lower) & (theta[0] < problem.law.upper)
-    return np.asarray((jac[0, inside] / value[0]).T)
-
-
-def check_options(estimator: str, delta: float, bootstrap: int, model_error: float | None = None) -> None:
+def check_options(
+    estimator: str, delta: float, bootstrap: int, resample: str, model_error: float | None
+) -> None:
     """Raises FitError when an option of `fit` makes no sense."""
-    if estimator not in ESTIMATORS:
-        raise FitError(
-            f"There is no estimator named {estimator!r}.", hint=f"Use one of: {', '.join(ESTIMATORS)}."
-        )
+    for word, name, known in (
+        ("estimator", estimator, ESTIMATORS),
+        ("way to resample", resample, RESAMPLES),
+    ):
+        if name not in known:
+            raise FitError(f"There is no {word} named {name!r}.", hint=f"Use one of: {', '.join(known)}.")
     if not 0 < delta < np.inf:
         raise FitError(f"A Huber width of {delta} makes no sense.", hint="Give e.g. 0.001.")
     if bootstrap < 0:
@@ -293,7 +293,7 @@ def _weighted(setting: Setting, observations: Observations) -> tuple[Setting, fl
     problem = setting.problem
     theta, _, _, _ = best_of_starts(setting)
     residual = np.log(problem.law.value(theta, problem.x)[0]) - problem.log_loss[0]
-    noise = intervals.run_noise(residual, _slopes(problem, theta), setting.cluster, typical)
+    noise = intervals.run_noise(residual, linearise(problem, theta).slopes.T, setting.cluster, typical)
     weight = 1.0 / (noise.run**2 + evaluation**2)
     return replace(setting, problem=replace(problem, weight=(weight / weight.mean())[None])), typical
 

@@ -44,6 +44,26 @@ def pairs_weights(cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Gene
     return np.asarray(counts[:, cluster], dtype=np.float64)
 
 
+def webb_weights(clusters: int, draws: int, rng: np.random.Generator) -> Array:
+    """(draws, clusters) six-point weights of the wild bootstrap of Webb (2023): mean 0, variance 1.
+
+    Signs alone have 2^G patterns for G clusters, too few for a quantile when G is small.
+    """
+    size = np.sqrt([0.5, 1.0, 1.5])
+    return np.asarray(rng.choice(np.concatenate([-size, size]), size=(draws, clusters)))
+
+
+def cluster_widening(clusters: int, pairs: bool = False) -> float:
+    """What the deviations of cluster-bootstrap draws are multiplied by.
+
+    Student's t with G - 1 degrees of freedom over the normal, at the usual level of 90%; pairs are too narrow
+    by sqrt(1 - 1/G) as well (Cameron and Miller 2015, section VI).
+    """
+    tail = tails(0.9)[1]
+    t = student_t(tail, clusters - 1) / NormalDist().inv_cdf(tail)
+    return t * float(np.sqrt(clusters / (clusters - 1))) if pairs else t
+
+
 class Noise(NamedTuple):
     """Relative scatter of the loss between runs that differ in seed alone."""
 

@@ -7,10 +7,21 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.errors import FitError
 from isoflop.laws import intervals, solve
+from isoflop.laws.linear import without_leverage
 from isoflop.laws.result import Holdout
 from isoflop.laws.solve import Array, Problem
 
+RESAMPLES: dict[str, str] = {
+    "auto": "pairs from 20 clusters on; wild from 8 on if the Huber width is the noise's; else parametric",
+    "pairs": "whole clusters drawn with replacement",
+    "wild": "residuals of whole clusters times random weights, on the fitted law",
+    "parametric": "normal noise by cluster and run, on the fitted law",
+}
+# What `auto` goes by: records/2026-11-24_law-bootstrap.
+FEW_CLUSTERS, MANY_CLUSTERS = 8, 20
+WIDE = 0.75  # times the noise: a narrower Huber fit runs through too many points to resample residuals
 HOLDOUTS = 6  # ordered hold-out experiments at most
 HOLDOUT_REACH = 100.0  # times the fitted compute: farther runs say nothing of a usual question
 HOLDOUT_TARGETS = 12  # dearer runs predicted in each, at most
@@ -19,61 +30,96 @@ ONE_STEP_RUNS = 5000  # above it a draw is one Newton step from the optimum, whi
 
 def bootstrap_draws(
     problem: Problem, theta: Array, noise: intervals.Noise, cluster: npt.NDArray[np.intp],
-    *, draws: int, few: int, seed: int,
+    *, draws: int, resample: str, seed: int,
 ) -> tuple[Array, str, int]:  # fmt: skip
     """(k, p) parameters of the draws that converged, the method's name, and how many did not.
 
-    Clusters are resampled in pairs, which is too narrow by sqrt(1 - 1/G) for G of them (Cameron and Miller
-    2015, section VI) and is widened by that; fewer than `few` of them get parametric noise instead.
+    `resample` is one of `RESAMPLES`. Pairs and wild draws (Cameron, Gelbach and Miller 2008) are widened to
+    quantiles of Student's t with G - 1 degrees of freedom for G clusters, and pairs, which are too narrow by
+    sqrt(1 - 1/G), by that as well (Cameron and Miller 2015, section VI). Raises FitError for one cluster.
     """
     if draws == 0:
         return np.empty((0, theta.shape[1])), "none", 0
     rng = np.random.default_rng(seed)
     clusters = int(cluster.max()) + 1
-    if clusters >= few and len(cluster) > ONE_STEP_RUNS:
-        stepped = _one_step(problem, theta, cluster, draws, rng)
-        return _widened(problem, theta, stepped, clusters), "one step, pairs by cluster", 0
-    pairs = clusters >= few
-    if pairs:
-        method = "pairs by cluster"
-        varied = replace(problem, weight=problem.weight * intervals.pairs_weights(cluster, draws, rng))
-    else:
-        method = "parametric by cluster"
-        fitted = np.log(problem.law.value(theta, problem.x)[0])
-        varied = replace(problem, log_loss=intervals.noisy_log_losses(fitted, noise, cluster, draws, rng))
+    method = _chosen(clusters, problem.delta / noise.run) if resample == "auto" else resample
+    if method != "parametric" and clusters < 2:
+        raise FitError(
+            f"One cluster of runs cannot be resampled by {method}.",
+            hint="Resample auto or parametric, or give more trunks.",
+        )
+    name = f"{method} by cluster"
+    if method != "parametric" and len(cluster) > ONE_STEP_RUNS:
+        return _one_step(problem, theta, cluster, draws, method, rng), f"one step, {name}", 0
+    varied = _varied_problem(problem, theta, noise, cluster, draws, method, rng)
     if problem.prior is not None:
         prior = problem.prior
         centre = prior.centre + prior.sd * rng.standard_normal((draws, prior.centre.shape[1]))
         varied = replace(varied, prior=replace(prior, centre=centre))
     found, _, done = solve.minimise(varied, np.repeat(theta, draws, axis=0))
-    kept = _widened(problem, theta, found[done], clusters) if pairs else found[done]
-    return kept, method, int(draws - done.sum())
+    kept = found[done]
+    if method == "pairs":
+        kept = _widened(problem, theta, kept, intervals.cluster_widening(clusters, pairs=True))
+    return kept, name, int(draws - done.sum())
 
 
-def _widened(problem: Problem, theta: Array, draws: Array, clusters: int) -> Array:
-    """Draws further from the fit by the finite-cluster factor, inside the bounds."""
-    moved = theta + (draws - theta) * np.sqrt(clusters / (clusters - 1))
-    return np.asarray(np.where(problem.free, np.clip(moved, problem.law.lower, problem.law.upper), theta))
+def _chosen(clusters: int, width: float) -> str:
+    """What "auto" does with so many clusters and a Huber width of so many noise sds."""
+    if clusters >= MANY_CLUSTERS:
+        return "pairs"
+    return "wild" if clusters >= FEW_CLUSTERS and width >= WIDE else "parametric"
+
+
+def _varied_problem(
+    problem: Problem, theta: Array, noise: intervals.Noise, cluster: npt.NDArray[np.intp],
+    draws: int, method: str, rng: np.random.Generator,
+) -> Problem:  # fmt: skip
+    """The problem with the weights or the log losses of every draw."""
+    if method == "pairs":
+        return replace(problem, weight=problem.weight * intervals.pairs_weights(cluster, draws, rng))
+    fitted = np.log(problem.law.value(theta, problem.x)[0])
+    if method == "parametric":
+        return replace(problem, log_loss=intervals.noisy_log_losses(fitted, noise, cluster, draws, rng))
+    clusters = int(cluster.max()) + 1
+    residual = without_leverage(problem, theta, cluster, fitted - problem.log_loss[0], 1.0)
+    weights = intervals.cluster_widening(clusters) * intervals.webb_weights(clusters, draws, rng)
+    return replace(problem, log_loss=fitted - weights[:, cluster] * residual)
 
 
 def _one_step(
-    problem: Problem, theta: Array, cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Generator
-) -> Array:
-    """(draws, p): theta - H^-1 (gradient of the reweighted objective), the first step of each refit."""
-    free = problem.free & (theta[0] > problem.law.lower) & (theta[0] < problem.law.upper)
-    value, jac = problem.law.jacobian(theta, problem.x)
+    problem: Problem, theta: Array, cluster: npt.NDArray[np.intp], draws: int, method: str,
+    rng: np.random.Generator,
+) -> Array:  # fmt: skip
+    """(draws, p): theta - H^-1 (gradient of the reweighted objective), the first step of each refit.
+
+    The wild draws weight the gradients of whole clusters (Kline and Santos 2012).
+    """
+    law, wild = problem.law, method == "wild"
+    free = problem.free & (theta[0] > law.lower) & (theta[0] < law.upper)
+    value, jac = law.jacobian(theta, problem.x)
     residual = np.log(value) - problem.log_loss
+    if wild:
+        residual = without_leverage(problem, theta, cluster, residual[0], 1.0)[None]
     slopes = (problem.weight * np.clip(residual, -problem.delta, problem.delta) / value)[0] * jac[0, free]
     clusters = int(cluster.max()) + 1
     by_cluster = np.stack([np.bincount(cluster, row, minlength=clusters) for row in slopes])
     _, hessian, _ = problem.newton(theta, np.zeros(1))
     count = np.empty((draws, len(by_cluster)))
     for i in range(draws):  # a draw's weights are as long as the table: never all of them at once
-        picked = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
-        count[i] = by_cluster @ (picked - 1.0)
+        if wild:
+            count[i] = by_cluster @ intervals.webb_weights(clusters, 1, rng)[0]
+        else:
+            picked = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
+            count[i] = by_cluster @ (picked - 1.0)
     out = np.repeat(theta, draws, axis=0)
     out[:, free] -= np.linalg.solve(hessian[0][np.ix_(free, free)], count.T).T
-    return out
+    return _widened(problem, theta, out, intervals.cluster_widening(clusters, pairs=not wild))
+
+
+def _widened(problem: Problem, theta: Array, draws: Array, factor: float) -> Array:
+    """Draws further from the fit by the factor, inside the bounds."""
+    moved = theta + (draws - theta) * factor
+    return np.asarray(np.where(problem.free, np.clip(moved, problem.law.lower, problem.law.upper), theta))
 
 
 def ordered_holdout(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,12 @@ from isoflop.laws.registry import law_named, published
 from isoflop.laws.solve import Array, Law
 from isoflop.laws.split import Split, splits
 from isoflop.records import Interval, Record
+
+if TYPE_CHECKING:
+    import arviz
+    import xarray
+
+    from isoflop.laws.profile import Profile
 
 LARGEST = 1e40  # of any covariate
 
@@ -78,7 +84,7 @@ class Fit(Record):
     bic: float | None = None
     starts: int = 0
     starts_at_optimum: int = 0  # within 0.1% of the best objective (at a Huber width of 1e-3 if narrower)
-    bootstrap: str = "none"  # "pairs by cluster", "parametric by cluster", "one step, ..." or "none"
+    bootstrap: str = "none"  # "pairs by cluster", "wild ...", "parametric ...", "one step, ..." or "none"
     seed: int = 0
     draws: tuple[tuple[float, ...], ...] = ()
     draws_failed: int = 0  # did not converge, and are left out
@@ -310,6 +316,30 @@ class Fit(Record):
                     f"The law {self.law} has no covariate {name!r}.",
                     hint=f"It has {', '.join(self._law.columns)}.",
                 )
+
+    @property
+    def aic(self) -> float | None:
+        """Akaike's criterion without the correction of `aicc`; the scale counts as a parameter."""
+        k = len(self.params) - len(self.fixed) + 1
+        return None if self.bic is None else self.bic - k * float(np.log(self.n)) + 2.0 * k
+
+    def profile(self, name: str, level: float = 0.9) -> Profile:
+        """The profile likelihood of a parameter, with an interval beside the bootstrap's (see `profile`)."""
+        from isoflop.laws.profile import profile
+
+        return profile(self, name, level)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The draws, a variable for each parameter, dims (chain, draw); see `export`."""
+        from isoflop.laws.export import to_xarray
+
+        return to_xarray(self)
+
+    def to_inference_data(self) -> arviz.InferenceData:
+        """The draws and the runs for arviz; see `export`."""
+        from isoflop.laws.export import to_inference_data
+
+        return to_inference_data(self)
 
     def conf_int(self, level: float = 0.9) -> dict[str, Interval]:
         """Central bootstrap interval of every parameter."""

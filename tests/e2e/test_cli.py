@@ -279,6 +279,21 @@ def test_a_table_becomes_a_law_a_prediction_and_a_plan(isoflop, runs_csv: Path, 
     assert 6 * plan["params"]["value"] * plan["tokens"]["value"] == pytest.approx(1e21)
 
 
+def test_a_fit_shows_profiles_and_writes_its_draws(isoflop, runs_csv: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("fit", runs_csv, "--bootstrap", 50, "--resample", "wild", "--profile")
+    answer = isoflop(*words, "--draws", tmp_path / "draws.csv")
+    assert answer.code == 0, answer.err
+    assert "bootstrap wild by cluster: 50 draws kept" in answer.out
+    assert "Profile likelihood, 90%" in answer.out
+    header, *rows = (tmp_path / "draws.csv").read_text().splitlines()
+    assert header == '"E","A","B","alpha","beta"'
+    assert len(rows) == 50
+    law = json.loads(isoflop(*words, "--json").out)
+    assert law["profile"].keys() == law["params"].keys()
+    for name, part in law["profile"].items():
+        assert part["interval"]["low"] < law["params"][name] < part["interval"]["high"]
+
+
 def test_laws_print_words_and_tables(isoflop, runs_csv: Path) -> None:  # type: ignore[no-untyped-def]
     assert "Hoffmann et al. 2203.15556" in isoflop("laws").out
     listed = json.loads(isoflop("laws", "--json").out)
@@ -404,6 +419,9 @@ def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # t
         (("fit", "TABLE", "--map", "loss"), "not ROLE=COLUMN"),
         (("fit", "TABLE", "--law", "chinchila"), "no law named 'chinchila'"),
         (("fit", "TABLE", "--estimator", "mean"), "no estimator named 'mean'"),
+        (("fit", "TABLE", "--resample", "wylde"), "no way to resample named 'wylde'"),
+        (("fit", "TABLE", "--draws", "draws.rds"), "cannot be written as 'draws.rds'"),
+        (("fit", "TABLE", "--draws", "draws.csv", "--bootstrap", "0"), "has no draws"),
         (("fit", "TABLE", "--fix", "alpha=half"), "cannot be fixed at 'half'"),
         (("fit", "TABLE", "TABLE"), "second table"),
         (("fit", "none.csv"), "none.csv does not exist"),
