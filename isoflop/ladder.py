@@ -39,7 +39,7 @@ OPENING_PARTS = (
     1 / 2,
     3 / 4,
 )  # of the ladder's budget, that a growing ladder starts with
-OPENING_MARGIN = 1.25  # of the good steps: speeds are not all measured yet
+OPENING_MARGIN = 1.05  # of the good steps: speeds are not all measured yet
 MIN_STEPS = 8  # of any branch, when the budget is that small
 LONG_SHARE = 0.5  # of the ladder, at most, goes into the smallest size
 START_SECONDS = 2.0  # of a member in a worker that has imported torch to measure speeds

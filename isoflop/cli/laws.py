@@ -129,7 +129,8 @@ def fit(
 
         fitted, comparison = fit_table(
             tables[0], law=law, estimator=estimator, delta=delta, bootstrap=bootstrap, resample=resample,
-            model_error=model_error, ceiling=ceiling, seed=seed, mapping=roles, where=where or [], fixed=fixed or [],
+            model_error=model_error, ceiling=ceiling, seed=seed, mapping=roles, where=where or [],
+            fixed=fixed or [],
         )  # fmt: skip
     else:
         from isoflop.pipeline import corpus_of, fit_runs
