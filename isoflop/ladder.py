@@ -227,7 +227,7 @@ def _laid_out(
 
 def _opening(budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus) -> Budget:
     """The smallest part of the budget whose ladder is good with a margin, by the speeds known so far."""
-    for part, wanted in product(OPENING_PARTS, DESIGNS[:2]):
+    for part, wanted in product(OPENING_PARTS, DESIGNS[:3]):
         try:
             models, each, seeds = _laid_out(wanted, budget.share(part), packed, seed, speed, corpus)
         except BudgetError:

@@ -86,7 +86,8 @@ def applicable(columns: Mapping[str, Any]) -> tuple[str, ...]:
 def fit_table(
     path: str, *, law: str = "chinchilla", estimator: str = "huber-sum", delta: float | None = None,
     bootstrap: int = 1000, resample: str = "auto", model_error: float | None = None,
-    ceiling: float | None = None, seed: int = 0, mapping: Sequence[str] = (), where: Sequence[str] = (), fixed: Sequence[str] = (),
+    ceiling: float | None = None, seed: int = 0, mapping: Sequence[str] = (),
+    where: Sequence[str] = (), fixed: Sequence[str] = (),
 ) -> tuple[Fit, Comparison | None]:  # fmt: skip
     """Fit a law to a file (see `table`), or with "auto" the one that the comparison decides on, if any.
 
