@@ -388,7 +388,9 @@ def disk_errors(what: str) -> Iterator[None]:
     """Say in a sentence that the disk refuses; writers in Rust or C++ raise their own types of error."""
     try:
         yield
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
+    except (
+        PermissionError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError
+    ) as exc:  # fmt: skip
         raise ProjectError(f"{what} cannot be written: {exc}", hint="check the path and its owner") from exc
     except Exception as exc:
         full = (errno.ENOSPC, errno.EDQUOT)
