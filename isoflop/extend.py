@@ -18,7 +18,7 @@ from isoflop.budget import Budget
 from isoflop.errors import FitError
 from isoflop.ladder import GOOD_STEPS, climb, member
 from isoflop.laws import Fit
-from isoflop.laws.design import Designer, telling
+from isoflop.laws.design import Designer, choose
 from isoflop.laws.intervals import tails
 from isoflop.plan import JOINED_EFFICIENCY
 from isoflop.progress import Progress
@@ -29,7 +29,7 @@ from isoflop.throughput import SpeedModel
 
 Law = Callable[[Sequence[Run]], Fit]
 
-LEVEL = 0.9
+Z = NormalDist().inv_cdf(tails(0.9)[1])
 WORTH_MAKING = 0.02  # of the target's variance that a round must take away
 BRANCHES = 2  # of a further member, the longest and its half
 COUNTS = 10  # token counts of a size, each twice the one before
@@ -72,13 +72,13 @@ class Extender:
 
     def round(self, ladder: Ladder, law: Fit) -> list[Member] | str:
         """The members to train next, or a sentence why there are none."""
-        designer, z = Designer(law, self._target_flops(ladder, law)), NormalDist().inv_cdf(tails(LEVEL)[1])
+        designer = Designer(law, self._target_flops(ladder, law))
         try:
             before = designer.variances(designer.known)[0]
         except FitError as error:
             return error.message
-        width = f"known within {100 * z * np.sqrt(before):.1f}%"
-        if z * np.sqrt(before) <= self.within:
+        width = f"known within {100 * Z * np.sqrt(before):.1f}%"
+        if Z * np.sqrt(before) <= self.within:
             return f"the loss of the final run is {width}, {100 * self.within:g}% are wanted"
         left = list(self._candidates(ladder, designer.optimum[0]))
         if not left:
@@ -94,14 +94,14 @@ class Extender:
         """A run for each of the packed places: the most telling for its price, those before it counted."""
         chosen: list[Member] = []
         known = designer.known
-        least = WORTH_MAKING * designer.variances(known)[0]
+        least, goal = WORTH_MAKING * designer.variances(known)[0], (self.within / Z) ** 2
         while left and len(chosen) < ladder.packed:
             N, D, cost = (np.array([f(m) for m in left]) for f in (_params, _tokens, _training_flops))
             price = np.array([self._price(m, designer.optimum[0]) for m in left])
             before, after = designer.variances(known)[0], designer.judge(known, N, D, cost, price).loss
             # On a core that would be idle beside the first run, time costs nothing.
             free = bool(chosen) and self.budget.seconds is not None
-            best = int(after.argmin() if free else telling(before, after, price).argmax())
+            best = int(after.argmin()) if free else choose(before, after, price, goal)
             if not free and before - after[best] < least:
                 break
             known = designer.after(known, N[best], D[best], cost[best])

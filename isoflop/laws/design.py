@@ -206,7 +206,7 @@ def next_run(
     while width > wanted and len(steps) < MOST_RUNS:
         variance = designer.variances(known)[0]
         each = designer.judge(known, N, D, cost)
-        i = int(telling(variance, each.loss, cost).argmax())
+        i = choose(variance, each.loss, cost, (wanted / z) ** 2)
         if each.loss[i] > 0.995 * variance:
             break
         steps.append(described(each, i))
@@ -218,6 +218,14 @@ def next_run(
         reached=bool(width <= wanted), sentence="",
     )  # fmt: skip
     return found.model_copy(update={"sentence": _sentence(found)})
+
+
+def choose(before: float, after: Array, price: Array, goal: float) -> int:
+    """The candidate to take: the cheapest that brings the variance to `goal`, else the most `telling`."""
+    enough = after <= goal
+    if enough.any():
+        return int(np.where(enough, price, np.inf).argmin())
+    return int(telling(before, after, price).argmax())
 
 
 def telling(before: float, after: Array, price: Array) -> Array:
