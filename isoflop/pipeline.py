@@ -237,6 +237,7 @@ def run(
     whole = Budget.parse(budget) if isinstance(budget, str) else budget
     if not 0 < ladder_share < 1:
         raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
+    _check_target(whole.share(ladder_share), whole, within)
     home = project if isinstance(project, Project) else Project(project)
     with home.lock():
         return _run(home, tuple(sources), whole, seed, ladder_share, within, corpus_config, progress)

@@ -469,12 +469,12 @@ def test_reach_is_one_inside_and_a_ratio_of_compute_along_the_best_split() -> No
 
     assert reach(3e7, 2e7) == 1.0
     assert reach(4e8, 4e9) == pytest.approx(16.0)
-    assert reach(4e8, 2.5e8) == pytest.approx(4.0)  # 4x in N alone
-    assert reach(2.5e5, 5e6) == pytest.approx(8.0)  # below the smallest
+    assert reach(4e8, 2.5e8) == pytest.approx(8.0)  # 4x in N alone
+    assert reach(2.5e5, 5e6) == pytest.approx(8**0.5 * 4.0)  # below the smallest
     two = np.array([[4e8, 3e7], [4e9, 2e7]])
     assert intervals.reach(two, runs) == pytest.approx([16.0, 1.0])
     extreme = np.column_stack([runs, [1e6, 1e12]])  # 10x the compute of any, at a hundredth of the size
-    assert intervals.reach(two, extreme) == pytest.approx([4.0 * 4.0, 1.0])
+    assert intervals.reach(two, extreme) == pytest.approx([16.0, 1.0])
 
 
 def test_a_law_held_exact_has_no_model_error() -> None:

@@ -152,8 +152,13 @@ def noisy_log_losses(
 
 
 def growth(larger: Array, smaller: Array) -> Array:
-    """(q, n) least factors of compute by which runs N, D (2, n) must grow to be as large as (2, q)."""
-    return np.asarray(np.maximum(larger[:, :, None] / smaller[:, None, :], 1.0).prod(axis=0))
+    """(q, n) how far runs N, D (2, n) must grow to be as large as (2, q) in both, as a factor of compute.
+
+    Growing by a in N and by b in D multiplies compute by a b; growth along one axis alone, into shapes that
+    were not measured, counts as more: sqrt(a b) max(a, b), which is a b where both grow alike.
+    """
+    factors = np.maximum(larger[:, :, None] / smaller[:, None, :], 1.0)
+    return np.asarray(np.sqrt(factors.prod(axis=0)) * factors.max(axis=0))
 
 
 def reach(targets: Array, runs: Array) -> Array:

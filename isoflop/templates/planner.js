@@ -44,8 +44,9 @@ const planner = (() => {
 
   /* Loss of a new run: parameters, run-to-run noise and model error in quadrature on the log. */
   function predict(law, { params, tokens }) {
-    const grown = law.runs.map(([n, d]) => Math.max(params / n, 1) * Math.max(tokens / d, 1));
-    const shrunk = law.runs.map(([n, d]) => Math.max(n / params, 1) * Math.max(d / tokens, 1));
+    const growth = (a, b) => Math.sqrt(Math.max(a, 1) * Math.max(b, 1)) * Math.max(a, b, 1);
+    const grown = law.runs.map(([n, d]) => growth(params / n, tokens / d));
+    const shrunk = law.runs.map(([n, d]) => growth(n / params, d / tokens));
     const reach = Math.max(Math.min(...grown), Math.min(...shrunk));
     const value = lossAt(law.theta, params, tokens);
     const losses = law.draws.length > 1 ? law.draws.map((draw) => lossAt(draw, params, tokens)) : [];
