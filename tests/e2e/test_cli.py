@@ -401,7 +401,7 @@ def test_next_gain_and_plot(isoflop, runs_csv: Path, tmp_path: Path) -> None:  #
     assert worth["scales"][0]["doublings"]["value"] == pytest.approx(0.0, abs=1e-6)
     assert "doublings" in isoflop("gain", runs_csv, runs_csv).out
     answer = isoflop("plot", runs_csv, "--out", tmp_path / "pictures", "--dark")
-    assert len(answer.out.split()) == len(list((tmp_path / "pictures").iterdir())) == 9
+    assert len(answer.out.split()) == len(list((tmp_path / "pictures").iterdir())) == 10
 
 
 def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # type: ignore[no-untyped-def]
