@@ -80,7 +80,7 @@ def one(project: Project, truth: Fit, budget: float, seed: int) -> dict[str, Any
         def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Silent) -> list[Run]:
             return simulated(truth, seed, ladder.members)
 
-        growing.climb = climb  # type: ignore[attr-defined]
+        growing.climb = climb  # type: ignore[attr-defined, assignment]
         for name, within in (("as fixed", wanted), ("default", WANTED)):
             chooser = Extender(corpus, share, whole, SpeedModel(known), within, seed=0)
             start = opening.model_copy(update={"id": name}), simulated(truth, seed, opening.members)

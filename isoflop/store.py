@@ -388,9 +388,7 @@ def disk_errors(what: str) -> Iterator[None]:
     """Say in a sentence that the disk refuses; writers in Rust or C++ raise their own types of error."""
     try:
         yield
-    except (
-        PermissionError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError
-    ) as exc:  # fmt: skip
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
         raise ProjectError(f"{what} cannot be written: {exc}", hint="check the path and its owner") from exc
     except Exception as exc:
         full = (errno.ENOSPC, errno.EDQUOT)

@@ -89,7 +89,7 @@ def test_a_seconds_budget_is_planned_from_measured_speed(project: tuple[Path, Re
     fit_id, fitted = fit_runs(home, corpus)
     plan = make_plan(home, corpus, fitted, fit_id, Budget(seconds=20), key="seconds")
     assert plan.seconds <= 20
-    assert plan.tokens / plan.tokens_per_second == pytest.approx(plan.seconds, rel=0.2)
+    assert 0.4 * plan.seconds < plan.tokens / plan.tokens_per_second <= plan.seconds  # evaluation is the rest
 
 
 def test_a_chosen_shape_trains(project: tuple[Path, Result]) -> None:
