@@ -13,11 +13,12 @@ from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
 from isoflop.extend import Extender, extend
+from isoflop.families import shapes
 from isoflop.ladder import GOOD_STEPS, member
 from isoflop.laws import Fit, fit
 from isoflop.pipeline import sweep
 from isoflop.progress import Silent
-from isoflop.recipe import recipe, shapes
+from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, Run, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel

@@ -218,7 +218,7 @@ def test_a_disk_that_fills_up(  # type: ignore[no-untyped-def]
 
     home = tmp_path / "p"
     assert isoflop("corpus", sources[-1], "--vocab", 400, "--heldout", 0.2, "--project", home).code == 0
-    monkeypatch.setattr("isoflop.export.save_file", full)
+    monkeypatch.setattr("isoflop.families.decoder.save_file", full)
     words = ("train", "--width", 32, "--layers", 2, "--tokens", 40_000, "--project", home)
     refused(isoflop(*words), "full")
     assert not list((home / "artifacts").glob("*")) if (home / "artifacts").exists() else True
