@@ -5,15 +5,17 @@ A multiply-add counts as 2 FLOPs; the backward pass as twice the forward pass.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isoflop.records import ModelConfig
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.utils.flop_counter import FlopCounterMode
 
 BYTES_FLOAT32 = 4
 
@@ -57,6 +59,16 @@ def flops_per_token(m: ModelConfig) -> int:
     return counts(m).per_token
 
 
+def counted_by_torch(counter: FlopCounterMode) -> int:
+    """What torch's FLOP counter saw of a training step.
+
+    It takes the backward pass of a depthwise convolution for a dense one's: here that is twice the forward.
+    """
+    by_kind = {str(kind): int(n) for kind, n in counter.get_flop_counts()["Global"].items()}
+    by_kind["aten.convolution_backward"] = 2 * by_kind.get("aten.convolution", 0)
+    return sum(by_kind.values())
+
+
 def weights_that_multiply(module: nn.Module) -> int:
     """Weights of linear layers and one-dimensional convolutions: each meets every token once."""
     from torch import nn
@@ -66,13 +78,27 @@ def weights_that_multiply(module: nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, kinds))
 
 
-def attention_flops(m: ModelConfig) -> int:
+def attention_flops(m: ModelConfig, config: Any = None) -> int:
     """12 * layers * heads * head_dim * context a token, forward and backward.
 
     Counts the full square, as in PaLM (arXiv 2204.02311, appendix B) and torch's FLOP counter, though a
     causal kernel may skip half of it.
     """
     return 12 * m.n_layers * m.n_heads * m.head_dim * m.context
+
+
+def scan_flops(m: ModelConfig, config: Any) -> int:
+    """Mamba-2's scan by chunks, forward and backward, as the matmuls of transformers' plain implementation.
+
+    Of a head with p channels and n states, a token meets the l of its chunk (2 l n + 2 l p), its chunk's
+    state and the state before (2 n p each), and the states of c + 1 chunks are combined (2 (c + 1)^2 n p a
+    window).
+    """
+    p, n, chunk = m.head_dim, config.state_size, config.chunk_size
+    chunks = math.ceil(m.context / chunk)
+    tokens = 2 * chunk * (n + p) + 4 * n * p
+    window: int = chunks * chunk * tokens + 2 * (chunks + 1) ** 2 * n * p
+    return round(3 * m.n_layers * m.n_heads * window / m.context)
 
 
 def decoder_counts(m: ModelConfig) -> Counts:

@@ -63,7 +63,8 @@ FamilyOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FOLDER",
-        help="Architecture: isoflop (our decoder), gpt2, llama, or a folder whose config.json is scaled.",
+        help="Architecture: isoflop (our decoder), gpt2, llama, bert, modernbert, mamba2, or a folder whose "
+        "config.json is scaled.",
     ),
 ]
 ObjectiveOption = Annotated[

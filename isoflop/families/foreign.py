@@ -3,8 +3,12 @@
 A family is transformers' default config of an architecture, or the config.json of a folder. Both keep
 d_ff / d_model (rounded to 32), key/value heads / heads, and heads * head size / d_model. A folder's also
 keeps its head size and its layers / d_model; the default configs take those of our decoder (`recipe.shape`),
-so that families compare at like shapes. Lists with an entry a layer are cut, or repeated. Every dropout is 0:
-text is seen a few times at most. Positions that are learned reach as far as the context.
+so that families compare at like shapes. Lists named after layers, with an entry for each, are cut or
+repeated. Every dropout is 0: text is seen a few times at most. Positions that are learned reach as far as the
+context.
+
+A masked model has one token id above the corpus's vocabulary, the mask; none has a padding token, whose
+embedding would not learn. Encoder-decoders, experts, and layers that share weights are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from isoflop import flops, recipe
 from isoflop.errors import TrainError
-from isoflop.families.wrapped import Wrapped, auto_class
+from isoflop.families.wrapped import Wrapped, auto_class, library
 from isoflop.model import IGNORE
 from isoflop.objectives import OBJECTIVES
 from isoflop.records import ModelConfig
@@ -45,12 +49,19 @@ class Architecture:
 
     objective: str = "causal"
     settings: Mapping[str, Any] = field(default_factory=dict)  # over transformers' defaults
-    mixing: Callable[[ModelConfig, Any], int] = lambda m, config: flops.attention_flops(m)
+    mixing: Callable[[ModelConfig, Any], int] = flops.attention_flops  # of what goes between tokens
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt2": Architecture(),  # Radford et al., 2019
     "llama": Architecture(),  # Touvron et al., arXiv 2302.13971
+    "bert": Architecture("masked"),  # Devlin et al., arXiv 1810.04805
+    "modernbert": Architecture("masked"),  # Warner et al., arXiv 2412.13663
+    # Dao and Gu, arXiv 2405.21060. Transformers' defaults are those of a 7B model. It is several times
+    # slower than attention without the CUDA kernels.
+    "mamba2": Architecture(
+        settings={"n_groups": 1, "state_size": 64, "chunk_size": 64}, mixing=flops.scan_flops
+    ),
 }
 
 
@@ -69,11 +80,10 @@ class Foreign:
         if not path.exists():
             raise TrainError(f"{folder} has no config.json", hint="name a folder of a model of transformers")
         try:
-            raw = json.loads(path.read_text())
-        except ValueError as error:
-            raise TrainError(
-                f"{path} is not JSON: {error}", hint="give a config.json of transformers"
-            ) from None
+            raw = dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            hint = "give a config.json of transformers"
+            raise TrainError(f"{path} is not a config: {error}", hint=hint) from None
         family = cls.of_config(raw)
         _check(family)
         return family
@@ -150,6 +160,7 @@ class Foreign:
             if hasattr(config, name):
                 setattr(config, name, end_of_text)
         config.use_cache = True
+        config.max_position_embeddings = model.config.context  # also of those without a table of positions
         config.architectures = [type(model.net).__name__]
         config.save_pretrained(folder)
 
@@ -168,7 +179,7 @@ class Foreign:
         raw = _settings(self.name, self.template)
         layers = base.num_hidden_layers
         for name, value in list(raw.items()):
-            if isinstance(value, list) and len(value) == layers:
+            if "layer" in name and isinstance(value, list) and len(value) == layers:
                 raw[name] = [value[i % layers] for i in range(model.n_layers)]
         for name, value in base.to_dict().items():
             if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
@@ -198,8 +209,15 @@ def _architecture(name: str) -> Architecture:
 
 def _settings(name: str, template: str) -> dict[str, Any]:
     """What is said of the config before it is scaled: by a folder, or else by the registry."""
-    settings: dict[str, Any] = json.loads(template) if template else dict(_architecture(name).settings)
+    if not template:
+        return dict(_architecture(name).settings)
+    settings: dict[str, Any] = json.loads(template, object_hook=_special_float)
     return settings
+
+
+def _special_float(value: dict[str, Any]) -> Any:
+    """Transformers writes infinity as {"__float__": "Infinity"}."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _first(config: Any, names: tuple[str, ...]) -> str | None:
@@ -210,11 +228,8 @@ def _first(config: Any, names: tuple[str, ...]) -> str | None:
 @lru_cache
 def _config(name: str, template: str) -> Any:
     """Transformers' config before it is scaled."""
-    from transformers import AutoConfig, logging
-
-    logging.set_verbosity_error()
     try:
-        return AutoConfig.for_model(name, **_settings(name, template))
+        return library().AutoConfig.for_model(name, **_settings(name, template))
     except Exception as error:
         raise _cannot(name, error) from None
 
@@ -301,7 +316,7 @@ def _check(family: Foreign) -> None:
         # As plain matmuls: the counter does not know the CPU's fused attention.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.loss(ids, targets).backward()  # type: ignore[no-untyped-call]
-        ours, torchs = 32 * flops.flops_per_token(shape), counter.get_total_flops()
+        ours, torchs = 32 * flops.flops_per_token(shape), flops.counted_by_torch(counter)
     except TrainError:
         raise
     except Exception as error:  # of an architecture that nobody has tried

@@ -18,13 +18,19 @@ from isoflop.objectives import OBJECTIVES
 from isoflop.records import ModelConfig
 
 
-def auto_class(objective: str) -> Any:
-    """Transformers' class that builds and opens models of an objective."""
+def library() -> Any:
+    """Transformers, without its warnings and bars."""
     import transformers
 
-    return {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM}[
-        OBJECTIVES[objective].test
-    ]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def auto_class(objective: str) -> Any:
+    """Transformers' class that builds and opens models of an objective."""
+    names = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+    return getattr(library(), names[OBJECTIVES[objective].test])
 
 
 class Wrapped(LanguageModel):
