@@ -87,7 +87,7 @@ class Headline:
     @property
     def score(self) -> str:
         """What the page opens with."""
-        return f"{self.loss:.3f} nats a token" if self.bpb is None else f"{self.bpb:.3f} bits per byte"
+        return f"{self.loss:.3f} nats a masked token" if self.bpb is None else f"{self.bpb:.3f} bits per byte"
 
 
 def headline(result: Result | None, final: Run | None, forecast: Interval | None) -> Headline | None:
