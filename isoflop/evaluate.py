@@ -7,25 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.corpus import heldout_tokens, token_bytes
 from isoflop.errors import CorpusError
-from isoflop.gpt import GPT
+from isoflop.model import LanguageModel
+from isoflop.objectives import OBJECTIVES
 from isoflop.records import Corpus
 
 EVAL_BATCH_TOKENS = 4096
+MASK_SEED = 0  # of the held-out tokens that masked models predict
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out scores; standard errors are over windows, the unit that is sampled."""
 
-    loss: float  # nats a token
+    loss: float  # nats a predicted token
     loss_se: float
-    bpb: float  # bits per byte
-    bpb_se: float
-    tokens: int
+    bpb: float | None  # bits per byte; None for a masked model
+    bpb_se: float | None
+    tokens: int  # read
+    predicted: int  # of them
     bytes: int
 
 
@@ -46,31 +50,37 @@ def heldout_windows(corpus: Corpus, context: int, eval_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def heldout(model: GPT, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
+def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
     """Score `model` on the fixed held-out sample, each token seeing only its own window.
 
-    bpb = sum of nats / (ln 2 * sum of UTF-8 bytes of the predicted tokens); a ratio of window sums,
-    its standard error by the linearised (delta) method.
+    bpb = sum of nats / (ln 2 * sum of UTF-8 bytes of the predicted tokens). A masked model predicts the same
+    masked tokens every time, and has no bits per byte: its predictions are not the factors of a text's
+    probability.
     """
-    device = model.lm_head.weight.device
-    windows = heldout_windows(corpus, model.config.context, eval_tokens)
-    rows = max(1, EVAL_BATCH_TOKENS // model.config.context)
-    nats = torch.cat(
-        [
-            model.token_losses(w[:, :-1], w[:, 1:]).double().sum(1).cpu()
-            for w in torch.split(windows.to(device), rows)
-        ]
-    ).numpy()
+    device, context = next(model.parameters()).device, model.config.context
+    objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
+    windows = heldout_windows(corpus, context, eval_tokens)
+    rows = max(1, EVAL_BATCH_TOKENS // context)
+    examples = objective.examples(windows, corpus, (MASK_SEED,))
+    batches = zip(*(torch.split(part.to(device), rows) for part in examples), strict=True)
+    nats = torch.cat([model.token_losses(x, y).double().sum(1).cpu() for x, y in batches]).numpy()
     size = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1)
-    n, per_window = len(nats), windows.shape[1] - 1
-    bits_per_byte = nats.sum() / size.sum() / math.log(2)
-    residual = nats / math.log(2) - bits_per_byte * size
-    root = math.sqrt(n) if n > 1 else math.inf
+    n, per_window = len(nats), objective.predicted(context)
+    bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
     return HeldOut(
         loss=float(nats.mean() / per_window),
-        loss_se=float(nats.std(ddof=1) / per_window / root) if n > 1 else math.nan,
-        bpb=float(bits_per_byte),
-        bpb_se=float(residual.std(ddof=1) / size.mean() / root) if n > 1 else math.nan,
-        tokens=n * per_window,
+        loss_se=float(nats.std(ddof=1) / per_window / math.sqrt(n)) if n > 1 else math.nan,
+        bpb=bpb,
+        bpb_se=bpb_se,
+        tokens=n * context,
+        predicted=n * per_window,
         bytes=int(size.sum()),
     )
+
+
+def _bits_per_byte(nats: NDArray[np.float64], size: NDArray[np.int64]) -> tuple[float, float]:
+    """A ratio of window sums, and its standard error by the linearised (delta) method."""
+    value = nats.sum() / size.sum() / math.log(2)
+    residual = nats / math.log(2) - value * size
+    n = len(nats)
+    return float(value), float(residual.std(ddof=1) / size.mean() / math.sqrt(n)) if n > 1 else math.nan

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-from isoflop.errors import CorruptError, ProjectError
-from isoflop.gpt import EPS, GPT
+from isoflop import corpus as texts
+from isoflop.errors import CorruptError, ProjectError, TrainError
+from isoflop.families import family_of, of_config
+from isoflop.model import LanguageModel
+from isoflop.objectives import OBJECTIVES
 from isoflop.records import Corpus, ModelConfig
 
 END_OF_TEXT = "<|endoftext|>"
-
-
-def qwen3_config(config: ModelConfig, end_of_text: int) -> dict[str, object]:
-    """`config.json` of transformers' `Qwen3ForCausalLM` for this shape."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": EPS,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "dtype": "float32",
-    }
+MASK = "<|mask|>"
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
@@ -51,88 +27,58 @@ def end_of_text(tokenizer: Tokenizer) -> int:
     return int(end)
 
 
-def save_pretrained(model: GPT, corpus: Corpus, folder: Path) -> None:
-    """Write config.json, model.safetensors and the tokenizer into `folder`."""
-    from isoflop.corpus import tokenizer
+def tokenizer_of(config: ModelConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str, str]]:
+    """The corpus's tokenizer with the tokens that the model needs besides, and their names."""
+    tok = texts.tokenizer(corpus)
+    names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    for i in range(OBJECTIVES[config.objective].extra_ids):
+        free = (f"{MASK[:-2]}{n or ''}|>" for n in count())
+        names |= {"mask_token": next(n for n in free if tok.token_to_id(n) is None), "pad_token": END_OF_TEXT}
+        tok.add_special_tokens([AddedToken(names["mask_token"], special=True)])
+        if tok.token_to_id(names["mask_token"]) != corpus.vocab_size + i:
+            raise TrainError(
+                f"the tokenizer of corpus {corpus.id} leaves ids unused, so it cannot get a mask token",
+                hint="let a tokenizer be trained, or give one without gaps",
+            )
+    return tok, names
 
+
+def save_pretrained(model: LanguageModel, corpus: Corpus, folder: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tok = tokenizer(corpus)
+    tok, names = tokenizer_of(model.config, corpus)
     end = end_of_text(tok)
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if model.config.tied:
-        del weights["lm_head.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    documents = {
-        "config.json": qwen3_config(model.config, end),
-        "generation_config.json": {"bos_token_id": end, "eos_token_id": end, "do_sample": True},
+    family_of(model.config).save(model, folder, end)
+    documents: dict[str, dict[str, object]] = {
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
+            **names,
             "model_max_length": model.config.context,
             "clean_up_tokenization_spaces": False,
         },
     }
+    if OBJECTIVES[model.config.objective].compresses:
+        documents["generation_config.json"] = {"bos_token_id": end, "eos_token_id": end, "do_sample": True}
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     tok.save(str(folder / "tokenizer.json"))
 
 
-def load_pretrained(folder: Path) -> GPT:
-    """A model from a Hugging Face folder of the Qwen3 architecture.
+def load_pretrained(folder: Path) -> LanguageModel:
+    """A model from a Hugging Face folder.
 
-    Raises ProjectError when there is no such folder, CorruptError when its files do not agree.
+    Raises ProjectError when there is no such folder or it is no language model's, CorruptError when its files
+    do not agree.
     """
     path = folder / "config.json"
     if not path.exists():
         raise ProjectError(f"{folder} has no config.json", hint="name a model folder (isoflop ls shows them)")
     try:
         raw = json.loads(path.read_text())
-        if raw.get("model_type") != "qwen3":
-            raise ProjectError(
-                f"{folder} holds a {raw.get('model_type')} model", hint="isoflop opens the qwen3 architecture"
-            )
-        rope = raw.get("rope_parameters") or {}
-        config = ModelConfig(
-            vocab_size=raw["vocab_size"],
-            d_model=raw["hidden_size"],
-            n_layers=raw["num_hidden_layers"],
-            n_heads=raw["num_attention_heads"],
-            n_kv_heads=raw["num_key_value_heads"],
-            head_dim=raw["head_dim"],
-            d_ff=raw["intermediate_size"],
-            context=raw["max_position_embeddings"],
-            rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
-            tied=raw["tie_word_embeddings"],
-        )
-        weights = load_file(folder / "model.safetensors")
-        model = GPT(config)
-        if config.tied:
-            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        model.load_state_dict(weights)
+        return of_config(raw).load(folder, raw).eval()
+    except TrainError as error:
+        raise ProjectError(f"{folder} cannot be opened: {error.message}", hint=error.hint) from None
     except (OSError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise CorruptError(
             f"{folder} cannot be read: {str(error).splitlines()[0]}", hint="train it again"
         ) from None
-    return model.eval()
-
-
-@torch.no_grad()
-def generate(
-    model: GPT, ids: list[int], *, tokens: int, temperature: float, top_k: int, seed: int, stop: int | None
-) -> list[int]:
-    """Continue `ids` by sampling; `temperature` 0 takes the likeliest token. Returns the new ids."""
-    generator = torch.Generator().manual_seed(seed)
-    out = list(ids)
-    for _ in range(tokens):
-        window = torch.tensor([out[-model.config.context :]])
-        logits = model.lm_head(model.model(window)[:, -1])[0]
-        if temperature == 0:
-            choice = int(logits.argmax())
-        else:
-            best, index = torch.topk(logits / temperature, min(top_k, logits.numel()))
-            choice = int(index[torch.multinomial(best.softmax(0), 1, generator=generator)])
-        if choice == stop:
-            break
-        out.append(choice)
-    return out[len(ids) :]

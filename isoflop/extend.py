@@ -16,13 +16,14 @@ import numpy as np
 from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import FitError
+from isoflop.families import OWN, Family, shapes
 from isoflop.ladder import GOOD_STEPS, climb, member
 from isoflop.laws import Fit
 from isoflop.laws.design import Designer, choose
 from isoflop.laws.intervals import tails
 from isoflop.plan import JOINED_EFFICIENCY
 from isoflop.progress import Progress
-from isoflop.recipe import recipe, shapes
+from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, Run
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
@@ -69,6 +70,7 @@ class Extender:
     speed: SpeedModel
     within: float  # relative half-width of the target's loss that is wanted
     seed: int
+    family: Family = OWN
 
     def round(self, ladder: Ladder, law: Fit) -> list[Member] | str:
         """The members to train next, or a sentence why there are none."""
@@ -113,7 +115,7 @@ class Extender:
         """Every size of the family between the smallest measured and the target's, with doubling tokens."""
         made = {(m.params, m.token_counts[-1]) for m in ladder.members if m.config.seed == self.seed}
         smallest = min(m.params for m in ladder.members)
-        for model in shapes(self.corpus.vocab_size, largest=int(max(largest, smallest))):
+        for model in shapes(self.corpus.vocab_size, largest=int(max(largest, smallest)), family=self.family):
             if flops.params_matmul(model) < smallest:
                 continue
             config = recipe(model, 0, eval_tokens=ladder.members[0].config.eval_tokens, seed=self.seed)

@@ -5,49 +5,115 @@ A multiply-add counts as 2 FLOPs; the backward pass as twice the forward pass.
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from isoflop.records import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.flop_counter import FlopCounterMode
 
 BYTES_FLOAT32 = 4
 
 
-def layer_params(m: ModelConfig) -> int:
-    """Matrix weights of one layer: query, key, value, output, gate, up, down."""
-    attention = m.d_model * m.head_dim * (2 * m.n_heads + 2 * m.n_kv_heads)
-    return attention + 3 * m.d_model * m.d_ff
+@dataclass(frozen=True)
+class Counts:
+    """Of one shape; `saved` are the floats that training keeps for the backward pass, a token."""
+
+    total: int
+    nonembedding: int
+    matmul: int
+    per_token: int  # training FLOPs
+    saved: int
+
+
+@lru_cache(maxsize=4096)
+def counts(m: ModelConfig) -> Counts:
+    """As the shape's family counts itself."""
+    from isoflop.families import family_of  # above this module
+
+    return family_of(m).counts(m)
 
 
 def params_matmul(m: ModelConfig) -> int:
     """N: weights that multiply, the output head counted whether tied or not; norms are left out."""
-    return m.n_layers * layer_params(m) + m.vocab_size * m.d_model
-
-
-def norm_params(m: ModelConfig) -> int:
-    """Weights of the RMSNorms: two a layer, queries and keys, and the last one."""
-    return m.n_layers * (2 * m.d_model + 2 * m.head_dim) + m.d_model
+    return counts(m).matmul
 
 
 def params_nonembedding(m: ModelConfig) -> int:
-    """Everything but the embedding table and the head (Kaplan et al., arXiv 2001.08361)."""
-    return m.n_layers * layer_params(m) + norm_params(m)
+    """Everything but the embedding tables and the head (Kaplan et al., arXiv 2001.08361)."""
+    return counts(m).nonembedding
 
 
 def params_total(m: ModelConfig) -> int:
     """Every stored number; a tied table once."""
-    tables = 1 if m.tied else 2
-    return params_nonembedding(m) + tables * m.vocab_size * m.d_model
+    return counts(m).total
 
 
 def flops_per_token(m: ModelConfig) -> int:
-    """Training FLOPs a token: 6 a matrix weight, and 12 * layers * heads * head_dim * context for attention.
+    """Training FLOPs a token: 6 a matrix weight that it meets, and what mixes tokens."""
+    return counts(m).per_token
 
-    Attention counts the full square, as in PaLM (arXiv 2204.02311, appendix B) and torch's FLOP
-    counter, though a causal kernel may skip half of it.
+
+def counted_by_torch(counter: FlopCounterMode) -> int:
+    """What torch's FLOP counter saw of a training step.
+
+    It takes the backward pass of a depthwise convolution for a dense one's: here that is twice the forward.
     """
-    attention = 12 * m.n_layers * m.n_heads * m.head_dim * m.context
-    return 6 * params_matmul(m) + attention
+    by_kind = {str(kind): int(n) for kind, n in counter.get_flop_counts()["Global"].items()}
+    by_kind["aten.convolution_backward"] = 2 * by_kind.get("aten.convolution", 0)
+    return sum(by_kind.values())
+
+
+def weights_that_multiply(module: nn.Module) -> int:
+    """Weights of linear layers and one-dimensional convolutions: each meets every token once."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D  # a linear layer, in spite of its name
+
+    kinds = (nn.Linear, nn.Conv1d, Conv1D)
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, kinds))
+
+
+def attention_flops(m: ModelConfig, config: Any = None) -> int:
+    """12 * layers * heads * head_dim * context a token, forward and backward.
+
+    Counts the full square, as in PaLM (arXiv 2204.02311, appendix B) and torch's FLOP counter, though a
+    causal kernel may skip half of it.
+    """
+    return 12 * m.n_layers * m.n_heads * m.head_dim * m.context
+
+
+def scan_flops(m: ModelConfig, config: Any) -> int:
+    """Mamba-2's scan by chunks, forward and backward, as the matmuls of transformers' plain implementation.
+
+    Of a head with p channels and n states, a token meets the l of its chunk (2 l n + 2 l p), its chunk's
+    state and the state before (2 n p each), and the states of c + 1 chunks are combined (2 (c + 1)^2 n p a
+    window).
+    """
+    p, n, chunk = m.head_dim, config.state_size, config.chunk_size
+    chunks = math.ceil(m.context / chunk)
+    tokens = 2 * chunk * (n + p) + 4 * n * p
+    window: int = chunks * chunk * tokens + 2 * (chunks + 1) ** 2 * n * p
+    return round(3 * m.n_layers * m.n_heads * window / m.context)
+
+
+def decoder_counts(m: ModelConfig) -> Counts:
+    """Of our own decoder (`gpt.GPT`)."""
+    attention = m.d_model * m.head_dim * (2 * m.n_heads + 2 * m.n_kv_heads)  # query, output; key, value
+    matrices = m.n_layers * (attention + 3 * m.d_model * m.d_ff)  # gate, up, down
+    norms = m.n_layers * (2 * m.d_model + 2 * m.head_dim) + m.d_model
+    table = m.vocab_size * m.d_model
+    return Counts(
+        total=matrices + norms + (1 if m.tied else 2) * table,
+        nonembedding=matrices + norms,
+        matmul=matrices + table,
+        per_token=6 * (matrices + table) + attention_flops(m),
+        saved=m.n_layers * (14 * m.d_model + 4 * m.d_ff) + 4 * m.d_model,  # counted on `gpt.Block`
+    )
 
 
 def training_memory_bytes(m: ModelConfig, batch_tokens: int, ranks: int = 1) -> int:
@@ -55,13 +121,11 @@ def training_memory_bytes(m: ModelConfig, batch_tokens: int, ranks: int = 1) -> 
 
     Each of several ranks holds its own copy of all but its share of the activations, and a buffer for the
     gradients of all.
-    A layer saves about 14 tensors of the width and 4 of the feed-forward width (counted on `gpt.Block`);
-    the head saves a gradient of its own size. The interpreter and torch's libraries come on top.
+    The head saves a gradient of its own size. The interpreter and torch's libraries come on top.
     """
     states = (4 if ranks == 1 else 5) * params_total(m)
-    saved = m.n_layers * (14 * m.d_model + 4 * m.d_ff) + 4 * m.d_model
     head = 2 * m.vocab_size * m.d_model
-    return BYTES_FLOAT32 * (ranks * (states + head) + batch_tokens * saved)
+    return BYTES_FLOAT32 * (ranks * (states + head) + batch_tokens * counts(m).saved)
 
 
 def weight_bytes(params: float, bits: float) -> float:

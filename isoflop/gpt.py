@@ -9,10 +9,13 @@ Shapes: b batch, t time, n = b*t, d width, h heads, k key/value heads, e head wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isoflop.model import LanguageModel
 from isoflop.records import ModelConfig
 
 EPS = 1e-6
@@ -130,7 +133,7 @@ class Decoder(nn.Module):
         return out
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """The language model (`Qwen3ForCausalLM`): decoder and output head."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -140,6 +143,18 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def table(self) -> Tensor:
+        return self.model.embed_tokens.weight
+
+    @property
+    def head(self) -> Tensor:
+        return self.lm_head.weight
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)
 
     def forward(self, ids_bt: Tensor) -> Tensor:
         """Logits (b, t, v) of each next token."""
@@ -152,6 +167,10 @@ class GPT(nn.Module):
         out: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             x_nd, self.lm_head.weight, targets_bt.flatten()
         )
+        return out
+
+    def last_logits(self, ids_bt: Tensor) -> Tensor:
+        out: Tensor = self.lm_head(self.model(ids_bt)[:, -1])
         return out
 
     @torch.no_grad()

@@ -15,8 +15,9 @@ from loky.process_executor import TerminatedWorkerError
 from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError
+from isoflop.families import OWN, Family, shapes
 from isoflop.progress import Address, Progress, Relay, gather
-from isoflop.recipe import recipe, shapes
+from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput, digest
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel, probe_in, speed_key
@@ -53,18 +54,20 @@ TOKENS_PER_PARAM = 5.0  # D/N of a member of middle size, near the measured opti
 # -- deciding -----------------------------------------------------------------------------------------
 
 
-def choose_shapes(vocab_size: int, member_flops: float, sizes: int = DESIGNS[0][0]) -> list[ModelConfig]:
-    """`sizes` consecutive shapes of the default family, the smallest first.
+def choose_shapes(
+    vocab_size: int, member_flops: float, sizes: int = DESIGNS[0][0], family: Family = OWN
+) -> list[ModelConfig]:
+    """`sizes` consecutive shapes of the family, the smallest first.
 
     The second is the best size for `member_flops`, N = sqrt(C / (6 * TOKENS_PER_PARAM)): the answer for
     the whole budget lies above it.
     """
     middle = math.sqrt(member_flops / (6 * TOKENS_PER_PARAM))
-    smallest = flops.params_matmul(shapes(vocab_size, largest=1)[0])
-    family = shapes(vocab_size, largest=int(64 * max(middle, smallest)))
-    nearest = min(range(len(family)), key=lambda i: abs(math.log(flops.params_matmul(family[i]) / middle)))
-    first = max(0, min(nearest - 1, len(family) - sizes))
-    return family[first : first + sizes]
+    smallest = flops.params_matmul(shapes(vocab_size, largest=1, family=family)[0])
+    found = shapes(vocab_size, largest=int(64 * max(middle, smallest)), family=family)
+    nearest = min(range(len(found)), key=lambda i: abs(math.log(flops.params_matmul(found[i]) / middle)))
+    first = max(0, min(nearest - 1, len(found) - sizes))
+    return found[first : first + sizes]
 
 
 def shares(cores_each: float, sizes: int, tapered: bool = True) -> list[float]:
@@ -173,6 +176,7 @@ def design(
     key: str,
     workers: int | None = None,
     growing: bool = False,
+    family: Family = OWN,
 ) -> Ladder:
     """The ladder that `budget` (the ladder's own share) buys; kept under `key`, so asked twice it is one.
 
@@ -184,14 +188,14 @@ def design(
     if kept is not None:
         return kept
     packed = workers or cores()
-    pilot = recipe(shapes(corpus.vocab_size, largest=1)[0], 0)
+    pilot = recipe(shapes(corpus.vocab_size, largest=1, family=family)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
     if growing:
-        budget = _opening(budget, packed, seed, speed, corpus)
+        budget = _opening(budget, packed, seed, speed, corpus, family)
     members: list[Member] = []
     enough: list[list[Member]] = []
     for wanted in DESIGNS:
-        models, each, seeds = _laid_out(wanted, budget, packed, seed, speed, corpus)
+        models, each, seeds = _laid_out(wanted, budget, packed, seed, speed, corpus, family)
         speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
         members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1])
         if _is_enough(members, models, seeds):
@@ -213,8 +217,9 @@ def design(
 
 
 def _laid_out(
-    wanted: tuple[int, int, bool], budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus
-) -> tuple[list[ModelConfig], list[Budget], list[int]]:
+    wanted: tuple[int, int, bool], budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus,
+    family: Family,
+) -> tuple[list[ModelConfig], list[Budget], list[int]]:  # fmt: skip
     """Shapes of one of `DESIGNS`, what each may spend, and the seeds of each."""
     sizes, _, tapered = wanted
     seeds = [seed + i for i in range(max(1, packed // sizes))]
@@ -222,14 +227,16 @@ def _laid_out(
     each, rough = _budgets(budget, parts, len(seeds), speed)
     if rough <= 0:
         raise BudgetError(f"{budget} for the ladder does not even start its processes", hint=LARGER_BUDGET)
-    return choose_shapes(corpus.vocab_size, rough, sizes), each, seeds
+    return choose_shapes(corpus.vocab_size, rough, sizes, family), each, seeds
 
 
-def _opening(budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus) -> Budget:
+def _opening(
+    budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus, family: Family
+) -> Budget:
     """The smallest part of the budget whose ladder is good with a margin, by the speeds known so far."""
     for part, wanted in product(OPENING_PARTS, DESIGNS[:3]):
         try:
-            models, each, seeds = _laid_out(wanted, budget.share(part), packed, seed, speed, corpus)
+            models, each, seeds = _laid_out(wanted, budget.share(part), packed, seed, speed, corpus, family)
         except BudgetError:
             continue
         members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1])

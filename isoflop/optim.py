@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoflop.model import LanguageModel
 from isoflop.records import RunConfig
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al., Muon (2024): quintic, steep at zero
@@ -35,11 +36,16 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024); matrices of one shape are done in one batch.
 
     The step has spectral norm lr * sqrt(max(1, rows / columns)), so that a learning rate found at one
-    width holds at another (Bernstein and Newhouse, arXiv 2409.20325). Weight decay is decoupled.
+    width holds at another (Bernstein and Newhouse, arXiv 2409.20325). Weight decay is decoupled. Matrices of
+    a group that says `transposed` have their rows as columns.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -50,9 +56,10 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 by_shape[p.shape].append(p)
             for same in by_shape.values():
-                self._step_batch(same, group["lr"], group["momentum"], group["weight_decay"])
+                self._step_batch(same, group)
 
-    def _step_batch(self, params: list[nn.Parameter], lr: float, momentum: float, decay: float) -> None:
+    def _step_batch(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
@@ -61,25 +68,33 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
         update = orthogonalise(torch.stack(nesterov))
-        rows, columns = params[0].shape
+        rows, columns = params[0].T.shape if group.get("transposed") else params[0].shape
         weights: list[Tensor] = [p.data for p in params]
         torch._foreach_mul_(weights, 1 - lr * decay)
         torch._foreach_add_(weights, update.unbind(), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
 
-def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices; AdamW for embedding, head and norms, each with its own rate."""
-    matrices: list[nn.Parameter] = []
+def make_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim.Optimizer]:
+    """Muon for matrices; AdamW for embedding, head, and all else, each with its own rate.
+
+    All else are the vectors of norms and biases, and tables of positions and kinds of token: what is added to
+    every token, or scales it.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    turned = {id(p) for p in model.transposed}
+    matrices: dict[bool, list[nn.Parameter]] = {False: [], True: []}  # by whether transposed
     embed: list[nn.Parameter] = []
     head: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        if "embed_tokens" in name:
+    for p in model.parameters():
+        if p is model.table:
             embed.append(p)
-        elif "lm_head" in name:
+        elif p is model.head:
             head.append(p)
+        elif p.ndim == 2 and id(p) not in tables:
+            matrices[id(p) in turned].append(p)
         else:
-            (matrices if p.ndim == 2 else vectors).append(p)
+            vectors.append(p)
     groups = [
         {"params": embed, "lr": config.lr_embed},
         {"params": head, "lr": config.lr_head},
@@ -88,7 +103,10 @@ def make_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Opt
     adamw = torch.optim.AdamW(
         [g for g in groups if g["params"]], betas=config.betas, eps=1e-10, weight_decay=0.0, fused=True
     )
-    muon = Muon(matrices, config.lr_matrix, config.momentum, config.weight_decay)
+    muon = Muon(
+        [{"params": ps, "transposed": t} for t, ps in matrices.items() if ps],
+        config.lr_matrix, config.momentum, config.weight_decay,
+    )  # fmt: skip
     optimizers = [muon, adamw]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

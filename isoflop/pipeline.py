@@ -12,30 +12,31 @@ from typing import Any
 from isoflop import ladder as rungs
 from isoflop import plan as planner
 from isoflop.budget import Budget
-from isoflop.corpus import build_corpus, load_corpus, tokenizer, vocab_for
+from isoflop.corpus import build_corpus, load_corpus, vocab_for
 from isoflop.devices import whole_machine
-from isoflop.errors import BudgetError, CorruptError, ProjectError, TrainError
-from isoflop.evaluate import HeldOut, heldout
-from isoflop.export import end_of_text, generate, load_pretrained, save_pretrained
+from isoflop.errors import BudgetError, ProjectError, TrainError
+from isoflop.export import save_pretrained
 from isoflop.extend import Extender, extend
+from isoflop.families import OWN, Family, family_of, find
 from isoflop.flops import matmul_peak
 from isoflop.gain import gain
-from isoflop.gpt import GPT
 from isoflop.laws import Fit, Observations, fit
 from isoflop.laws.design import WANTED
 from isoflop.laws.intervals import NOISE_PRIOR
+from isoflop.model import LanguageModel
+from isoflop.objectives import OBJECTIVES
 from isoflop.progress import Progress, Silent
-from isoflop.recipe import recipe, shape
+from isoflop.recipe import recipe
 from isoflop.records import (
     Corpus,
     CorpusConfig,
     Gain,
     Ladder,
+    Member,
     Plan,
     Result,
     Run,
     RunConfig,
-    Sample,
     Throughput,
     digest,
 )
@@ -43,13 +44,13 @@ from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
 from isoflop.throughput import SpeedModel
 from isoflop.train import run_id, train, whole_batches
+from isoflop.using import sample
 from isoflop.workers import cores
 
 LADDER_SHARE = 1 / 3
 LADDER_DELTA = 1.345 * NOISE_PRIOR  # a narrow Huber width goes through five of a ladder's seven runs exactly
 CLOSING_SECONDS = 2.0  # saving the model, scoring, samples and the report
 REPORT = "report.html"
-SAMPLE_TOKENS = 96
 
 
 def corpus_of(
@@ -71,15 +72,17 @@ def corpus_of(
 
 
 def key_of(
-    corpus: Corpus, budget: Budget, seed: int, ladder_share: float, within: float | None = None
-) -> str:
+    corpus: Corpus, budget: Budget, seed: int, ladder_share: float, within: float | None = None,
+    family: Family = OWN,
+) -> str:  # fmt: skip
     """Names one job: equal jobs share ladder, plan and result."""
-    return digest([corpus.id, budget.model_dump(), seed, ladder_share, within])
+    kind = () if family == OWN else (family.name, family.objective, family.template)
+    return digest([corpus.id, budget.model_dump(), seed, ladder_share, within, *kind])
 
 
 def sweep(
     project: Project, corpus: Corpus, budget: Budget, *, target: Budget | None = None, within: float = WANTED,
-    seed: int = 0, key: str, dry_run: bool = False, progress: Progress | None = None,
+    seed: int = 0, key: str, dry_run: bool = False, family: Family = OWN, progress: Progress | None = None,
 ) -> tuple[Ladder, list[Run]]:  # fmt: skip
     """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs.
 
@@ -89,16 +92,19 @@ def sweep(
     progress = progress or Silent()
     if target is not None:
         _check_target(budget, target, within)
-    growing = target is not None
-    ladder = rungs.design(project, corpus, budget, seed=seed, progress=progress, key=key, growing=growing)
+    ladder = rungs.design(
+        project, corpus, budget, seed=seed, progress=progress, key=key, growing=target is not None,
+        family=family,
+    )  # fmt: skip
     if dry_run:
         return ladder, []
     project.put("ladder", ladder, key)
     runs = rungs.climb(project, corpus, ladder, progress=progress)
     if target is None:
         return ladder, runs
-    known = [t for t in project.all("throughput", Throughput) if t.packed == ladder.packed]
-    extender = Extender(corpus, budget, target, SpeedModel(known), within, seed)
+    speeds = [t for t in project.all("throughput", Throughput) if family_of(t.model) == family]
+    known = SpeedModel(t for t in speeds if t.packed == ladder.packed)
+    extender = Extender(corpus, budget, target, known, within, seed, family)
     return extend(
         project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress
     )
@@ -121,13 +127,22 @@ def fit_runs(
 ) -> tuple[str, Fit]:
     """Fit `law` to the ladder runs on this corpus, with `options` of `fit`; the ledger's id and the fit.
 
-    Raises ProjectError without runs, FitError when they are too few.
+    The runs are those of the family that was swept last. Raises ProjectError without runs, FitError when they
+    are too few.
     """
     runs = [r for r in project.all("run", Run) if r.corpus_id == corpus.id and r.role == "ladder"]
+    swept = _swept(project, corpus)
+    runs = [r for r in runs if not swept or r.config.model.kind == swept[0].config.model.kind]
     if not runs:
         raise ProjectError(f"{project.folder} has no ladder runs yet", hint="train them: isoflop sweep")
     fitted = _law_of(runs, law=law, seed=seed, **options)
     return project.put("fit", fitted), fitted
+
+
+def _swept(project: Project, corpus: Corpus) -> tuple[Member, ...]:
+    """The members of the latest ladder on this corpus."""
+    ladders = [x for x in project.all("ladder", Ladder) if x.corpus_id == corpus.id]
+    return ladders[-1].members if ladders else ()
 
 
 def _law_of(runs: Sequence[Run], **options: Any) -> Fit:
@@ -142,14 +157,12 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What `budget`, all of it for one run, buys by the fitted law; written to the ledger."""
     progress = progress or Silent()
-    packed = cores()
-    ladders = [x for x in project.all("ladder", Ladder) if x.corpus_id == corpus.id]
-    known = ladders[-1].members if ladders else ()
-    configs = [m.config for m in known] or [recipe(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)]
-    speed = rungs.measure(project, corpus, configs, packed=packed, progress=progress)
+    configs = [m.config for m in _swept(project, corpus)]
+    configs = configs or [recipe(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)]
+    speed = rungs.measure(project, corpus, configs, packed=cores(), progress=progress)
     return planner.plan(
         project, corpus, fitted, budget, key=key, fit_id=fit_id, seed=seed, speed=speed,
-        eval_tokens=configs[0].eval_tokens, progress=progress,
+        eval_tokens=configs[0].eval_tokens, family=family_of(configs[0].model), progress=progress,
     )  # fmt: skip
 
 
@@ -169,7 +182,7 @@ def train_model(
     folder = (project.folder / "runs" / run_id(config, corpus)).absolute()
     saved = folder / "model"
 
-    def keep(model: GPT, run: Run) -> None:
+    def keep(model: LanguageModel, run: Run) -> None:
         with disk_errors(f"the model {saved}"):
             save_pretrained(model, corpus, saved)
 
@@ -181,78 +194,41 @@ def train_model(
     return run
 
 
-def sample(
-    model_folder: Path, corpus: Corpus, prompts: Sequence[str], *, tokens: int = SAMPLE_TOKENS,
-    temperature: float = 0.8, top_k: int = 50, seed: int = 0,
-) -> list[Sample]:  # fmt: skip
-    """Continue each prompt; an empty prompt starts a new document.
-
-    Raises CorruptError when the model's vocabulary is not the corpus's.
-    """
-    model, tok = load_pretrained(model_folder), tokenizer(corpus)
-    check_vocabulary(model, model_folder, corpus)
-    end = end_of_text(tok)
-    out = []
-    for i, prompt in enumerate(prompts):
-        ids = [end, *tok.encode(prompt).ids]
-        new = generate(
-            model, ids, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed + i, stop=end
-        )
-        out.append(Sample(prompt=prompt, text=tok.decode(new)))
-    return out
-
-
-def check_vocabulary(model: GPT, folder: Path, corpus: Corpus) -> None:
-    """Raises CorruptError unless the model's tokenizer is the corpus's own."""
-    theirs, ours = folder / "tokenizer.json", corpus.folder / "tokenizer.json"
-    same = theirs.exists() and tokenizer_text(theirs) == tokenizer_text(ours)
-    if model.config.vocab_size != corpus.vocab_size or not same:
-        raise CorruptError(
-            f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
-            hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "
-            f"{theirs}",
-        )
-
-
-def tokenizer_text(path: Path) -> str:
-    """A tokenizer file in its canonical form."""
-    from tokenizers import Tokenizer
-
-    return str(Tokenizer.from_file(str(path)).to_str())
-
-
 def run(
     sources: Sequence[str] = (), *, budget: str | Budget = "5m",
     project: str | Path | Project = "isoflop-project",
     seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
+    family: str = OWN.name, objective: str | None = None,
     corpus_config: CorpusConfig | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
     `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
     apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
-    budget is spent. Raises IsoflopError (see `isoflop.errors`) for what the user can mend.
+    budget is spent. `family` and `objective` are those of `families.find`. Raises IsoflopError (see
+    `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
     whole = Budget.parse(budget) if isinstance(budget, str) else budget
     if not 0 < ladder_share < 1:
         raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
     _check_target(whole.share(ladder_share), whole, within)
+    kind = find(family, objective)
     home = project if isinstance(project, Project) else Project(project)
     with home.lock():
-        return _run(home, tuple(sources), whole, seed, ladder_share, within, corpus_config, progress)
+        return _run(home, tuple(sources), whole, seed, ladder_share, within, kind, corpus_config, progress)
 
 
 def _run(
     project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float, within: float,
-    config: CorpusConfig | None, progress: Progress,
+    family: Family, config: CorpusConfig | None, progress: Progress,
 ) -> Result:  # fmt: skip
     start = time.perf_counter()
     config = config or CorpusConfig()
     if config.vocab_size is None and config.tokenizer is None:
         config = config.model_copy(update={"vocab_size": vocab_for(_expected_flops(budget))})
     corpus = corpus_of(project, config.model_copy(update={"sources": sources}), progress=progress)
-    key = key_of(corpus, budget, seed, share, within)
+    key = key_of(corpus, budget, seed, share, within, family)
     done = project.get("result", key, Result)
     if done is not None and (project.folder / done.model).exists():
         progress.log("this job is done; nothing to do")
@@ -261,7 +237,7 @@ def _run(
     clock = time.perf_counter()
     ladder, runs = sweep(
         project, corpus, budget.share(share), target=budget, within=within, seed=seed, key=key,
-        progress=progress,
+        family=family, progress=progress,
     )  # fmt: skip
     seconds["ladder"] = max(time.perf_counter() - clock, ladder.seconds if not runs else 0.0)
     middle = time.perf_counter()
@@ -333,6 +309,8 @@ def _score(
         )
         project.put("gain", parts[name], f"{key}-{name}")
     folder = project.folder / final.model
+    writes = OBJECTIVES[final.config.model.objective].compresses
+    prompts = ["", *opening_lines(corpus)] if writes else []
     return Result(
         loss=final.loss, loss_se=final.loss_se, bpb=final.bpb,
         predicted=plan.loss.value, interval=(plan.loss.low, plan.loss.high),
@@ -342,7 +320,7 @@ def _score(
         doublings=parts["own"].doublings, doublings_total=parts["total"].doublings,
         model=str(folder), report=str(project.folder / REPORT),
         corpus_id=corpus.id, fit_id=plan.fit_id, plan_id=plan.id, run_id=final.id,
-        samples=tuple(sample(folder, corpus, ["", *opening_lines(corpus)], seed=seed)),
+        samples=tuple(sample(folder, corpus, prompts, seed=seed)) if writes else (),
     )  # fmt: skip
 
 
@@ -357,7 +335,7 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int,
+    lr_scale: float, seed: int, family: Family = OWN,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
@@ -370,7 +348,12 @@ def chosen_config(
                 f"{project.folder} has no plan for its corpus",
                 hint="make one (isoflop plan), or give --width and --tokens",
             )
-        config = latest.config
+        config, planned = latest.config, family_of(latest.config.model)
+        if family not in (OWN, planned):
+            raise ProjectError(
+                f"the latest plan is of the family {planned.name}, not {family.name}",
+                hint=f"give --width and --tokens, or sweep first: isoflop sweep --family {family.name}",
+            )
         if tokens is not None:
             config = config.model_copy(update={"tokens": tokens})
     elif tokens is None or tokens <= 0 or width <= 0:
@@ -378,14 +361,7 @@ def chosen_config(
             "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
         )
     else:
-        model = shape(width, corpus.vocab_size, n_layers=layers)
+        model = family.shape(width, corpus.vocab_size, n_layers=layers)
         config = whole_machine(recipe(model, tokens, seed=seed))
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})
-
-
-def evaluate_folder(folder: Path, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
-    """Held-out scores of a model folder. Raises CorruptError when its tokenizer is another one."""
-    model = load_pretrained(folder)
-    check_vocabulary(model, folder, corpus)
-    return heldout(model, corpus, eval_tokens=eval_tokens)

@@ -14,10 +14,11 @@ from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.devices import has_compiler, whole_machine
 from isoflop.errors import BudgetError, FitError
+from isoflop.families import OWN, Family, shapes
 from isoflop.laws import Fit
 from isoflop.laws.intervals import quantiles
 from isoflop.progress import Progress
-from isoflop.recipe import recipe, shapes
+from isoflop.recipe import recipe
 from isoflop.records import Corpus, Interval, Plan, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel, probe_alone, speed_key
@@ -44,7 +45,7 @@ class Candidate:
 
 def plan(
     project: Project, corpus: Corpus, fit: Fit, budget: Budget, *, key: str, fit_id: str, seed: int,
-    speed: SpeedModel, eval_tokens: int, progress: Progress,
+    speed: SpeedModel, eval_tokens: int, family: Family = OWN, progress: Progress,
 ) -> Plan:  # fmt: skip
     """The best model that `budget` (what is left for the final run) buys by `fit`; kept under `key`.
 
@@ -58,19 +59,19 @@ def plan(
     # Sizes that the law has seen, and up to LARGER times beyond: below them it knows nothing of too small.
     measured = fit.observations.params
     largest = int(LARGER * max(measured))
-    family = [
+    sizes = [
         whole_machine(recipe(m, 0, seed=seed, eval_tokens=eval_tokens))
-        for m in shapes(corpus.vocab_size, largest=largest)
+        for m in shapes(corpus.vocab_size, largest=largest, family=family)
         if flops.params_matmul(m) >= min(measured)
     ]
     rater = _Rater(corpus, fit, speed, {}, JOINED_EFFICIENCY * cores())
     if budget.seconds is not None:
         start = time.perf_counter()
-        rater, family = _measured(project, rater, family, budget, progress)
+        rater, sizes = _measured(project, rater, sizes, budget, progress)
         budget = Budget(seconds=max(0.0, budget.seconds - (time.perf_counter() - start)))
-    rated = rater.rate(family, budget)
-    chosen = rated[rater.best(family, budget)]
-    double = rater.rate(family, budget.share(2.0))[rater.best(family, budget.share(2.0))]
+    rated = rater.rate(sizes, budget)
+    chosen = rated[rater.best(sizes, budget)]
+    double = rater.rate(sizes, budget.share(2.0))[rater.best(sizes, budget.share(2.0))]
     made = _write(corpus, fit, budget, chosen, double, rated, key, fit_id)
     project.put("plan", made, key)
     return made

@@ -21,6 +21,16 @@ def split_unit(text: str) -> tuple[float, str]:
     return float(found[1]), found[2]
 
 
+def bits(bpb: float | None) -> str:
+    """Bits per byte in words; a masked model has none."""
+    return "no bits per byte" if bpb is None else f"{bpb:.4f} bits per byte"
+
+
+def cell(value: float | None) -> str:
+    """A score in a table."""
+    return "–" if value is None else f"{value:.4f}"
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What an option counts: its units by name, and examples."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 
 def digest(document: object) -> str:
@@ -73,7 +73,11 @@ class Corpus(Record):
 
 
 class ModelConfig(Record):
-    """Shape of the decoder (Qwen3's architecture)."""
+    """Shape of a model. Fields that an architecture does not have say what comes nearest to them.
+
+    What kind of model it is stays out of the JSON where it is the default, our own decoder: ids of its runs
+    are those from before there were families.
+    """
 
     vocab_size: int
     d_model: int
@@ -85,6 +89,23 @@ class ModelConfig(Record):
     context: int = 256
     rope_theta: float = 10_000.0
     tied: bool = False  # output head shares the input embedding
+    family: str = "isoflop"  # of `isoflop.families`, or a model type of transformers
+    objective: str = "causal"  # of `isoflop.objectives`
+    template: str = ""  # config.json of the folder whose architecture is scaled; "": the family's own
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """Runs of one kind have one law."""
+        return self.family, self.objective, self.template
+
+    @model_serializer(mode="wrap")
+    def _without_default_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if name not in ("family", "objective", "template") or value != fields[name].default
+        }
 
 
 class RunConfig(Record):
@@ -126,10 +147,10 @@ class Run(Record):
     config: RunConfig
     role: str  # "ladder", "final" or "train"
     trunk: str  # runs of one constant-rate trunk share this id
-    loss: float  # held-out, nats a token
+    loss: float  # held-out, nats a predicted token
     loss_se: float  # standard error over held-out windows
-    bpb: float  # bits per byte
-    bpb_se: float
+    bpb: float | None  # bits per byte; a masked model's losses do not add up to a text's
+    bpb_se: float | None
     params_total: int
     params_nonembedding: int
     params_matmul: int  # N
@@ -251,9 +272,9 @@ class Sample(Record):
 class Result(Record):
     """What `isoflop run` hands over; the JSON on its stdout."""
 
-    loss: float  # held-out, nats a token
+    loss: float  # held-out, nats a predicted token
     loss_se: float
-    bpb: float
+    bpb: float | None  # None: a masked model
     predicted: float  # written to the ledger before the final run
     interval: tuple[float, float]  # 90%, of a new run, written with it
     within_interval: bool

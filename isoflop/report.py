@@ -24,6 +24,7 @@ from isoflop.gain import UNBOUNDED_FLOPS
 from isoflop.laws import Fit, intervals
 from isoflop.laws.registry import LAWS
 from isoflop.plots import PALETTE, Scene, power, short
+from isoflop.quantities import cell
 from isoflop.records import Corpus, Gain, Interval, Plan, Result, Run
 from isoflop.store import Project, atomic_write
 
@@ -77,11 +78,16 @@ class Headline:
 
     loss: float
     loss_se: float
-    bpb: float
+    bpb: float | None
     params: int
     tokens: int
     seconds: float | None  # training alone
     inside: bool | None  # None: nothing was foretold
+
+    @property
+    def score(self) -> str:
+        """What the page opens with."""
+        return f"{self.loss:.3f} nats a masked token" if self.bpb is None else f"{self.bpb:.3f} bits per byte"
 
 
 def headline(result: Result | None, final: Run | None, forecast: Interval | None) -> Headline | None:
@@ -294,7 +300,7 @@ def _counts(scene: Scene) -> Table:
 def _count_cells(run: Run) -> tuple[str, ...]:
     counts = (run.params_matmul, run.params_nonembedding, run.params_total, run.tokens, run.unique_tokens)
     approximate = 6.0 * run.params_matmul * run.tokens
-    losses = (f"{run.loss:.4f}", f"{run.loss_se:.4f}", f"{run.bpb:.4f}")
+    losses = (f"{run.loss:.4f}", f"{run.loss_se:.4f}", cell(run.bpb))
     return (*(f"{n:,}" for n in counts), power(run.flops), power(approximate), *losses, run.role)
 
 

@@ -22,8 +22,9 @@ from isoflop import checkpoint, flops
 from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
-from isoflop.gpt import GPT
+from isoflop.model import LanguageModel
 from isoflop.progress import Address, Progress, Relay, Silent, gather
+from isoflop.quantities import bits
 from isoflop.records import Corpus, CurvePoint, Run, RunConfig, digest
 from isoflop.trainer import Meter, Trainer
 
@@ -31,7 +32,7 @@ CHECKPOINT_SECONDS = 20.0
 CURVE_POINTS = 60
 MAX_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints
 
-Keep = Callable[[GPT, Run], None]
+Keep = Callable[[LanguageModel, Run], None]
 
 
 class Diverged(Exception):
@@ -289,7 +290,7 @@ def train_trunk(
     else:
         with gather(progress, stage) as address:
             runs = run_ranks(config.ranks, partial(_as_rank, work, address))
-    progress.finish(stage, f"loss {runs[-1].loss:.4f}, {runs[-1].bpb:.4f} bits per byte")
+    progress.finish(stage, f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}")
     return runs
 
 

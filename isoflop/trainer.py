@@ -14,8 +14,8 @@ from torch import Tensor
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
-from isoflop.gpt import GPT
-from isoflop.initial import initialise
+from isoflop.families import family_of
+from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
 from isoflop.progress import Progress
 from isoflop.records import Corpus, RunConfig
@@ -87,11 +87,11 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = device_for()
-        self.model = GPT(config.model)
-        initialise(self.model, config.seed)
-        self.model.to(self.device)
+        self.model = family_of(config.model).build(config.model, config.seed).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
+        self.corpus = corpus
         self.batches = Batches(corpus, config)
+        self.objective = OBJECTIVES[config.model.objective]
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()
@@ -104,19 +104,23 @@ class Trainer:
             progress.log("no C++ compiler found: training runs uncompiled")
             return
         start = time.perf_counter()
-        for layer in self.model.model.layers:
-            layer.compile()
-        ids = self.batches(0).to(self.device)
-        self.model.loss(ids[:, :-1], ids[:, 1:]).backward()  # type: ignore[no-untyped-call]
+        for block in self.model.blocks:
+            block.compile()
+        self.model.loss(*self.examples(0)).backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.meter.compile += time.perf_counter() - start
 
+    def examples(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (rows of this rank, context) of batch `step`."""
+        key = (self.config.seed, step, self.batches.mine.start)
+        inputs, targets = self.objective.examples(self.batches(step), self.corpus, key)
+        return inputs.to(self.device), targets.to(self.device)
+
     def train_step(self, total_tokens: int) -> float:
         """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token."""
         config = self.config
-        ids = self.batches(self.step).to(self.device)
-        loss = self.model.loss(ids[:, :-1], ids[:, 1:])
+        loss = self.model.loss(*self.examples(self.step))
         loss.backward()  # type: ignore[no-untyped-call]
         loss = average_gradients(self.model, loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)

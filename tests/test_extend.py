@@ -13,11 +13,12 @@ from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
 from isoflop.extend import Extender, extend
+from isoflop.families import shapes
 from isoflop.ladder import GOOD_STEPS, member
 from isoflop.laws import Fit, fit
 from isoflop.pipeline import sweep
 from isoflop.progress import Silent
-from isoflop.recipe import recipe, shapes
+from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, Run, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
@@ -131,6 +132,17 @@ def test_it_ends_where_its_share_is_spent(corpus: Corpus, speed: SpeedModel, ope
     found = extender(corpus, speed, 0.001, Budget(flops=opening.flops * 2)).round(opening, fitted)
     assert isinstance(found, list)
     assert sum(m.flops for m in found) <= opening.flops
+
+
+def test_a_law_without_a_best_split_ends_the_ladder(
+    corpus: Corpus, speed: SpeedModel, opening: Ladder
+) -> None:
+    fitted = law(measured(opening.members))
+    flat = fitted.model_copy(update={"params": {**fitted.params, "B": 0.0}})
+    found = extender(corpus, speed, 0.05).round(opening, flat)
+    assert found == "The fitted law has no best split."
+    bound = fitted.model_copy(update={"params": {**fitted.params, "beta": 1e-9}, "prior": True})
+    assert "nan" not in str(extender(corpus, speed, 0.05).round(opening, bound))
 
 
 def test_with_seconds_the_runs_of_a_round_share_the_time(

@@ -66,8 +66,8 @@ def test_a_damaged_or_foreign_folder_is_named(corpus: Corpus, tmp_path: Path) ->
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CorruptError, match="cannot be read"):
         load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ProjectError, match="llama"):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ProjectError, match="vit"):
         load_pretrained(tmp_path)
 
 

@@ -14,15 +14,14 @@ from isoflop.laws import Fit
 from isoflop.pipeline import (
     chosen_config,
     corpus_of,
-    evaluate_folder,
     fit_runs,
     make_plan,
-    sample,
     train_model,
 )
 from isoflop.progress import Silent
 from isoflop.records import CorpusConfig, Gain, Plan, Result, Run
 from isoflop.store import Project
+from isoflop.using import evaluate_folder, sample
 
 
 def test_the_job_keeps_its_contract(project: tuple[Path, Result]) -> None:

@@ -11,8 +11,9 @@ from isoflop import flops
 from isoflop import plan as planner
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
+from isoflop.families import shapes
 from isoflop.laws import Fit, Observations, fit
-from isoflop.recipe import recipe, shapes
+from isoflop.recipe import recipe
 from isoflop.records import Corpus, RunConfig, Throughput
 from isoflop.throughput import SpeedModel
 

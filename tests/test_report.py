@@ -126,6 +126,18 @@ def test_a_final_run_without_a_result_has_a_headline(tmp_path: Path) -> None:
     assert "The doublings are not counted yet" in page
 
 
+def test_a_masked_model_has_neither_bits_per_byte_nor_samples(tmp_path: Path) -> None:
+    run, _, _ = final_records()
+    project = make_study(tmp_path, ("corpus",))
+    model = run.config.model.model_copy(update={"family": "bert", "objective": "masked"})
+    config = run.config.model_copy(update={"model": model})
+    project.put("run", run.model_copy(update={"bpb": None, "bpb_se": None, "config": config}))
+    page = render(project)
+    assert f"{run.loss:.3f} nats a masked token" in page
+    assert "it does not write" in page
+    assert "<td>–</td>" in page
+
+
 def test_a_newer_law_is_called_newer(tmp_path: Path) -> None:
     project = make_study(tmp_path)
     assert "newer than the one that predicted" not in render(project)

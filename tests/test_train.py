@@ -17,7 +17,7 @@ import torch
 
 from isoflop import checkpoint
 from isoflop.errors import CorruptError, TrainError
-from isoflop.gpt import GPT
+from isoflop.model import LanguageModel
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Run, RunConfig
 from isoflop.train import train, train_trunk
@@ -42,11 +42,11 @@ class Kept:
     def __init__(self) -> None:
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
 
-    def __call__(self, model: GPT, run: Run) -> None:
+    def __call__(self, model: LanguageModel, run: Run) -> None:
         self.weights[run.tokens] = {k: v.clone() for k, v in model.state_dict().items()}
 
 
-def save_to(path: Path, model: GPT, run: Run) -> None:
+def save_to(path: Path, model: LanguageModel, run: Run) -> None:
     torch.save(model.state_dict(), path)
 
 

@@ -8,11 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from isoflop.cli.options import (
+    DEFAULT_FAMILY,
     DEFAULT_PROJECT,
     BudgetOption,
+    FamilyOption,
     FieldOption,
     HeldoutOption,
     JsonOption,
+    ObjectiveOption,
     ProjectOption,
     SeedOption,
     ShareOption,
@@ -22,6 +25,7 @@ from isoflop.cli.options import (
     WithinOption,
     open_project,
 )
+from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
 
 app = typer.Typer()
@@ -43,7 +47,8 @@ def run(
     sources: SourcesArgument = None, budget: BudgetOption = "5m", project: ProjectOption = DEFAULT_PROJECT,
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
     heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
-    seed: SeedOption = 0, json: JsonOption = False,
+    family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, seed: SeedOption = 0,
+    json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -54,8 +59,9 @@ def run(
     with Terminal() as progress:
         result = run_job(
             sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
-            within=within, corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout),
-            progress=progress,
+            within=within, family=family, objective=objective, corpus_config=_corpus_config(
+                sources, field, vocab, tokenizer, heldout
+            ), progress=progress,
         )  # fmt: skip
     if json:
         out(result)
@@ -64,7 +70,7 @@ def run(
     gain = result.doublings
     table("What the budget bought", ("", "value"), [
         ("held-out loss, nats a token", f"{result.loss:.4f} +- {result.loss_se:.4f}"),
-        ("bits per byte", f"{result.bpb:.4f}"),
+        ("bits per byte", cell(result.bpb)),
         ("predicted before the run", f"{result.predicted:.4f} [{low:.4f}, {high:.4f}]"),
         ("prediction held", "yes" if result.within_interval else "no"),
         ("parameters", f"{result.params:,}"),
@@ -115,7 +121,7 @@ def sweep(
     target: Annotated[
         str | None, typer.Option(help="The whole budget that the law is for; in the same unit as --budget.")
     ] = None,
-    within: WithinOption = 0.05,
+    within: WithinOption = 0.05, family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
     json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -126,17 +132,18 @@ def sweep(
     Example: [bold]isoflop sweep --budget 100s[/bold] or [bold]isoflop sweep --budget 20m --target 2h[/bold]
     """
     from isoflop.budget import Budget
+    from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
 
-    parsed, home = Budget.parse(budget), open_project(project)
+    parsed, home, kind = Budget.parse(budget), open_project(project), find(family, objective)
     whole = None if target is None else Budget.parse(target)
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
-        key = key_of(text, parsed, seed, 1.0) if whole is None else key_of(text, whole, seed, 1.0, within)
+        key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, kind)
         ladder, runs = sweep_ladder(
             home, text, parsed, target=whole, within=within, seed=seed, key=key, dry_run=dry_run,
-            progress=progress,
+            family=kind, progress=progress,
         )  # fmt: skip
     if json:
         out({"ladder": ladder.model_dump(mode="json"), "runs": [r.model_dump(mode="json") for r in runs]})
@@ -167,19 +174,21 @@ def train(
     layers: Annotated[int | None, typer.Option(help="Number of layers; from the width when absent.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
+    family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
     seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given.
 
     Example: [bold]isoflop train --width 96 --tokens 2000000[/bold]
     """
+    from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
 
-    home = open_project(project)
+    home, kind = open_project(project), find(family, objective)
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
         config = chosen_config(
-            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed
+            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind
         )
         done = train_model(home, text, config, progress=progress)
     if json:
@@ -200,7 +209,8 @@ def evaluate(
 
     Example: [bold]isoflop eval my-project/artifacts/model-... --project my-project[/bold]
     """
-    from isoflop.pipeline import corpus_of, evaluate_folder
+    from isoflop.pipeline import corpus_of
+    from isoflop.using import evaluate_folder
 
     scores = evaluate_folder(model, corpus_of(open_project(project)), eval_tokens=tokens)
     if json:
@@ -208,8 +218,9 @@ def evaluate(
         return
     table(f"{model}", ("", "value", "s.e."), [
         ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),
-        ("bits per byte", f"{scores.bpb:.4f}", f"{scores.bpb_se:.4f}"),
+        ("bits per byte", cell(scores.bpb), cell(scores.bpb_se)),
         ("held-out tokens", f"{scores.tokens:,}", ""),
+        ("predicted tokens", f"{scores.predicted:,}", ""),
     ])  # fmt: skip
 
 
@@ -229,7 +240,7 @@ def sample(
     Example: [bold]isoflop sample MODEL --prompt 'def main('[/bold]
     """
     from isoflop.pipeline import corpus_of
-    from isoflop.pipeline import sample as write
+    from isoflop.using import sample as write
 
     samples = write(
         model, corpus_of(open_project(project)), prompt or [""],
@@ -288,11 +299,12 @@ def show(
 def _runs_table(runs: list[Any]) -> None:
     table(
         "Runs",
-        ("id", "role", "params N", "tokens D", "loss", "s.e.", "bits/byte", "tokens/s", "of peak", "seconds"),
+        ("id", "role", "family", "params N", "tokens D", "loss", "s.e.", "bits/byte", "tokens/s", "of peak",
+         "seconds"),
         [
             (
-                r.id, r.role, f"{r.params_matmul:,}", f"{r.tokens:,}", f"{r.loss:.4f}", f"{r.loss_se:.4f}",
-                f"{r.bpb:.4f}", f"{r.tokens_per_second:,.0f}", f"{100 * r.peak_share:.0f}%",
+                r.id, r.role, r.config.model.family, f"{r.params_matmul:,}", f"{r.tokens:,}", f"{r.loss:.4f}",
+                f"{r.loss_se:.4f}", cell(r.bpb), f"{r.tokens_per_second:,.0f}", f"{100 * r.peak_share:.0f}%",
                 f"{r.seconds_train + r.seconds_eval:.1f}",
             )
             for r in runs

@@ -59,6 +59,19 @@ ShareOption = Annotated[float, typer.Option(help="Share of the budget that the l
 WithinOption = Annotated[
     float, typer.Option(help="The ladder ends once the final run's loss is known within this share.")
 ]
+FamilyOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FOLDER",
+        help="Architecture: isoflop (our decoder), gpt2, llama, bert, modernbert, mamba2, or a folder whose "
+        "config.json is scaled.",
+    ),
+]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(help="causal, masked or masked-words (whole words); the family's own when absent."),
+]
+DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[
     str, typer.Argument(metavar="FIT", help="What isoflop fit --out saved, or a published law's name.")

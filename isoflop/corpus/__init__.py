@@ -10,6 +10,7 @@ from isoflop.corpus.load import (
     tokenizer,
     train_documents,
     train_tokens,
+    word_edges,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "train_documents",
     "train_tokens",
     "vocab_for",
+    "word_edges",
 ]

@@ -118,6 +118,16 @@ def count_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     return counts
 
 
+def word_edges(tokenizer: Tokenizer) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether the first and the last byte of each token are of a word: a letter, a digit, or beyond ASCII."""
+    parts = {c for byte, c in enumerate(byte_alphabet()) if byte > 127 or chr(byte).isalnum()}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    opens, closes = np.zeros((2, len(count_bytes(tokenizer))), bool)
+    for text, token in vocabulary.items():
+        opens[token], closes[token] = text[:1] in parts, text[-1:] in parts
+    return opens, closes
+
+
 def byte_alphabet() -> list[str]:
     """GPT-2's 256 characters, each spelling one byte, in the order of the bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

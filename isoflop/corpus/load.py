@@ -69,6 +69,16 @@ def _token_bytes(path: Path, sha256: str) -> NDArray[np.int64]:
     return bpe.count_bytes(bpe.read_tokenizer(path))
 
 
+def word_edges(corpus: Corpus) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each token id's first and last byte are of a word, shapes (vocab_size,)."""
+    return _word_edges(corpus.folder / "tokenizer.json", corpus.hashes["tokenizer.json"])
+
+
+@lru_cache(maxsize=4)
+def _word_edges(path: Path, sha256: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return bpe.word_edges(bpe.read_tokenizer(path))
+
+
 def tokenizer(corpus: Corpus) -> Tokenizer:
     """The corpus's tokenizer. Raises `CorpusError` when its file cannot be read."""
     return bpe.read_tokenizer(corpus.folder / "tokenizer.json")

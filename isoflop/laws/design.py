@@ -95,7 +95,7 @@ class Designer:
     def optimum(self) -> tuple[float, float, float]:
         """N*, D* and L* at the target."""
         N, D, L = (float(v[0]) for v in self.fit.split().optimum(self.fit.theta, self.flops))
-        if not np.isfinite(N):
+        if not (np.isfinite(N) and np.isfinite(D) and N > 0 and D > 0):
             raise FitError(
                 "The fitted law has no best split.", hint="Add runs that vary both N and D by at least 4x."
             )
@@ -298,7 +298,7 @@ def _information(fit: Fit) -> Array:
         out -= (sums * (trunk / (run + size * trunk) / run)[:, None]).T @ sums
     if fit.prior:
         for i in law.exponents_at:
-            out[i, i] += 1.0 / (PRIOR_SD * fit.theta[0, i]) ** 2
+            out[i, i] += 1.0 / (PRIOR_SD * max(fit.theta[0, i], 1e-6)) ** 2
     return out
 
 

@@ -44,7 +44,8 @@ from isoflop.store import Project
 
 @dataclass(frozen=True)
 class Scene:
-    """What pictures show of a project: the runs on one corpus, the law, the final run and its forecast."""
+    """What pictures show of a project: the runs of one family on one corpus, the law, the final run and its
+    forecast. The family is the final run's, or else the latest run's."""
 
     runs: tuple[Run, ...] = ()
     fit: Fit | None = None
@@ -62,6 +63,8 @@ class Scene:
             final = next((run for run in here if run.id == result.run_id), None)
             low, high = result.interval
             forecast = Interval(value=result.predicted, low=low, high=high, of="new run")
+        shown = final or (here[-1] if here else None)
+        here = tuple(run for run in here if shown and run.config.model.kind == shown.config.model.kind)
         return cls(here, project.latest("fit", Fit), final, forecast)
 
     def law(self) -> Fit:

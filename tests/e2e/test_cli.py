@@ -218,7 +218,7 @@ def test_a_disk_that_fills_up(  # type: ignore[no-untyped-def]
 
     home = tmp_path / "p"
     assert isoflop("corpus", sources[-1], "--vocab", 400, "--heldout", 0.2, "--project", home).code == 0
-    monkeypatch.setattr("isoflop.export.save_file", full)
+    monkeypatch.setattr("isoflop.families.decoder.save_file", full)
     words = ("train", "--width", 32, "--layers", 2, "--tokens", 40_000, "--project", home)
     refused(isoflop(*words), "full")
     assert not list((home / "artifacts").glob("*")) if (home / "artifacts").exists() else True
@@ -229,6 +229,63 @@ def test_an_unknown_option_is_a_usage_error(isoflop) -> None:  # type: ignore[no
     answer = isoflop("run", "--bugdet", "5m")
     assert answer.code == 2
     assert "--budget" in answer.err or "bugdet" in answer.err
+
+
+# -- other architectures --------------------------------------------------------------------------------
+
+
+def test_a_whole_job_of_another_family(isoflop, tmp_path: Path, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    from transformers import AutoModelForCausalLM
+
+    answer = isoflop(
+        "run", sources[0], sources[-1], "--family", "gpt2", "--budget", "8e11flops", "--ladder-share", 0.75,
+        "--vocab", 400, "--heldout", 0.1, "--project", tmp_path / "p", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    result = Result.from_json(answer.out)
+    assert result.bpb
+    assert result.samples
+    assert type(AutoModelForCausalLM.from_pretrained(result.model)).__name__ == "GPT2LMHeadModel"
+    runs = json.loads(isoflop("ls", "--project", tmp_path / "p", "--json").out)
+    assert {r["config"]["model"]["family"] for r in runs} == {"gpt2"}
+    assert isoflop("plan", "--budget", "8e11flops", "--project", tmp_path / "p").code == 0
+    words = ("train", "--family", "llama", "--project", tmp_path / "p")
+    refused(isoflop(*words), "the latest plan is of the family gpt2, not llama")
+
+
+def test_a_masked_model_has_no_bits_per_byte(isoflop, tmp_path: Path, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    home = ("--project", tmp_path / "p")
+    assert isoflop("corpus", sources[0], "--vocab", 400, "--heldout", 0.2, *home).code == 0
+    shape = ("--family", "bert", "--objective", "masked-words", "--width", 64, "--tokens", 20_000)
+    answer = isoflop("train", *shape, *home, "--json")
+    assert answer.code == 0, answer.err
+    run = json.loads(answer.out)
+    assert (run["bpb"], run["bpb_se"]) == (None, None)
+    assert "no bits per byte" in answer.err
+    model = tmp_path / "p" / run["model"]
+    assert "–" in isoflop("eval", model, *home).out
+    assert json.loads(isoflop("eval", model, *home, "--json").out)["bpb"] is None
+    assert "–" in isoflop("ls", *home).out
+    assert isoflop("report", *home).code == 0
+    refused(isoflop("sample", model, *home), "fills gaps")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--family", "gtp2"), "no family 'gtp2'"),
+        (("--family", "EMPTY"), "has no config.json"),
+        (("--family", "VISION"), "neither a causal nor a masked"),
+        (("--family", "llama", "--objective", "masked"), "cannot learn the objective 'masked'"),
+        (("--objective", "guessing"), "cannot learn the objective 'guessing'"),
+    ],
+)
+def test_bad_families(isoflop, tmp_path: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    folders = {"EMPTY": tmp_path, "VISION": tmp_path / "vision"}
+    folders["VISION"].mkdir()
+    (folders["VISION"] / "config.json").write_text('{"model_type": "vit"}')
+    refused(isoflop("run", *(folders.get(w, w) for w in words), "--project", tmp_path / "p"), says)
+    assert not (tmp_path / "p").exists()
 
 
 # -- laws: any table, any published constants -----------------------------------------------------------

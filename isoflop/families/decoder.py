@@ -1,0 +1,99 @@
+"""Our own decoder: built by `gpt`, started by `initial`, saved as transformers' Qwen3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from isoflop import flops, recipe
+from isoflop.gpt import EPS, GPT
+from isoflop.initial import initialise
+from isoflop.records import ModelConfig
+
+MODEL_TYPE = "qwen3"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The default family."""
+
+    objective: str = "causal"
+    name: str = "isoflop"
+    template: str = ""
+
+    def widths(self) -> Iterator[int]:
+        return recipe.widths()
+
+    def shape(
+        self, d_model: int, vocab_size: int, *, n_layers: int | None = None, context: int = recipe.CONTEXT
+    ) -> ModelConfig:
+        return recipe.shape(d_model, vocab_size, n_layers=n_layers, context=context)
+
+    def build(self, model: ModelConfig, seed: int) -> GPT:
+        made = GPT(model)
+        initialise(made, seed)
+        return made
+
+    def counts(self, model: ModelConfig) -> flops.Counts:
+        return flops.decoder_counts(model)
+
+    def save(self, model: GPT, folder: Path, end_of_text: int) -> None:
+        weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        if model.config.tied:
+            del weights["lm_head.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(qwen3_config(model.config, end_of_text), indent=2) + "\n"
+        (folder / "config.json").write_text(text)
+
+    def load(self, folder: Path, raw: Mapping[str, Any]) -> GPT:
+        rope = raw.get("rope_parameters") or {}
+        config = ModelConfig(
+            vocab_size=raw["vocab_size"],
+            d_model=raw["hidden_size"],
+            n_layers=raw["num_hidden_layers"],
+            n_heads=raw["num_attention_heads"],
+            n_kv_heads=raw["num_key_value_heads"],
+            head_dim=raw["head_dim"],
+            d_ff=raw["intermediate_size"],
+            context=raw["max_position_embeddings"],
+            rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
+            tied=raw["tie_word_embeddings"],
+        )
+        weights = load_file(folder / "model.safetensors")
+        model = GPT(config)
+        if config.tied:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        model.load_state_dict(weights)
+        return model
+
+
+def qwen3_config(config: ModelConfig, end_of_text: int) -> dict[str, object]:
+    """`config.json` of transformers' `Qwen3ForCausalLM` for this shape."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": EPS,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": "float32",
+    }

@@ -1,0 +1,49 @@
+"""What the one training loop asks of a language model, whatever its architecture.
+
+Shapes: b batch, t time, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from isoflop.records import ModelConfig
+
+IGNORE = -100  # the target of a position that is not predicted; all rows have as many of them
+
+
+class LanguageModel(nn.Module, ABC):
+    """Token ids in, cross-entropies of the targets out."""
+
+    config: ModelConfig
+    transposed: tuple[Tensor, ...] = ()  # matrices kept as (in, out), not (out, in)
+
+    @property
+    @abstractmethod
+    def table(self) -> Tensor:
+        """The input embedding (v, d)."""
+
+    @property
+    @abstractmethod
+    def head(self) -> Tensor:
+        """The output head (v, d); the same parameter as the table where they are tied."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers, which are compiled one by one."""
+
+    @abstractmethod
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Mean cross-entropy of the predicted positions, in nats a token."""
+
+    @abstractmethod
+    def token_losses(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Cross-entropy (b, t) of each target in nats, without gradients; 0 where nothing is predicted."""
+
+    @abstractmethod
+    def last_logits(self, ids_bt: Tensor) -> Tensor:
+        """Logits (b, v) at the last position."""

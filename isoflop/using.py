@@ -1,0 +1,91 @@
+"""What a finished model folder is asked for: its held-out score, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from isoflop.corpus import tokenizer
+from isoflop.errors import CorruptError, ProjectError
+from isoflop.evaluate import HeldOut, heldout
+from isoflop.export import end_of_text, load_pretrained, tokenizer_of
+from isoflop.model import LanguageModel
+from isoflop.objectives import OBJECTIVES
+from isoflop.records import Corpus, Sample
+
+SAMPLE_TOKENS = 96
+
+
+def evaluate_folder(folder: Path, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
+    """Held-out scores of a model folder. Raises CorruptError when its tokenizer is another one."""
+    model = load_pretrained(folder)
+    check_vocabulary(model, folder, corpus)
+    return heldout(model, corpus, eval_tokens=eval_tokens)
+
+
+def sample(
+    model_folder: Path, corpus: Corpus, prompts: Sequence[str], *, tokens: int = SAMPLE_TOKENS,
+    temperature: float = 0.8, top_k: int = 50, seed: int = 0,
+) -> list[Sample]:  # fmt: skip
+    """Continue each prompt; an empty prompt starts a new document.
+
+    Raises ProjectError for a masked model, CorruptError when the model's vocabulary is not the corpus's.
+    """
+    model, tok = load_pretrained(model_folder), tokenizer(corpus)
+    if not OBJECTIVES[model.config.objective].compresses:
+        raise ProjectError(
+            f"{model_folder} is a masked model, which fills gaps and cannot continue text",
+            hint="sample a causal one, such as gpt2 or llama",
+        )
+    check_vocabulary(model, model_folder, corpus)
+    end = end_of_text(tok)
+    out = []
+    for i, prompt in enumerate(prompts):
+        ids = [end, *tok.encode(prompt).ids]
+        new = generate(
+            model, ids, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed + i, stop=end
+        )
+        out.append(Sample(prompt=prompt, text=tok.decode(new)))
+    return out
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel, ids: list[int], *, tokens: int, temperature: float, top_k: int, seed: int,
+    stop: int | None,
+) -> list[int]:  # fmt: skip
+    """Continue `ids` by sampling; `temperature` 0 takes the likeliest token. Returns the new ids."""
+    generator = torch.Generator().manual_seed(seed)
+    out = list(ids)
+    for _ in range(tokens):
+        logits = model.last_logits(torch.tensor([out[-model.config.context :]]))[0]
+        if temperature == 0:
+            choice = int(logits.argmax())
+        else:
+            best, index = torch.topk(logits / temperature, min(top_k, logits.numel()))
+            choice = int(index[torch.multinomial(best.softmax(0), 1, generator=generator)])
+        if choice == stop:
+            break
+        out.append(choice)
+    return out[len(ids) :]
+
+
+def check_vocabulary(model: LanguageModel, folder: Path, corpus: Corpus) -> None:
+    """Raises CorruptError unless the model's tokenizer is the corpus's own."""
+    theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
+    size = corpus.vocab_size + OBJECTIVES[model.config.objective].extra_ids
+    if model.config.vocab_size != size or not (theirs.exists() and _text(theirs) == ours.to_str()):
+        raise CorruptError(
+            f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
+            hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "
+            f"{theirs}",
+        )
+
+
+def _text(path: Path) -> str:
+    """A tokenizer file in its canonical form."""
+    from tokenizers import Tokenizer
+
+    return str(Tokenizer.from_file(str(path)).to_str())
