@@ -10,7 +10,7 @@ from itertools import product
 
 from isoflop import flops
 from isoflop.budget import Budget
-from isoflop.errors import BudgetError, LadderError
+from isoflop.errors import BudgetError, LadderError, ProjectError
 from isoflop.packed import folder_of, train_packed
 from isoflop.progress import Progress
 from isoflop.recipe import recipe, shapes
@@ -304,7 +304,7 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     """Train every member that the ledger does not have; returns all runs of the ladder.
 
     A member that fails is reported and does not stop the others. Raises LadderError when fewer sizes
-    than a law needs are left.
+    than a law needs are left, ProjectError when the disk is full.
     """
     branches = [_run_ids(m, corpus) for m in ladder.members]
     wanted = {id for ids in branches for id in ids}
@@ -315,6 +315,8 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     if todo:
         progress.start("ladder", sum(m.flops for m in todo), "FLOPs")
         for member, result in train_packed(project, corpus, todo, ladder.packed, progress):
+            if isinstance(result, ProjectError):
+                raise result  # the disk, which the others need as well
             if isinstance(result, Exception):
                 failures.append(f"{member.params:,} parameters: {result}")
                 progress.log(f"ladder member of {member.params:,} parameters failed: {result}")

@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from isoflop import checkpoint, flops
+from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
@@ -64,6 +65,7 @@ class Branches:
         self.role, self.progress, self.stage = role, progress, stage
         self.checkpoint_seconds, self.stopping = checkpoint_seconds, stopping
         self.trunk = trunk_id(config, corpus)
+        self.stamp: Sequence[int] = train_stamp(corpus)
         self.trainer = Trainer(config, corpus, progress)
         self.branch = 0  # index of the branch being trained
         self.fork: dict[str, Any] | None = None  # the trunk where the running branch left it
@@ -78,8 +80,10 @@ class Branches:
     def save(self) -> None:
         if rank() > 0:
             return
+        check_train_tokens(self.corpus, self.stamp)
         start = time.monotonic()
         state = {
+            "stamp": self.stamp,
             "trainer": self.trainer.state(),
             "branch": self.branch,
             "fork": self.fork,
@@ -102,6 +106,7 @@ class Branches:
             )
         if state is None:
             return
+        check_train_tokens(self.corpus, state.get("stamp", ()))
         compiled = self.trainer.meter.compile
         self.trainer.load(state["trainer"])
         self.trainer.meter = Meter(**state["meter"])
@@ -284,7 +289,8 @@ def train_trunk(
     finished model; with `config.ranks` above 1 it is sent to another process and called there.
 
     Raises TrainError when the loss is not finite twice, or the corpus is smaller than a batch;
-    CorruptError when no checkpoint can be read; Interrupted, saved, when `stopping()`: at Ctrl-C if None.
+    CorruptError when no checkpoint can be read or the training tokens change; Interrupted, saved, when
+    `stopping()` (None: at Ctrl-C).
     """
     progress = progress or Silent()
     folder = folder.absolute()
