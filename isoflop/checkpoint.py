@@ -28,7 +28,7 @@ def save(folder: Path, state: dict[str, Any], step: int) -> None:
     entries = [e for e in _index(folder) if e["file"] != name]
     entries.append({"file": name, "sha256": hashlib.sha256(data).hexdigest()})
     atomic_write(folder / INDEX, json.dumps(entries[-KEEP:]))
-    for old in folder.glob("checkpoint-*.pt"):
+    for old in (*folder.glob("checkpoint-*.pt"), *folder.glob(".*.tmp")):  # the latter of killed writers
         if old.name not in {e["file"] for e in entries[-KEEP:]}:
             old.unlink(missing_ok=True)
 

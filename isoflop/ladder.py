@@ -1,27 +1,25 @@
-"""The ladder: which small runs to do, and doing them, packed one thread each over the cores."""
+"""The ladder: which small runs to do, and doing those that are missing."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
-
-from loky.process_executor import TerminatedWorkerError
 
 from isoflop import flops
 from isoflop.budget import Budget
-from isoflop.errors import BudgetError, LadderError
+from isoflop.errors import BudgetError, LadderError, ProjectError
 from isoflop.families import OWN, Family, shapes
-from isoflop.progress import Address, Progress, Relay, gather
+from isoflop.interrupt import heeded
+from isoflop.packed import folder_of, train_packed
+from isoflop.progress import Progress
 from isoflop.recipe import recipe
-from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput, digest
+from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel, probe_in, speed_key
-from isoflop.train import run_id, steps_of_trunk, train_trunk, trunk_id
+from isoflop.train import run_id, steps_of_trunk
 from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
@@ -314,7 +312,7 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     """Train every member that the ledger does not have; returns all runs of the ladder.
 
     A member that fails is reported and does not stop the others. Raises LadderError when fewer sizes
-    than a law needs are left.
+    than a law needs are left, ProjectError when the disk is full.
     """
     branches = [_run_ids(m, corpus) for m in ladder.members]
     wanted = {id for ids in branches for id in ids}
@@ -323,16 +321,19 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     todo.sort(key=lambda m: -m.seconds)  # longest first packs best
     failures: list[str] = []
     if todo:
-        progress.start("ladder", sum(m.flops for m in todo), "FLOPs")
-        for member, result in _train_all(project, corpus, todo, ladder.packed, progress):
-            if isinstance(result, Exception):
-                failures.append(f"{member.params:,} parameters: {result}")
-                progress.log(f"ladder member of {member.params:,} parameters failed: {result}")
-                continue
-            for run in result:
-                project.put("run", run, run.id)
-                done[run.id] = run
-            shutil.rmtree(_folder(project, corpus, member), ignore_errors=True)  # its checkpoints
+        with heeded(progress) as pressed:  # from before the first line on: whoever reads it may press
+            progress.start("ladder", sum(m.flops for m in todo), "FLOPs")
+            for member, result in train_packed(project, corpus, todo, ladder.packed, progress, pressed):
+                if isinstance(result, ProjectError):
+                    raise result  # the disk, which the others need as well
+                if isinstance(result, Exception):
+                    failures.append(f"{member.params:,} parameters: {result}")
+                    progress.log(f"ladder member of {member.params:,} parameters failed: {result}")
+                    continue
+                for run in result:
+                    project.put("run", run, run.id)
+                    done[run.id] = run
+                shutil.rmtree(folder_of(project, corpus, member), ignore_errors=True)  # its checkpoints
         progress.finish(
             "ladder", f"{len(done)} runs of {len({r.params_matmul for r in done.values()})} sizes"
         )
@@ -349,48 +350,3 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
 def _run_ids(member: Member, corpus: Corpus) -> set[str]:
     """Of a member's branches."""
     return {run_id(member.config.model_copy(update={"tokens": t}), corpus) for t in member.token_counts}
-
-
-def _folder(project: Project, corpus: Corpus, member: Member) -> Path:
-    """Where a member keeps its checkpoints: another ladder may want other branches of the same trunk."""
-    name = digest([trunk_id(member.config, corpus), member.token_counts])
-    return (project.folder / "runs" / name).absolute()
-
-
-def _train_all(
-    project: Project, corpus: Corpus, members: Sequence[Member], packed: int, progress: Progress
-) -> Iterator[tuple[Member, list[Run] | Exception]]:
-    """Each member with its runs or its error, as they finish; a dead worker costs only its own member."""
-    left = list(members)
-    while left:
-        with gather(progress, "ladder") as address, pool(min(packed, len(left))) as executor:
-            futures: dict[Future[list[Run]], Member] = {
-                executor.submit(
-                    _train_member,
-                    m,
-                    corpus.folder,
-                    _folder(project, corpus, m),
-                    address,
-                ): m
-                for m in left
-            }
-            broken = False
-            for future in as_completed(futures):
-                member, error = futures[future], future.exception()
-                if isinstance(error, TerminatedWorkerError):
-                    broken = True
-                    continue
-                left.remove(member)
-                yield member, error if isinstance(error, Exception) else future.result()
-        if broken:
-            # loky cannot tell which member killed its worker: the longest that is left is given up.
-            yield left.pop(0), LadderError("its process was killed", hint="look for a lack of memory")
-
-
-def _train_member(member: Member, corpus_folder: Path, folder: Path, address: Address) -> list[Run]:
-    """In a worker: one trunk with its branches."""
-    from isoflop.corpus import load_corpus
-
-    scale = float(flops.flops_per_token(member.config.model))
-    relay = Relay(address, f"{member.params:,} parameters, seed {member.config.seed}", scale)
-    return train_trunk(member.config, member.token_counts, load_corpus(corpus_folder), folder, progress=relay)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Protocol
@@ -39,6 +39,7 @@ class Silent:
 
 
 Address = tuple[str, bytes]  # of a `gather`, and its key
+LISTEN_SECONDS = 0.1  # after which a stop is passed on
 
 
 class Relay:
@@ -63,17 +64,30 @@ class Relay:
     def log(self, message: str) -> None:
         self._send(None, f"{self._part}: {message}")
 
+    def stopping(self) -> bool:
+        """Whether the parent wants this part to save itself and end."""
+        return self._connection.poll()
+
 
 @contextmanager
-def gather(progress: Progress, stage: str) -> Iterator[Address]:
-    """Sum what workers `Relay` into the progress of one stage; yields the address to give them."""
+def gather(progress: Progress, stage: str, stopping: Callable[[], bool]) -> Iterator[Address]:
+    """Sum what workers `Relay` into the progress of one stage; yields the address to give them.
+
+    Once `stopping()` is true they are told to stop.
+    """
     key = secrets.token_bytes(16)
     done: dict[str, float] = {}
     lock = threading.Lock()
 
     def read(connection: Connection) -> None:
+        told = False
         with suppress(EOFError, OSError):
             while True:
+                if not told and stopping():
+                    connection.send(None)
+                    told = True
+                if not connection.poll(LISTEN_SECONDS):
+                    continue
                 part, amount, text = connection.recv()
                 with lock:
                     if amount is None:

@@ -19,9 +19,11 @@ import psutil
 import torch
 
 from isoflop import checkpoint, flops
+from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
+from isoflop.interrupt import Interrupted, heeded
 from isoflop.model import LanguageModel
 from isoflop.progress import Address, Progress, Relay, Silent, gather
 from isoflop.quantities import bits
@@ -33,6 +35,7 @@ CURVE_POINTS = 60
 MAX_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints
 
 Keep = Callable[[LanguageModel, Run], None]
+Stopping = Callable[[], bool]
 
 
 class Diverged(Exception):
@@ -56,12 +59,14 @@ class Branches:
         progress: Progress,
         stage: str,
         checkpoint_seconds: float,
+        stopping: Stopping,
     ) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.totals = [math.ceil(t / config.batch_tokens) for t in sorted(set(token_counts))]  # in steps
         self.role, self.progress, self.stage = role, progress, stage
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.stopping = checkpoint_seconds, stopping
         self.trunk = trunk_id(config, corpus)
+        self.stamp: Sequence[int] = train_stamp(corpus)
         self.trainer = Trainer(config, corpus, progress)
         self.branch = 0  # index of the branch being trained
         self.fork: dict[str, Any] | None = None  # the trunk where the running branch left it
@@ -76,8 +81,10 @@ class Branches:
     def save(self) -> None:
         if rank() > 0:
             return
+        check_train_tokens(self.corpus, self.stamp)
         start = time.monotonic()
         state = {
+            "stamp": self.stamp,
             "trainer": self.trainer.state(),
             "branch": self.branch,
             "fork": self.fork,
@@ -100,6 +107,7 @@ class Branches:
             )
         if state is None:
             return
+        check_train_tokens(self.corpus, state.get("stamp", ()))
         compiled = self.trainer.meter.compile
         self.trainer.load(state["trainer"])
         self.trainer.meter = Meter(**state["meter"])
@@ -139,8 +147,11 @@ class Branches:
             start = time.perf_counter()
             loss = self.trainer.train_step(total * self.config.batch_tokens)
             self._account(loss, time.perf_counter() - start, every)
-            if time.monotonic() - self.last_save > self._pause():
+            stopping = self.stopping()
+            if stopping or time.monotonic() - self.last_save > self._pause():
                 self.save()
+            if stopping:
+                raise Interrupted
 
     def _account(self, loss: float, seconds: float, every: int) -> None:
         meter = self.trainer.meter
@@ -270,6 +281,7 @@ def train_trunk(
     stage: str = "train",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     keep: Keep = lambda model, run: None,
+    stopping: Stopping | None = None,
 ) -> list[Run]:
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
@@ -278,36 +290,41 @@ def train_trunk(
     finished model; with `config.ranks` above 1 it is sent to another process and called there.
 
     Raises TrainError when the loss is not finite twice, or the corpus is smaller than a batch;
-    CorruptError when no checkpoint can be read.
+    CorruptError when no checkpoint can be read or the training tokens change; Interrupted, saved, when
+    `stopping()` (None: at Ctrl-C).
     """
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
-    progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
-    if config.ranks == 1:
-        runs = work(progress)
-    else:
-        with gather(progress, stage) as address:
-            runs = run_ranks(config.ranks, partial(_as_rank, work, address))
+    with heeded(progress) as pressed:
+        progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
+        if config.ranks == 1:
+            runs = work(progress, stopping or pressed)
+        else:
+            with gather(progress, stage, stopping or pressed) as address:
+                runs = run_ranks(config.ranks, partial(_as_rank, work, address))
     progress.finish(stage, f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}")
     return runs
 
 
 def _work(
     config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
-    checkpoint_seconds: float, keep: Keep, progress: Progress,
+    checkpoint_seconds: float, keep: Keep, progress: Progress, stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=checkpoint_seconds, stopping=stopping,
     )  # fmt: skip
     return branches.run(keep)
 
 
-def _as_rank(work: Callable[[Progress], list[Run]], address: Address) -> list[Run]:
-    """In a joined process: the first rank speaks for all."""
-    return work(Relay(address, "training", 1.0) if rank() == 0 else Silent())
+def _as_rank(work: Callable[[Progress, Stopping], list[Run]], address: Address) -> list[Run]:
+    """In a joined process: the first rank speaks and hears for all. When it ends, so do the others."""
+    if rank() > 0:
+        return work(Silent(), lambda: False)
+    relay = Relay(address, "training", 1.0)
+    return work(relay, relay.stopping)
 
 
 def train(

@@ -43,11 +43,26 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     executor = get_reusable_executor(
         workers, timeout=IDLE_SECONDS, initializer=_begin, initargs=(_life()[0],), env=ONE_THREAD
     )
+    with _unheard():
+        executor._ensure_executor_running()  # starts the processes, which loky does at the first task
     try:
         yield executor
     except BaseException:
         executor.shutdown(wait=True, kill_workers=True)
         raise
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What starts in this block is deaf to Ctrl-C from birth; this process hears of it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @cache

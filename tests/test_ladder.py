@@ -161,7 +161,7 @@ def test_progress_of_workers_is_summed() -> None:
         def log(self, message: str) -> None:
             said.append(message)
 
-    with gather(Listener(), "ladder") as address:
+    with gather(Listener(), "ladder", lambda: False) as address:
         first, second = Relay(address, "a", 2.0), Relay(address, "b", 10.0)
         first.update("x", 3, "loss 1")
         second.update("x", 1, "loss 2")

@@ -10,6 +10,8 @@ from isoflop import terminal
 from isoflop.cli import job, laws, runs
 from isoflop.errors import IsoflopError
 
+INTERRUPTED = 130  # 128 + SIGINT
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -26,15 +28,15 @@ app.add_typer(runs.app)
 def main() -> None:
     """Run the command line; a mistake of the user's exits with 2, an interruption with 130."""
     try:
-        app(standalone_mode=False)
+        code = int(app(standalone_mode=False) or 0)  # typer returns the code of an exit, 130 after Ctrl-C
     except IsoflopError as error:
         terminal.show_error(error)
-        sys.exit(2)
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = INTERRUPTED
     except typer._click.exceptions.ClickException as error:  # usage errors
         error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    if code == INTERRUPTED:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+    sys.exit(code)

@@ -3,24 +3,28 @@
 from isoflop.corpus.bpe import vocab_for
 from isoflop.corpus.build import build_corpus
 from isoflop.corpus.load import (
+    check_train_tokens,
     heldout_documents,
     heldout_tokens,
     load_corpus,
     token_bytes,
     tokenizer,
     train_documents,
+    train_stamp,
     train_tokens,
     word_edges,
 )
 
 __all__ = [
     "build_corpus",
+    "check_train_tokens",
     "heldout_documents",
     "heldout_tokens",
     "load_corpus",
     "token_bytes",
     "tokenizer",
     "train_documents",
+    "train_stamp",
     "train_tokens",
     "vocab_for",
     "word_edges",

@@ -73,7 +73,7 @@ def _known(root: Path, known: Path) -> Corpus | None:
     """The corpus that these files gave before."""
     if not known.is_file() or not (root / known.read_text() / "corpus.json").is_file():
         return None
-    return load_corpus(root / known.read_text())
+    return load_corpus(root / known.read_text(), verify=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,22 @@ def load_corpus(folder: Path, *, verify: bool = False) -> Corpus:
 def train_tokens(corpus: Corpus) -> Tokens:
     """The training tokens, memory-mapped; each document ends with the end token."""
     return _tokens(corpus, "train")
+
+
+def train_stamp(corpus: Corpus) -> tuple[int, int]:
+    """Size and time of the training tokens' file: another one after anybody has written to it."""
+    found = (corpus.folder / "train.bin").stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def check_train_tokens(corpus: Corpus, stamp: Sequence[int]) -> None:
+    """Raises `CorruptError` when the training tokens have changed since the file had this `stamp`."""
+    path = corpus.folder / "train.bin"
+    if train_stamp(corpus) != tuple(stamp) and sha256(path) != corpus.hashes["train.bin"]:
+        raise CorruptError(
+            f"{path} was changed while a run was training on it.",
+            hint="Delete the folder, build the corpus again and run the same command again.",
+        )
 
 
 def heldout_tokens(corpus: Corpus) -> Tokens:

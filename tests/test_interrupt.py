@@ -1,0 +1,182 @@
+"""Ctrl-C in real processes: once saves, twice ends at once, and the same command ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isoflop import checkpoint
+from isoflop import ladder as rungs
+from isoflop.budget import Budget
+from isoflop.pipeline import chosen_config, corpus_of, key_of, sweep, train_model
+from isoflop.progress import Silent
+from isoflop.recipe import recipe, shape
+from isoflop.records import CorpusConfig, Ladder, Run
+from isoflop.store import Project
+from isoflop.workers import cores
+
+TRAIN = ("train", "--width", "64", "--tokens", "40000")  # one rank a core
+SWEEP = ("sweep", "--budget", "1e12flops")
+RESUMES = "interrupted; the same command goes on from here"
+
+# Stands still in the middle of writing a checkpoint.
+STUCK = """
+import sys, time
+from pathlib import Path
+from isoflop import checkpoint, store
+from isoflop.cli import main
+def stand(handle):
+    print("stuck", file=sys.stderr, flush=True)
+    time.sleep(600)
+checkpoint.torch.save = lambda state, buffer, real=checkpoint.torch.save: (
+    real(state, buffer), setattr(store, "_fsync", stand))
+sys.argv[0] = "isoflop"
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) -> Path:
+    """A project with a corpus, and a small ladder that is designed and not trained."""
+    folder = tmp_path_factory.mktemp("interrupted") / "project"
+    project = Project(folder)
+    corpus = corpus_of(project, CorpusConfig(sources=sources, vocab_size=512, heldout_share=0.02))
+    shapes = [shape(width, corpus.vocab_size, n_layers=2, context=64) for width in (32, 64, 96)]
+    configs = [recipe(model, 0, batch_tokens=256, eval_tokens=2048) for model in shapes]
+    members = tuple(rungs.member(config, [40 * 256, 80 * 256], 1e-5, 0.1) for config in configs)
+    key = key_of(corpus, Budget.parse(SWEEP[-1]), 0, 1.0)
+    project.put("ladder", Ladder(id=key, corpus_id=corpus.id, members=members, packed=2, seconds=1, flops=1))
+    return folder
+
+
+def start(
+    *words: str, program: tuple[str, ...] = ("-m", "isoflop"), one_core: bool = False
+) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a terminal starts it."""
+    cpu = min(os.sched_getaffinity(0))
+    return subprocess.Popen(
+        [sys.executable, *program, *words], start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=(lambda: os.sched_setaffinity(0, {cpu})) if one_core else None,
+    )  # fmt: skip
+
+
+def heard(process: subprocess.Popen[str], word: str) -> list[str]:
+    """The lines of its stderr up to the one that holds `word`."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if word in line:
+            return lines
+    raise AssertionError(f"it ended without saying {word!r}: {''.join(lines)}")
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ended(process: subprocess.Popen[str], said: list[str]) -> str:
+    """What it said in all, once it has ended as one that was interrupted does."""
+    out, rest = process.communicate(timeout=120)
+    err = "".join(said) + rest
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err, err
+    assert err.strip().splitlines()[-1] == RESUMES
+    return err
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the checkpoints that can be read, by run."""
+    states = [checkpoint.load(run, Silent()) for run in sorted((folder / "runs").iterdir())]
+    return [state["done_steps"] for state in states if state is not None]
+
+
+def trained(folder: Path, ranks: int) -> tuple[float, str | None]:
+    """Loss and hash of the weights that the command ends with here."""
+    project = Project(folder)
+    corpus = corpus_of(project)
+    config = chosen_config(
+        project, corpus, width=64, layers=None, tokens=int(TRAIN[-1]), lr_scale=1.0, seed=0
+    )
+    run = train_model(project, corpus, config.model_copy(update={"ranks": ranks, "threads": 1}))
+    return run.loss, run.model
+
+
+def swept(folder: Path) -> list[tuple[str, float]]:
+    """The runs that the command ends with here."""
+    project = Project(folder)
+    corpus = corpus_of(project)
+    budget = Budget.parse(SWEEP[-1])
+    _, runs = sweep(project, corpus, budget, key=key_of(corpus, budget, 0, 1.0))
+    return [(r.id, r.loss) for r in runs]
+
+
+def test_once_saves_twice_ends_at_once_and_the_same_command_goes_on(home: Path, tmp_path: Path) -> None:
+    folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
+    words = (*TRAIN, "--project", str(folder))
+    process = start(*words, one_core=True)
+    said = heard(process, "train ...")
+    os.killpg(process.pid, signal.SIGINT)
+    assert "Ctrl-C again ends at once" in ended(process, said)
+    (before,) = steps(folder)
+    process = start(*words, program=("-c", STUCK), one_core=True)
+    said = heard(process, "train ...")
+    os.killpg(process.pid, signal.SIGINT)
+    said += heard(process, "stuck")
+    os.killpg(process.pid, signal.SIGINT)
+    ended(process, said)
+    assert steps(folder) == [before]
+    assert not list(folder.rglob("*.tmp"))
+    process = start(*words, one_core=True)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    done = Project(folder).latest("run", Run)
+    assert done is not None
+    assert (done.loss, done.model) == trained(other, ranks=1)
+
+
+@pytest.mark.skipif(cores() < 2, reason="a run is shared by several processes only where there are cores")
+def test_a_run_of_several_ranks_saves_and_goes_on(home: Path, tmp_path: Path) -> None:
+    folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
+    process = start(*TRAIN, "--project", str(folder))
+    said = heard(process, "train ...")
+    os.kill(process.pid, signal.SIGINT)
+    ended(process, said)
+    assert len(steps(folder)) == 1
+    ranks = min(2, cores())
+    assert trained(folder, ranks) == trained(other, ranks)
+
+
+def test_the_members_of_a_ladder_save_and_end(home: Path, tmp_path: Path) -> None:
+    folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
+
+    def training() -> bool:
+        return (folder / "runs").exists() and len(list((folder / "runs").iterdir())) >= 2
+
+    process = start(*SWEEP, "--project", str(folder))
+    said = heard(process, "ladder ...")
+    until(training)
+    os.killpg(process.pid, signal.SIGINT)
+    ended(process, said)
+    assert len(steps(folder)) >= 2
+    process = start(*SWEEP, "--project", str(folder))
+    said = heard(process, "ladder ...")
+    os.kill(process.pid, signal.SIGINT)
+    said += heard(process, "Ctrl-C again")
+    os.kill(process.pid, signal.SIGINT)
+    ended(process, said)
+    assert len(steps(folder)) >= 2
+    assert swept(folder) == swept(other)
