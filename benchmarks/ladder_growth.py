@@ -11,7 +11,6 @@ the default). Nothing is trained: designs, fits and choices are those of the mai
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keep
 
 from isoflop import extend as growing
 from isoflop import ladder as rungs
@@ -124,13 +124,10 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
-    args.record.mkdir(parents=True, exist_ok=True)
     project = Project(args.project)
     truth = law([r for r in project.all("run", Run) if r.role == "ladder"])
     rows = [one(project, truth, budget, seed) for budget in BUDGETS for seed in range(args.seeds)]
-    (args.record / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (args.record / "README.md").write_text(summary(rows, args.seeds))
-    print(summary(rows, args.seeds))
+    keep(args.record, rows, summary(rows, args.seeds))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ and the mean loss at the true best split. Profile likelihood intervals of the pa
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from keeping import keep
 
 from isoflop.laws import LAWS, Fit, fit, intervals
 from isoflop.laws.intervals import NOISE_PRIOR
@@ -156,15 +156,11 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--seeds", type=int, default=200)
     args = parser.parse_args()
-    args.record.mkdir(parents=True, exist_ok=True)
     rows = [one(case, s) for case in CASES for s in range(args.seeds)]
-    with (args.record / "rows.jsonl").open("w") as file:
-        file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     text = ["# Coverage of 90% intervals by three bootstraps and the profile likelihood", ""]
     command = f"    benchmarks/law_bootstrap.py --record {args.record} --seeds {args.seeds}"
     text += [*summary(rows, args.seeds), "", command, ""]
-    (args.record / "README.md").write_text("\n".join(text))
-    print("\n".join(text))
+    keep(args.record, rows, "\n".join(text))
 
 
 if __name__ == "__main__":

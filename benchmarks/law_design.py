@@ -16,12 +16,12 @@ the criterion of `isoflop next`, refitting after each. Asked is the loss of the 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import law_holdout
 import numpy as np
+from keeping import keep
 
 from isoflop.laws import LAWS, Fit, fit
 from isoflop.laws.design import Designer, next_run, telling
@@ -190,7 +190,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--tables", type=Path, help="folder with the shared scaling tables")
     args = parser.parse_args()
-    args.record.mkdir(parents=True, exist_ok=True)
     target = 100 * DEAREST
     rows = [r for s in range(args.seeds) for kind in ("grid", "design") for r in path(kind, s, target)]
     text = ["# FLOPs of a designed ladder against a fixed grid", "", *simulated(rows, args.seeds), ""]
@@ -202,9 +201,7 @@ def main() -> None:
         ]
         rows += found
         text += [*replayed(found), ""]
-    (args.record / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (args.record / "README.md").write_text("\n".join(text))
-    print("\n".join(text))
+    keep(args.record, rows, "\n".join(text))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peer_laws
+from keeping import keep
 
 from isoflop.laws import fit, intervals
 
@@ -150,13 +150,10 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--simple-scaling-laws", help="a Python interpreter that has simple-scaling-laws")
     args = parser.parse_args()
-    args.record.mkdir(parents=True, exist_ok=True)
     rows = [
         row for name, table in tables(args.tables) for row in judge(name, table, args.simple_scaling_laws)
     ]
-    (args.record / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (args.record / "README.md").write_text(summary(rows))
-    print(summary(rows))
+    keep(args.record, rows, summary(rows))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ as it is here, and once with the model-error term that real tables need. The las
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keep
 
 from isoflop.laws import LAWS, fit
 from isoflop.laws.intervals import NOISE_PRIOR
@@ -111,12 +111,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--seeds", type=int, default=100)
     args = parser.parse_args()
-    args.record.mkdir(parents=True, exist_ok=True)
     rows = [one(t, n, s) for t in TRUTHS for n in LADDERS for s in range(args.seeds)]
-    with (args.record / "rows.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    (args.record / "README.md").write_text(summary(rows, args.seeds))
-    print(summary(rows, args.seeds))
+    keep(args.record, rows, summary(rows, args.seeds))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ thread. Optima are compared, since a bootstrap that stops early is fast for noth
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import peer_laws
+from keeping import keep
 from law_holdout import Table, tables
 from scipy.optimize import minimize
 
@@ -116,12 +116,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bfgs-draws", type=int, default=400)
     args = parser.parse_args()
-    args.record.mkdir(parents=True, exist_ok=True)
     table = dict(tables(args.tables))["chinchilla"]
     rows = [measure(table, args.simple_scaling_laws, args.bfgs_draws) for _ in range(args.rounds)]
-    (args.record / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (args.record / "README.md").write_text(summary(rows))
-    print(summary(rows))
+    keep(args.record, rows, summary(rows))
 
 
 if __name__ == "__main__":

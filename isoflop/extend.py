@@ -17,7 +17,7 @@ from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import FitError
 from isoflop.families import OWN, Family, shapes
-from isoflop.ladder import GOOD_STEPS, climb, member
+from isoflop.ladder import GOOD_STEPS, START_SECONDS, climb, member
 from isoflop.laws import Fit
 from isoflop.laws.design import Designer, choose
 from isoflop.laws.intervals import tails
@@ -51,7 +51,7 @@ def extend(
         else:
             ladder = ladder.model_copy(update={
                 "members": (*ladder.members, *found),
-                "seconds": ladder.seconds + max(m.seconds for m in found),
+                "seconds": ladder.seconds + START_SECONDS + max(m.seconds for m in found),
                 "flops": ladder.flops + sum(m.flops for m in found),
             })  # fmt: skip
         project.put("ladder", ladder, ladder.id)
@@ -131,7 +131,7 @@ class Extender:
     def _fits(self, found: Member, ladder: Ladder) -> bool:
         """Whether the ladder's share still pays for it."""
         if self.budget.seconds is not None:
-            return ladder.seconds + found.seconds <= self.budget.seconds
+            return ladder.seconds + START_SECONDS + found.seconds <= self.budget.seconds
         assert self.budget.flops is not None
         return ladder.flops + found.flops <= self.budget.flops
 

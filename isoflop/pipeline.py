@@ -37,12 +37,10 @@ from isoflop.records import (
     Result,
     Run,
     RunConfig,
-    Throughput,
     digest,
 )
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
-from isoflop.throughput import SpeedModel
 from isoflop.train import run_id, train, whole_batches
 from isoflop.using import sample
 from isoflop.workers import cores
@@ -102,9 +100,10 @@ def sweep(
     runs = rungs.climb(project, corpus, ladder, progress=progress)
     if target is None:
         return ladder, runs
-    speeds = [t for t in project.all("throughput", Throughput) if family_of(t.model) == family]
-    known = SpeedModel(t for t in speeds if t.packed == ladder.packed)
-    extender = Extender(corpus, budget, target, known, within, seed, family)
+    speed = rungs.measure(
+        project, corpus, [m.config for m in ladder.members], packed=ladder.packed, progress=progress
+    )
+    extender = Extender(corpus, budget, target, speed, within, seed, family)
     return extend(
         project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress
     )

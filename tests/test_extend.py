@@ -10,6 +10,7 @@ import pytest
 
 from isoflop import extend as growing
 from isoflop import flops
+from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
 from isoflop.extend import Extender, extend
@@ -164,3 +165,28 @@ def test_impossible_targets(tmp_path: Path, corpus: Corpus) -> None:
     ):
         with pytest.raises(BudgetError, match=words):
             sweep(home, corpus, budget, target=target, within=within, key="k")
+
+
+def test_added_runs_are_trained_and_not_again(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real training of short runs, which count as good here; the law is the truth's at their sizes."""
+    for module in (rungs, growing):
+        monkeypatch.setattr(module, "GOOD_STEPS", 10)
+    monkeypatch.setattr(rungs, "SMALLEST_GOOD_STEPS", 10)
+    home, share, quiet = Project(tmp_path / "p"), Budget(flops=1.2e12), Silent()
+    opening = rungs.design(home, corpus, share, seed=0, progress=quiet, key="k", workers=2, growing=True)
+    runs = rungs.climb(home, corpus, opening, progress=quiet)
+    speed = rungs.measure(home, corpus, [m.config for m in opening.members], packed=2, progress=quiet)
+    chooser = Extender(corpus, share, share.share(20.0), speed, 0.001, seed=0)
+
+    def truth(seen: Sequence[Run]) -> Fit:
+        return law([r.model_copy(update={"loss": loss(r.params_matmul, r.tokens)}) for r in seen])
+
+    ladder, grown = extend(home, opening, runs, chooser, truth, progress=quiet)
+    assert len(ladder.members) > len(opening.members)
+    assert opening.flops < ladder.flops <= 1.2e12
+    assert len(grown) == sum(len(m.token_counts) for m in ladder.members)
+    assert {r.id for r in runs} < {r.id for r in grown} == {r.id for r in home.all("run", Run)}
+    monkeypatch.setattr(rungs, "train_packed", None)  # nothing is left to train
+    assert rungs.climb(home, corpus, ladder, progress=quiet) == grown

@@ -87,12 +87,14 @@ def test_the_weak_prior_counts_as_information() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "delta", "method"),
-    [(5, 0.006, "parametric"), (10, 0.006, "wild"), (10, 1e-3, "parametric"), (24, 0.006, "pairs")],
+    ("sizes", "one_step", "method"),
+    [(5, 5000, "parametric"), (19, 5000, "parametric"), (19, 60, "one step, wild"), (20, 5000, "pairs")],
 )
-def test_auto_goes_by_clusters_and_width(sizes: int, delta: float, method: str) -> None:
-    found = fit(ladder(sizes, 4), delta=delta, bootstrap=20)
-    assert found.bootstrap == f"{method} by cluster"
+def test_auto_goes_by_clusters_and_runs(
+    sizes: int, one_step: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isoflop.laws.resample.ONE_STEP_RUNS", one_step)
+    assert fit(ladder(sizes, 4), bootstrap=20).bootstrap == f"{method} by cluster"
 
 
 @pytest.mark.parametrize("method", ["pairs", "wild", "parametric"])

@@ -33,6 +33,7 @@ from isoflop.cli.options import (
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
+    from isoflop.laws.choose import Comparison
     from isoflop.laws.planning import LawPlan
     from isoflop.laws.profile import Profile
     from isoflop.laws.result import Fit
@@ -115,37 +116,10 @@ def fit(
 
     Example: [bold]isoflop fit runs.csv --map loss=val_loss params=size:M --out law.json[/bold]
     """
-    from isoflop.errors import FitError
-
-    words = words or []
-    tables = [word for word in words if "=" not in word or Path(word).exists()]
-    if len(tables) > 1:
-        raise FitError(
-            f"{tables[1]!r} is a second table.", hint="Give one table, and ROLE=COLUMN words to map columns."
-        )
-    roles = [*(mapping or []), *(word for word in words if word not in tables)]
-    if tables:
-        from isoflop.laws.choose import fit_table
-
-        fitted, comparison = fit_table(
-            tables[0], law=law, estimator=estimator, delta=delta, bootstrap=bootstrap, resample=resample,
-            model_error=model_error, ceiling=ceiling, seed=seed, mapping=roles, where=where or [],
-            fixed=fixed or [],
-        )  # fmt: skip
-    else:
-        from isoflop.pipeline import corpus_of, fit_runs
-
-        if roles or where or fixed or ceiling is not None or law == "auto":
-            raise FitError(
-                "--map, --where, --fix, --ceiling and --law auto are for a table, and none was given.",
-                hint="Give a CSV, Parquet or JSONL file; without one the project's ladder is fitted.",
-            )
-        home, comparison = open_project(project), None
-        options = {} if delta is None else {"delta": delta}
-        _, fitted = fit_runs(
-            home, corpus_of(home), law=law, seed=seed, estimator=estimator, bootstrap=bootstrap,
-            resample=resample, model_error=model_error, **options,
-        )  # fmt: skip
+    options = {"law": law, "estimator": estimator, "bootstrap": bootstrap, "resample": resample,
+               "model_error": model_error, "seed": seed, "delta": delta}  # fmt: skip
+    of_table = {"ceiling": ceiling, "where": where or [], "fixed": fixed or []}
+    fitted, comparison = _fitted(words or [], mapping or [], project, options, of_table)
     if out_file is not None:
         from isoflop.laws.saved import save
 
@@ -154,7 +128,7 @@ def fit(
         from isoflop.laws.export import write_draws
 
         write_draws(fitted, draws)
-    found = {}
+    found = None
     if profile:
         from isoflop.laws.profile import profiles
 
@@ -162,7 +136,7 @@ def fit(
     if json:
         shown = fitted.model_dump(mode="json", exclude=NOT_PRINTED)
         shown["comparison"] = None if comparison is None else comparison.model_dump(mode="json")
-        if profile:
+        if found is not None:
             shown["profile"] = {name: part.model_dump(mode="json") for name, part in found.items()}
         out(shown)
         return
@@ -170,8 +144,36 @@ def fit(
         table("Which law", ("law", "free params", "AICc", "BIC", "hold-out error"), comparison.table())
         typer.echo(comparison.verdict + "\n")
     typer.echo(fitted.summary())
-    if profile:
+    if found is not None:
         _show_profiles(found, fitted)
+
+
+def _fitted(
+    words: list[str], mapping: list[str], project: Path, options: dict[str, Any], of_table: dict[str, Any]
+) -> tuple[Fit, Comparison | None]:
+    """The fit to the table among the words, or to the project's ladder; and what was compared."""
+    from isoflop.errors import FitError
+
+    tables = [word for word in words if "=" not in word or Path(word).exists()]
+    if len(tables) > 1:
+        raise FitError(
+            f"{tables[1]!r} is a second table.", hint="Give one table, and ROLE=COLUMN words to map columns."
+        )
+    roles = [*mapping, *(word for word in words if word not in tables)]
+    if tables:
+        from isoflop.laws.choose import fit_table
+
+        return fit_table(tables[0], mapping=roles, **options, **of_table)
+    from isoflop.pipeline import corpus_of, fit_runs
+
+    if roles or any(value not in (None, []) for value in of_table.values()) or options["law"] == "auto":
+        raise FitError(
+            "--map, --where, --fix, --ceiling and --law auto are for a table, and none was given.",
+            hint="Give a CSV, Parquet or JSONL file; without one the project's ladder is fitted.",
+        )
+    given = {name: value for name, value in options.items() if value is not None}
+    home = open_project(project)
+    return fit_runs(home, corpus_of(home), **given)[1], None
 
 
 @app.command()

@@ -20,7 +20,7 @@ from isoflop.laws.diagnose import sentences
 from isoflop.laws.linear import linearise
 from isoflop.laws.observations import Observations, check, falling
 from isoflop.laws.registry import law_named
-from isoflop.laws.resample import FEW_CLUSTERS, RESAMPLES, bootstrap_draws, leave_one_out, ordered_holdout
+from isoflop.laws.resample import RESAMPLES, bootstrap_draws, leave_one_out, ordered_holdout
 from isoflop.laws.result import Fit, FlopsModel
 from isoflop.laws.solve import Array, Prior, Problem
 from isoflop.laws.split import splits
@@ -31,7 +31,7 @@ ESTIMATORS: dict[str, str] = {
     "least-squares": "sum of squares on ln L",
     "huber-likelihood": "Huber density with a free scale, as Besiroglu et al. 2404.10102",
 }
-SMALL_RUNS = 30  # below it, or below FEW_CLUSTERS, the weak prior on the exponents is used
+SMALL_RUNS, FEW_CLUSTERS = 30, 8  # below either, the weak prior on the exponents is used
 PRIOR_EXPONENT, PRIOR_SD = 0.35, 0.4  # published alpha, beta: 0.28-0.48 on text; sd of the logarithm
 PRIOR_NOISE, PRIOR_NOISE_DF = 0.01, 4  # run-to-run sd assumed by the prior's strength, with its weight
 MANY_RUNS = 4000  # above it, starts and hold-outs use that many of the runs

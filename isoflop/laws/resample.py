@@ -14,14 +14,12 @@ from isoflop.laws.result import Holdout
 from isoflop.laws.solve import Array, Problem
 
 RESAMPLES: dict[str, str] = {
-    "auto": "pairs from 20 clusters on; wild from 8 on if the Huber width is the noise's; else parametric",
+    "auto": "pairs from 20 clusters on; below, parametric, or wild where runs are very many",
     "pairs": "whole clusters drawn with replacement",
     "wild": "residuals of whole clusters times random weights, on the fitted law",
     "parametric": "normal noise by cluster and run, on the fitted law",
 }
-# What `auto` goes by: records/2026-11-24_law-bootstrap.
-FEW_CLUSTERS, MANY_CLUSTERS = 8, 20
-WIDE = 0.75  # times the noise: a narrower Huber fit runs through too many points to resample residuals
+MANY_CLUSTERS = 20  # from which `auto` resamples pairs: records/2026-11-24_law-bootstrap-trunks
 HOLDOUTS = 6  # ordered hold-out experiments at most
 HOLDOUT_REACH = 100.0  # times the fitted compute: farther runs say nothing of a usual question
 HOLDOUT_TARGETS = 12  # dearer runs predicted in each, at most
@@ -42,7 +40,11 @@ def bootstrap_draws(
         return np.empty((0, theta.shape[1])), "none", 0
     rng = np.random.default_rng(seed)
     clusters = int(cluster.max()) + 1
-    method = _chosen(clusters, problem.delta / noise.run) if resample == "auto" else resample
+    method = resample
+    if method == "auto" and clusters >= MANY_CLUSTERS:
+        method = "pairs"
+    elif method == "auto":  # parametric draws are as long as the table, each
+        method = "parametric" if len(cluster) <= ONE_STEP_RUNS else "wild"
     if method != "parametric" and clusters < 2:
         raise FitError(
             f"One cluster of runs cannot be resampled by {method}.",
@@ -61,13 +63,6 @@ def bootstrap_draws(
     if method == "pairs":
         kept = _widened(problem, theta, kept, intervals.cluster_widening(clusters, pairs=True))
     return kept, name, int(draws - done.sum())
-
-
-def _chosen(clusters: int, width: float) -> str:
-    """What "auto" does with so many clusters and a Huber width of so many noise sds."""
-    if clusters >= MANY_CLUSTERS:
-        return "pairs"
-    return "wild" if clusters >= FEW_CLUSTERS and width >= WIDE else "parametric"
 
 
 def _varied_problem(
