@@ -275,7 +275,7 @@ def draw_holdout(ax: Axes, data: HoldoutData) -> None:
     )
     ax.axhline(0, color=PALETTE["muted"], lw=1)
     points(ax, data.reach, data.percent, PALETTE["accent"], "o", "held-out runs")
-    dress(ax, "reach beyond the fitted runs, in size times data", short, "predicted − measured, %")
+    dress(ax, "reach beyond the fitted runs, a factor of compute", short, "predicted − measured, %")
 
 
 @dataclass(frozen=True)
