@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -34,6 +34,21 @@ class Record(BaseModel):
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON: the record's content name."""
         return digest(self.model_dump(mode="json"))
+
+
+class Growing(Record):
+    """A record that gained fields after ids had been made of it.
+
+    The fields named `later` stay out of its JSON where they have their defaults: what does without them keeps
+    the id that it had.
+    """
+
+    later: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in handler(self).items() if k not in self.later or v != fields[k].default}
 
 
 class CorpusConfig(Record):
@@ -72,12 +87,10 @@ class Corpus(Record):
     seconds: float  # to build
 
 
-class ModelConfig(Record):
-    """Shape of a model. Fields that an architecture does not have say what comes nearest to them.
+class ModelConfig(Growing):
+    """Shape of a model. Fields that an architecture does not have say what comes nearest to them."""
 
-    What kind of model it is stays out of the JSON where it is the default, our own decoder: ids of its runs
-    are those from before there were families.
-    """
+    later = ("family", "objective", "template")
 
     vocab_size: int
     d_model: int
@@ -98,18 +111,11 @@ class ModelConfig(Record):
         """Runs of one kind have one law."""
         return self.family, self.objective, self.template
 
-    @model_serializer(mode="wrap")
-    def _without_default_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in handler(self).items()
-            if name not in ("family", "objective", "template") or value != fields[name].default
-        }
 
-
-class RunConfig(Record):
+class RunConfig(Growing):
     """Everything that determines a run's weights, given a corpus."""
+
+    later = ()
 
     model: ModelConfig
     tokens: int  # D, training tokens seen
