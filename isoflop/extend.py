@@ -16,17 +16,17 @@ import numpy as np
 from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import FitError
-from isoflop.families import OWN, Family, shapes
+from isoflop.families import shapes
 from isoflop.ladder import GOOD_STEPS, START_SECONDS, climb, member
 from isoflop.laws import Fit
 from isoflop.laws.design import Designer, choose
 from isoflop.laws.intervals import tails
 from isoflop.plan import JOINED_EFFICIENCY
 from isoflop.progress import Progress
-from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, Run
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
+from isoflop.variant import DEFAULT, Variant
 
 Law = Callable[[Sequence[Run]], Fit]
 
@@ -70,7 +70,7 @@ class Extender:
     speed: SpeedModel
     within: float  # relative half-width of the target's loss that is wanted
     seed: int
-    family: Family = OWN
+    variant: Variant = DEFAULT
 
     def round(self, ladder: Ladder, law: Fit) -> list[Member] | str:
         """The members to train next, or a sentence why there are none."""
@@ -115,10 +115,12 @@ class Extender:
         """Every size of the family between the smallest measured and the target's, with doubling tokens."""
         made = {(m.params, m.token_counts[-1]) for m in ladder.members if m.config.seed == self.seed}
         smallest = min(m.params for m in ladder.members)
-        for model in shapes(self.corpus.vocab_size, largest=int(max(largest, smallest)), family=self.family):
+        for model in shapes(self.corpus.vocab_size, largest=int(max(largest, smallest)), family=self.variant):
             if flops.params_matmul(model) < smallest:
                 continue
-            config = recipe(model, 0, eval_tokens=ladder.members[0].config.eval_tokens, seed=self.seed)
+            config = self.variant.config(
+                model, 0, eval_tokens=ladder.members[0].config.eval_tokens, seed=self.seed
+            )
             per_token = 1 / self.speed.tokens_per_second(config)
             eval_seconds = self.speed.eval_seconds(config, self.corpus)
             for k in range(COUNTS):
@@ -167,4 +169,4 @@ def _tokens(m: Member) -> float:
 
 
 def _training_flops(m: Member) -> float:
-    return float(flops.flops_per_token(m.config.model)) * m.token_counts[-1]
+    return flops.run_flops(m.config)

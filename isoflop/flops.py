@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from isoflop.records import ModelConfig
+from isoflop.records import ModelConfig, Paced, RunConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +57,24 @@ def params_total(m: ModelConfig) -> int:
 def flops_per_token(m: ModelConfig) -> int:
     """Training FLOPs a token: 6 a matrix weight that it meets, and what mixes tokens."""
     return counts(m).per_token
+
+
+def training_flops(config: Paced, trunk_tokens: float, cooled_tokens: float) -> float:
+    """Of that many tokens before the cooldown and in it: the trunk's context may be shorter."""
+    trunk = flops_per_token(config.trunk_model)
+    return float(trunk * trunk_tokens + flops_per_token(config.model) * cooled_tokens)
+
+
+def run_flops(config: RunConfig) -> float:
+    """Of a run of `config.tokens`, by whole optimizer steps."""
+    steps = config.tokens // config.batch_tokens
+    trunk = config.trunk_steps(steps)
+    return training_flops(config, trunk * config.batch_tokens, (steps - trunk) * config.batch_tokens)
+
+
+def mean_flops_per_token(config: Paced, cooled: float = 1.0) -> float:
+    """Training FLOPs over tokens of a long run; `cooled` cooldowns counted, as a trunk's branches have."""
+    return training_flops(config, 1 - config.cooldown, config.cooldown * cooled)
 
 
 def counted_by_torch(counter: FlopCounterMode) -> int:

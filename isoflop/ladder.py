@@ -11,15 +11,15 @@ from itertools import product
 from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError, ProjectError
-from isoflop.families import OWN, Family, shapes
+from isoflop.families import shapes
 from isoflop.interrupt import heeded
 from isoflop.packed import folder_of, train_packed
 from isoflop.progress import Progress
-from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
 from isoflop.store import Project
-from isoflop.throughput import SpeedModel, probe_in, speed_key
-from isoflop.train import run_id, steps_of_trunk
+from isoflop.throughput import SpeedModel, machine, probe_in
+from isoflop.train import run_id, tokens_of_trunk
+from isoflop.variant import DEFAULT, Variant
 from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
@@ -53,16 +53,16 @@ TOKENS_PER_PARAM = 5.0  # D/N of a member of middle size, near the measured opti
 
 
 def choose_shapes(
-    vocab_size: int, member_flops: float, sizes: int = DESIGNS[0][0], family: Family = OWN
+    vocab_size: int, member_flops: float, sizes: int = DESIGNS[0][0], variant: Variant = DEFAULT
 ) -> list[ModelConfig]:
-    """`sizes` consecutive shapes of the family, the smallest first.
+    """`sizes` consecutive shapes of the variant, the smallest first.
 
     The second is the best size for `member_flops`, N = sqrt(C / (6 * TOKENS_PER_PARAM)): the answer for
     the whole budget lies above it.
     """
     middle = math.sqrt(member_flops / (6 * TOKENS_PER_PARAM))
-    smallest = flops.params_matmul(shapes(vocab_size, largest=1, family=family)[0])
-    found = shapes(vocab_size, largest=int(64 * max(middle, smallest)), family=family)
+    smallest = flops.params_matmul(shapes(vocab_size, largest=1, family=variant)[0])
+    found = shapes(vocab_size, largest=int(64 * max(middle, smallest)), family=variant)
     nearest = min(range(len(found)), key=lambda i: abs(math.log(flops.params_matmul(found[i]) / middle)))
     first = max(0, min(nearest - 1, len(found) - sizes))
     return found[first : first + sizes]
@@ -98,11 +98,12 @@ def shared_eval_tokens(
     models: Sequence[ModelConfig],
     seconds: Callable[[RunConfig], tuple[float, float]],
     each: Sequence[Budget],
+    variant: Variant = DEFAULT,
 ) -> int:
     """One held-out sample for all, or their losses could not be compared: what each can afford."""
-    tokens = recipe(models[0], 0).eval_tokens
+    tokens = variant.config(models[0], 0).eval_tokens
     while tokens > MIN_EVAL_TOKENS:
-        costs = [FEWEST_BRANCHES * seconds(recipe(m, 0, eval_tokens=tokens))[1] for m in models]
+        costs = [FEWEST_BRANCHES * seconds(variant.config(m, 0, eval_tokens=tokens))[1] for m in models]
         if all(b.seconds is None or c <= EVAL_SHARE * b.seconds for c, b in zip(costs, each, strict=True)):
             break
         tokens //= 2
@@ -115,16 +116,17 @@ def members_for(
     each: Sequence[Budget],
     seeds: Sequence[int],
     fewest: int = FEWEST_BRANCHES,
+    variant: Variant = DEFAULT,
 ) -> list[Member]:
     """One member a shape and seed, each within its budget of `each`; too large shapes are left out.
 
     `seconds(config)` gives training seconds a token and seconds of one evaluation.
     """
-    eval_tokens = shared_eval_tokens(models, seconds, each)
+    eval_tokens = shared_eval_tokens(models, seconds, each, variant)
     members = []
     for model, budget in zip(models, each, strict=True):
         good = _good_steps(model == models[0])
-        config = recipe(model, 0, eval_tokens=eval_tokens)
+        config = variant.config(model, 0, eval_tokens=eval_tokens)
         per_token, eval_seconds = seconds(config)
         lengths: list[int] = []
         for branches in range(MOST_BRANCHES, 0, -1):  # the fewer, the longer the longest can be
@@ -132,11 +134,11 @@ def members_for(
                 tokens = (budget.seconds - branches * eval_seconds) / per_token
             else:
                 assert budget.flops is not None
-                tokens = budget.flops / flops.flops_per_token(model)
+                tokens = budget.flops / flops.mean_flops_per_token(config)
             # Trunk and cooldowns: D (1 - c) + c D (1 + 1/2 + ...) tokens for a longest branch D.
             tail = sum(BRANCH_RATIO**-k for k in range(branches))
-            steps = tokens / config.batch_tokens / (1 - config.cooldown + config.cooldown * tail)
-            lengths = branch_steps(int(steps), fewest, good)
+            dearer = flops.mean_flops_per_token(config, tail) / flops.mean_flops_per_token(config)
+            lengths = branch_steps(int(tokens / dearer / config.batch_tokens), fewest, good)
             if len(lengths) >= branches:
                 break
         counts = [n * config.batch_tokens for n in lengths]
@@ -153,13 +155,14 @@ def member(
     config: RunConfig, token_counts: Sequence[int], seconds_per_token: float, eval_seconds: float
 ) -> Member:
     """A trunk with branches of `token_counts`, shortest first, and what it will cost."""
-    spent = steps_of_trunk(token_counts, config) * config.batch_tokens
+    compute = flops.training_flops(config, *tokens_of_trunk(token_counts, config))
     return Member(
         config=config.model_copy(update={"tokens": token_counts[-1]}),
         token_counts=tuple(token_counts),
         params=flops.params_matmul(config.model),
-        flops=float(spent * flops.flops_per_token(config.model)),
-        seconds=spent * seconds_per_token + len(token_counts) * eval_seconds,
+        flops=compute,
+        seconds=compute / flops.mean_flops_per_token(config) * seconds_per_token
+        + len(token_counts) * eval_seconds,
         memory_bytes=flops.training_memory_bytes(config.model, config.batch_tokens),
     )
 
@@ -174,7 +177,7 @@ def design(
     key: str,
     workers: int | None = None,
     growing: bool = False,
-    family: Family = OWN,
+    variant: Variant = DEFAULT,
 ) -> Ladder:
     """The ladder that `budget` (the ladder's own share) buys; kept under `key`, so asked twice it is one.
 
@@ -186,16 +189,18 @@ def design(
     if kept is not None:
         return kept
     packed = workers or cores()
-    pilot = recipe(shapes(corpus.vocab_size, largest=1, family=family)[0], 0)
+    pilot = variant.config(shapes(corpus.vocab_size, largest=1, family=variant)[0], 0)
     speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
     if growing:
-        budget = _opening(budget, packed, seed, speed, corpus, family)
+        budget = _opening(budget, packed, seed, speed, corpus, variant)
     members: list[Member] = []
     enough: list[list[Member]] = []
     for wanted in DESIGNS:
-        models, each, seeds = _laid_out(wanted, budget, packed, seed, speed, corpus, family)
-        speed = measure(project, corpus, [recipe(m, 0) for m in models], packed=packed, progress=progress)
-        members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1])
+        models, each, seeds = _laid_out(wanted, budget, packed, seed, speed, corpus, variant)
+        speed = measure(
+            project, corpus, [variant.config(m, 0) for m in models], packed=packed, progress=progress
+        )
+        members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1], variant)
         if _is_enough(members, models, seeds):
             enough.append(members)
             if _goodness(members) >= 1:
@@ -210,13 +215,13 @@ def design(
     return Ladder(
         id=key, corpus_id=corpus.id, members=tuple(members), packed=packed,
         seconds=max(sum(m.seconds for m in members) / packed, *(m.seconds for m in members)),
-        flops=sum(m.flops for m in members),
+        flops=sum(m.flops for m in members), changes=variant.changes,
     )  # fmt: skip
 
 
 def _laid_out(
     wanted: tuple[int, int, bool], budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus,
-    family: Family,
+    variant: Variant,
 ) -> tuple[list[ModelConfig], list[Budget], list[int]]:  # fmt: skip
     """Shapes of one of `DESIGNS`, what each may spend, and the seeds of each."""
     sizes, _, tapered = wanted
@@ -225,19 +230,19 @@ def _laid_out(
     each, rough = _budgets(budget, parts, len(seeds), speed)
     if rough <= 0:
         raise BudgetError(f"{budget} for the ladder does not even start its processes", hint=LARGER_BUDGET)
-    return choose_shapes(corpus.vocab_size, rough, sizes, family), each, seeds
+    return choose_shapes(corpus.vocab_size, rough, sizes, variant), each, seeds
 
 
 def _opening(
-    budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus, family: Family
+    budget: Budget, packed: int, seed: int, speed: SpeedModel, corpus: Corpus, variant: Variant
 ) -> Budget:
     """The smallest part of the budget whose ladder is good with a margin, by the speeds known so far."""
     for part, wanted in product(OPENING_PARTS, DESIGNS[:3]):
         try:
-            models, each, seeds = _laid_out(wanted, budget.share(part), packed, seed, speed, corpus, family)
+            models, each, seeds = _laid_out(wanted, budget.share(part), packed, seed, speed, corpus, variant)
         except BudgetError:
             continue
-        members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1])
+        members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1], variant)
         if _is_enough(members, models, seeds) and _goodness(members) >= OPENING_MARGIN:
             return budget.share(part)
     return budget
@@ -289,7 +294,7 @@ def measure(
     found: list[Throughput] = []
     missing: list[RunConfig] = []
     for config in configs:
-        wanted = speed_key(config, packed)
+        wanted = config.speed_key(packed, machine())
         if wanted in known:
             found.append(known[wanted])
         else:
@@ -308,13 +313,15 @@ def measure(
 # -- doing --------------------------------------------------------------------------------------------
 
 
-def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progress) -> list[Run]:
+def climb(
+    project: Project, corpus: Corpus, ladder: Ladder, *, role: str = "ladder", progress: Progress
+) -> list[Run]:
     """Train every member that the ledger does not have; returns all runs of the ladder.
 
     A member that fails is reported and does not stop the others. Raises LadderError when fewer sizes
     than a law needs are left, ProjectError when the disk is full.
     """
-    branches = [_run_ids(m, corpus) for m in ladder.members]
+    branches = [run_ids(m, corpus) for m in ladder.members]
     wanted = {id for ids in branches for id in ids}
     done = {r.id: r for r in project.all("run", Run) if r.id in wanted}
     todo = [m for m, ids in zip(ladder.members, branches, strict=True) if not done.keys() >= ids]
@@ -331,8 +338,8 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
                     progress.log(f"ladder member of {member.params:,} parameters failed: {result}")
                     continue
                 for run in result:
-                    project.put("run", run, run.id)
-                    done[run.id] = run
+                    done[run.id] = run.model_copy(update={"role": role})
+                    project.put("run", done[run.id], run.id)
                 shutil.rmtree(folder_of(project, corpus, member), ignore_errors=True)  # its checkpoints
         progress.finish(
             "ladder", f"{len(done)} runs of {len({r.params_matmul for r in done.values()})} sizes"
@@ -347,6 +354,6 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     return sorted(done.values(), key=lambda r: (r.params_matmul, r.tokens))
 
 
-def _run_ids(member: Member, corpus: Corpus) -> set[str]:
+def run_ids(member: Member, corpus: Corpus) -> set[str]:
     """Of a member's branches."""
     return {run_id(member.config.model_copy(update={"tokens": t}), corpus) for t in member.token_counts}

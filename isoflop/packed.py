@@ -8,13 +8,12 @@ from pathlib import Path
 
 from loky.process_executor import TerminatedWorkerError
 
-from isoflop import flops
 from isoflop.errors import LadderError
 from isoflop.interrupt import Interrupted
 from isoflop.progress import Address, Progress, Relay, gather
 from isoflop.records import Corpus, Member, Run, digest
 from isoflop.store import Project
-from isoflop.train import train_trunk, trunk_id
+from isoflop.train import tokens_of_trunk, train_trunk, trunk_id
 from isoflop.workers import pool
 
 
@@ -63,7 +62,7 @@ def _train_member(member: Member, corpus_folder: Path, folder: Path, address: Ad
     """In a worker: one trunk with its branches."""
     from isoflop.corpus import load_corpus
 
-    scale = float(flops.flops_per_token(member.config.model))
+    scale = member.flops / sum(tokens_of_trunk(member.token_counts, member.config))
     relay = Relay(address, f"{member.params:,} parameters, seed {member.config.seed}", scale)
     corpus = load_corpus(corpus_folder)
     return train_trunk(

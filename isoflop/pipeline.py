@@ -17,7 +17,7 @@ from isoflop.devices import whole_machine
 from isoflop.errors import BudgetError, ProjectError, TrainError
 from isoflop.export import save_pretrained
 from isoflop.extend import Extender, extend
-from isoflop.families import OWN, Family, family_of, find
+from isoflop.families import OWN, family_of, find
 from isoflop.flops import matmul_peak
 from isoflop.gain import gain
 from isoflop.laws import Fit, Observations, fit
@@ -26,13 +26,11 @@ from isoflop.laws.intervals import NOISE_PRIOR
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.progress import Progress, Silent
-from isoflop.recipe import recipe
 from isoflop.records import (
     Corpus,
     CorpusConfig,
     Gain,
     Ladder,
-    Member,
     Plan,
     Result,
     Run,
@@ -43,6 +41,7 @@ from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
 from isoflop.train import run_id, train, whole_batches
 from isoflop.using import sample
+from isoflop.variant import DEFAULT, Variant
 from isoflop.workers import cores
 
 LADDER_SHARE = 1 / 3
@@ -71,16 +70,18 @@ def corpus_of(
 
 def key_of(
     corpus: Corpus, budget: Budget, seed: int, ladder_share: float, within: float | None = None,
-    family: Family = OWN,
+    variant: Variant = DEFAULT,
 ) -> str:  # fmt: skip
     """Names one job: equal jobs share ladder, plan and result."""
+    family = variant.family
     kind = () if family == OWN else (family.name, family.objective, family.template)
-    return digest([corpus.id, budget.model_dump(), seed, ladder_share, within, *kind])
+    return digest([corpus.id, budget.model_dump(), seed, ladder_share, within, *kind, *variant.changes])
 
 
 def sweep(
     project: Project, corpus: Corpus, budget: Budget, *, target: Budget | None = None, within: float = WANTED,
-    seed: int = 0, key: str, dry_run: bool = False, family: Family = OWN, progress: Progress | None = None,
+    seed: int = 0, key: str, dry_run: bool = False, variant: Variant = DEFAULT,
+    progress: Progress | None = None,
 ) -> tuple[Ladder, list[Run]]:  # fmt: skip
     """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs.
 
@@ -92,7 +93,7 @@ def sweep(
         _check_target(budget, target, within)
     ladder = rungs.design(
         project, corpus, budget, seed=seed, progress=progress, key=key, growing=target is not None,
-        family=family,
+        variant=variant,
     )  # fmt: skip
     if dry_run:
         return ladder, []
@@ -103,7 +104,7 @@ def sweep(
     speed = rungs.measure(
         project, corpus, [m.config for m in ladder.members], packed=ladder.packed, progress=progress
     )
-    extender = Extender(corpus, budget, target, speed, within, seed, family)
+    extender = Extender(corpus, budget, target, speed, within, seed, variant)
     return extend(
         project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress
     )
@@ -126,22 +127,27 @@ def fit_runs(
 ) -> tuple[str, Fit]:
     """Fit `law` to the ladder runs on this corpus, with `options` of `fit`; the ledger's id and the fit.
 
-    The runs are those of the family that was swept last. Raises ProjectError without runs, FitError when they
-    are too few.
+    The runs are those of the variant that was swept last. Raises ProjectError without runs, FitError when
+    they are too few.
     """
-    runs = [r for r in project.all("run", Run) if r.corpus_id == corpus.id and r.role == "ladder"]
-    swept = _swept(project, corpus)
-    runs = [r for r in runs if not swept or r.config.model.kind == swept[0].config.model.kind]
+    runs = [r for r in project.all("run", Run) if r.corpus_id == corpus.id]
+    ladders = _swept(project, corpus)
+    wanted = {i for ladder in ladders for member in ladder.members for i in rungs.run_ids(member, corpus)}
+    runs = [r for r in runs if (r.id in wanted if ladders else r.role == "ladder")]
     if not runs:
         raise ProjectError(f"{project.folder} has no ladder runs yet", hint="train them: isoflop sweep")
     fitted = _law_of(runs, law=law, seed=seed, **options)
     return project.put("fit", fitted), fitted
 
 
-def _swept(project: Project, corpus: Corpus) -> tuple[Member, ...]:
-    """The members of the latest ladder on this corpus."""
+def _swept(project: Project, corpus: Corpus) -> list[Ladder]:
+    """The ladders on this corpus of the variant that was swept last, the latest at the end."""
     ladders = [x for x in project.all("ladder", Ladder) if x.corpus_id == corpus.id]
-    return ladders[-1].members if ladders else ()
+    return [x for x in ladders if _kind(x) == _kind(ladders[-1])]
+
+
+def _kind(ladder: Ladder) -> tuple[object, ...]:
+    return ladder.members[0].config.model.kind, ladder.changes
 
 
 def _law_of(runs: Sequence[Run], **options: Any) -> Fit:
@@ -156,12 +162,16 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What `budget`, all of it for one run, buys by the fitted law; written to the ledger."""
     progress = progress or Silent()
-    configs = [m.config for m in _swept(project, corpus)]
-    configs = configs or [recipe(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)]
+    ladders = _swept(project, corpus)
+    if ladders:
+        configs = [m.config for m in ladders[-1].members]
+        variant = Variant(family_of(configs[0].model), ladders[-1].changes)
+    else:
+        configs, variant = [DEFAULT.config(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)], DEFAULT
     speed = rungs.measure(project, corpus, configs, packed=cores(), progress=progress)
     return planner.plan(
         project, corpus, fitted, budget, key=key, fit_id=fit_id, seed=seed, speed=speed,
-        eval_tokens=configs[0].eval_tokens, family=family_of(configs[0].model), progress=progress,
+        eval_tokens=configs[0].eval_tokens, variant=variant, progress=progress,
     )  # fmt: skip
 
 
@@ -197,14 +207,15 @@ def run(
     sources: Sequence[str] = (), *, budget: str | Budget = "5m",
     project: str | Path | Project = "isoflop-project",
     seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
-    family: str = OWN.name, objective: str | None = None,
+    family: str = OWN.name, objective: str | None = None, changes: Sequence[str] = (),
     corpus_config: CorpusConfig | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
     `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
     apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
-    budget is spent. `family` and `objective` are those of `families.find`. Raises IsoflopError (see
+    budget is spent. `family` and `objective` are those of `families.find`; `changes` to the recipe are
+    those of `variant.Variant`: `["cooldown=0.5", "model.d_ff=x1.5"]`. Raises IsoflopError (see
     `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
@@ -212,22 +223,22 @@ def run(
     if not 0 < ladder_share < 1:
         raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
     _check_target(whole.share(ladder_share), whole, within)
-    kind = find(family, objective)
+    variant = Variant.of(find(family, objective), changes)
     home = project if isinstance(project, Project) else Project(project)
     with home.lock():
-        return _run(home, tuple(sources), whole, seed, ladder_share, within, kind, corpus_config, progress)
+        return _run(home, tuple(sources), whole, seed, ladder_share, within, variant, corpus_config, progress)
 
 
 def _run(
     project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float, within: float,
-    family: Family, config: CorpusConfig | None, progress: Progress,
+    variant: Variant, config: CorpusConfig | None, progress: Progress,
 ) -> Result:  # fmt: skip
     start = time.perf_counter()
     config = config or CorpusConfig()
     if config.vocab_size is None and config.tokenizer is None:
         config = config.model_copy(update={"vocab_size": vocab_for(_expected_flops(budget))})
     corpus = corpus_of(project, config.model_copy(update={"sources": sources}), progress=progress)
-    key = key_of(corpus, budget, seed, share, within, family)
+    key = key_of(corpus, budget, seed, share, within, variant)
     done = project.get("result", key, Result)
     if done is not None and (project.folder / done.model).exists():
         progress.log("this job is done; nothing to do")
@@ -236,7 +247,7 @@ def _run(
     clock = time.perf_counter()
     ladder, runs = sweep(
         project, corpus, budget.share(share), target=budget, within=within, seed=seed, key=key,
-        family=family, progress=progress,
+        variant=variant, progress=progress,
     )  # fmt: skip
     seconds["ladder"] = max(time.perf_counter() - clock, ladder.seconds if not runs else 0.0)
     middle = time.perf_counter()
@@ -334,7 +345,7 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int, family: Family = OWN,
+    lr_scale: float, seed: int, variant: Variant = DEFAULT,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
@@ -347,12 +358,13 @@ def chosen_config(
                 f"{project.folder} has no plan for its corpus",
                 hint="make one (isoflop plan), or give --width and --tokens",
             )
-        config, planned = latest.config, family_of(latest.config.model)
-        if family not in (OWN, planned):
+        config, planned, wanted = latest.config, family_of(latest.config.model), variant.family
+        if wanted not in (OWN, planned):
             raise ProjectError(
-                f"the latest plan is of the family {planned.name}, not {family.name}",
-                hint=f"give --width and --tokens, or sweep first: isoflop sweep --family {family.name}",
+                f"the latest plan is of the family {planned.name}, not {wanted.name}",
+                hint=f"give --width and --tokens, or sweep first: isoflop sweep --family {wanted.name}",
             )
+        config = variant.applied(config)
         if tokens is not None:
             config = config.model_copy(update={"tokens": tokens})
     elif tokens is None or tokens <= 0 or width <= 0:
@@ -360,7 +372,7 @@ def chosen_config(
             "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
         )
     else:
-        model = family.shape(width, corpus.vocab_size, n_layers=layers)
-        config = whole_machine(recipe(model, tokens, seed=seed))
+        model = variant.shape(width, corpus.vocab_size, n_layers=layers)
+        config = whole_machine(variant.config(model, tokens, seed=seed))
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})

@@ -14,14 +14,14 @@ from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.devices import has_compiler, whole_machine
 from isoflop.errors import BudgetError, FitError
-from isoflop.families import OWN, Family, shapes
+from isoflop.families import shapes
 from isoflop.laws import Fit
 from isoflop.laws.intervals import quantiles
 from isoflop.progress import Progress
-from isoflop.recipe import recipe
 from isoflop.records import Corpus, Interval, Plan, RunConfig, Throughput
 from isoflop.store import Project
-from isoflop.throughput import SpeedModel, probe_alone, speed_key
+from isoflop.throughput import SpeedModel, machine, probe_alone
+from isoflop.variant import DEFAULT, Variant
 from isoflop.workers import cores
 
 JOINED_EFFICIENCY = 0.85  # first guess of one run on all cores against packed ones; then it is measured
@@ -45,7 +45,7 @@ class Candidate:
 
 def plan(
     project: Project, corpus: Corpus, fit: Fit, budget: Budget, *, key: str, fit_id: str, seed: int,
-    speed: SpeedModel, eval_tokens: int, family: Family = OWN, progress: Progress,
+    speed: SpeedModel, eval_tokens: int, variant: Variant = DEFAULT, progress: Progress,
 ) -> Plan:  # fmt: skip
     """The best model that `budget` (what is left for the final run) buys by `fit`; kept under `key`.
 
@@ -60,8 +60,8 @@ def plan(
     measured = fit.observations.params
     largest = int(LARGER * max(measured))
     sizes = [
-        whole_machine(recipe(m, 0, seed=seed, eval_tokens=eval_tokens))
-        for m in shapes(corpus.vocab_size, largest=largest, family=family)
+        whole_machine(variant.config(m, 0, seed=seed, eval_tokens=eval_tokens))
+        for m in shapes(corpus.vocab_size, largest=largest, family=variant)
         if flops.params_matmul(m) >= min(measured)
     ]
     rater = _Rater(corpus, fit, speed, {}, JOINED_EFFICIENCY * cores())
@@ -123,7 +123,7 @@ class _Rater:
                 tokens = (budget.seconds * MARGIN - beside) * per_second
             else:
                 assert budget.flops is not None
-                tokens = budget.flops / flops.flops_per_token(config.model)
+                tokens = budget.flops / flops.mean_flops_per_token(config)
             steps = int(tokens / config.batch_tokens)
             size = flops.params_matmul(config.model)
             counted = config.model_copy(update={"tokens": max(steps, 1) * config.batch_tokens})
@@ -150,7 +150,7 @@ def measure_alone(
     known = {t.key: t for t in project.all("throughput", Throughput)}
     found = []
     for config in configs:
-        measured = known.get(speed_key(config, 1))
+        measured = known.get(config.speed_key(1, machine()))
         if measured is None:
             size = flops.params_matmul(config.model)
             progress.log(
@@ -173,7 +173,7 @@ def _compiling(
     plain = measure_alone(project, corpus, [config], progress).tokens_per_second(config)
     fast = measure_alone(project, corpus, [compiled], progress).tokens_per_second(compiled)
     known = {t.key: t for t in project.all("throughput", Throughput)}
-    cost = known[speed_key(compiled, 1)].compile_seconds
+    cost = known[compiled.speed_key(1, machine())].compile_seconds
     if fast * (seconds - cost) <= plain * seconds:
         return None
     progress.log(f"compiling pays: {fast / plain:.2f}x for {cost:.0f} s")
@@ -184,7 +184,7 @@ def _write(
     corpus: Corpus, fit: Fit, budget: Budget, chosen: Candidate, double: Candidate,
     rated: Sequence[Candidate], key: str, fit_id: str,
 ) -> Plan:  # fmt: skip
-    compute = float(flops.flops_per_token(chosen.config.model)) * chosen.config.tokens
+    compute = flops.run_flops(chosen.config)
     loss = fit.predict(chosen.params, chosen.config.tokens)
     doubled = fit.predict(double.params, double.config.tokens)
     saves = fit.predict_draws(chosen.params, chosen.config.tokens) - fit.predict_draws(

@@ -68,6 +68,7 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     """
     size = flops.params_matmul(model)
     batch = max(2 ** round(math.log2(1024 * math.sqrt(size / 100_000))), model.context)
+    batch = overrides.get("batch_tokens", batch)
     width = math.sqrt(128 / model.d_model)
     values: dict[str, Any] = {
         "model": model,

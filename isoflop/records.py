@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -112,29 +113,48 @@ class ModelConfig(Growing):
         return self.family, self.objective, self.template
 
 
-class RunConfig(Growing):
-    """Everything that determines a run's weights, given a corpus."""
+class Paced(Growing):
+    """What the speed of a run depends on, beside the machine."""
 
-    later = ()
+    later = ("trunk_context",)
 
     model: ModelConfig
-    tokens: int  # D, training tokens seen
     batch_tokens: int
+    cooldown: float = 0.2  # share of tokens in the linear cooldown to zero
+    compile: bool = False
+    ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
+    threads: int = 1  # of each rank; likewise
+    trunk_context: int = 0  # tokens a window until the cooldown begins; 0: the model's context
+
+    def trunk_steps(self, steps: int) -> int:
+        """Those at a constant rate, of a run of so many optimizer steps."""
+        return math.floor(steps * (1 - self.cooldown))
+
+    def speed_key(self, packed: int, machine: str) -> str:
+        """Names the speed of so many of these side by side on a machine."""
+        return digest([self.model_dump(mode="json", include=set(Paced.model_fields)), packed, machine])
+
+    @property
+    def trunk_model(self) -> ModelConfig:
+        """The shape as the trunk sees it."""
+        return self.model.model_copy(update={"context": self.trunk_context or self.model.context})
+
+
+class RunConfig(Paced):
+    """Everything that determines a run's weights, given a corpus."""
+
+    tokens: int  # D, training tokens seen
     lr_matrix: float  # Muon, matrices of the blocks
     lr_embed: float  # AdamW, input embedding
     lr_head: float  # AdamW, output head
     lr_vector: float  # AdamW, norms
     weight_decay: float
     warmup_tokens: int
-    cooldown: float = 0.2  # share of tokens in the linear cooldown to zero
     grad_clip: float = 1.0
     seed: int = 0
     eval_tokens: int = 131_072
-    compile: bool = False
     momentum: float = 0.9  # Muon's
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
-    ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
-    threads: int = 1  # of each rank; likewise
 
 
 class CurvePoint(Record):
@@ -151,7 +171,7 @@ class Run(Record):
     id: str
     corpus_id: str
     config: RunConfig
-    role: str  # "ladder", "final" or "train"
+    role: str  # "ladder", "ablation", "final" or "train"
     trunk: str  # runs of one constant-rate trunk share this id
     loss: float  # held-out, nats a predicted token
     loss_se: float  # standard error over held-out windows
@@ -176,17 +196,12 @@ class Run(Record):
     model: str | None = None  # artifact folder, relative to the project
 
 
-class Throughput(Record):
+class Throughput(Paced):
     """Measured training speed of one shape on this machine."""
 
-    model: ModelConfig
-    batch_tokens: int
-    ranks: int = 1
-    threads: int  # of each rank
     packed: int  # runs side by side while it was measured
-    compile: bool
     params: int  # N
-    tokens_per_second: float  # training
+    tokens_per_second: float  # training, mean of a whole run
     eval_tokens_per_second: float
     compile_seconds: float
     memory_bytes: int  # of one rank
@@ -194,9 +209,7 @@ class Throughput(Record):
 
     @property
     def key(self) -> str:
-        """What the speed depends on."""
-        names = {"model", "batch_tokens", "ranks", "threads", "packed", "compile", "machine"}
-        return digest(self.model_dump(mode="json", include=names))
+        return self.speed_key(self.packed, self.machine)
 
 
 class Member(Record):
@@ -219,6 +232,7 @@ class Ladder(Record):
     packed: int  # members side by side
     seconds: float  # wall time of all
     flops: float
+    changes: tuple[str, ...] = ()  # to the recipe, of `variant.Variant`
     ended: str = ""  # why no more runs were added (`extend`); empty while that is open, or for a fixed ladder
 
 

@@ -16,7 +16,7 @@ from isoflop import flops
 from isoflop.devices import agreed, run_ranks
 from isoflop.evaluate import heldout
 from isoflop.progress import Silent
-from isoflop.records import Corpus, RunConfig, Throughput, digest
+from isoflop.records import Corpus, Paced, RunConfig, Throughput
 from isoflop.trainer import Trainer
 
 PROBE_SECONDS = 1.2
@@ -30,28 +30,17 @@ def machine() -> str:
 def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PROBE_SECONDS) -> Throughput:
     """Train a throw-away model of this configuration for about `seconds` and time its steps."""
     trainer = Trainer(config, corpus, Silent())
-    total = config.batch_tokens * 10_000
-    trainer.train_step(total)
-    start = time.perf_counter()
-    trainer.train_step(total)
-    steps = agreed(max(3, math.ceil(seconds / (time.perf_counter() - start))))
-    start = time.perf_counter()
-    for _ in range(steps):
-        trainer.train_step(total)
-    train_seconds = time.perf_counter() - start
+    trunk, cooldown = (_seconds_a_step(trainer, steps, seconds) for steps in (10_000, 1))
+    step = (1 - config.cooldown) * trunk + config.cooldown * cooldown
     memory = psutil.Process().memory_info().rss
     start = time.perf_counter()
     scored = heldout(trainer.model, corpus, eval_tokens=8192)
     eval_seconds = time.perf_counter() - start
     return Throughput(
-        model=config.model,
-        batch_tokens=config.batch_tokens,
-        ranks=config.ranks,
-        threads=config.threads,
+        **{name: value for name, value in config if name in Paced.model_fields},
         packed=packed,
-        compile=config.compile,
         params=flops.params_matmul(config.model),
-        tokens_per_second=steps * config.batch_tokens / train_seconds,
+        tokens_per_second=config.batch_tokens / step,
         eval_tokens_per_second=scored.tokens / eval_seconds,
         compile_seconds=trainer.meter.compile,
         memory_bytes=memory,
@@ -59,13 +48,17 @@ def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PR
     )
 
 
-def speed_key(config: RunConfig, packed: int) -> str:
-    """`Throughput.key` of a measurement of this configuration here."""
-    return digest({
-        "model": config.model.model_dump(mode="json"), "batch_tokens": config.batch_tokens,
-        "ranks": config.ranks, "threads": config.threads, "packed": packed, "compile": config.compile,
-        "machine": machine(),
-    })  # fmt: skip
+def _seconds_a_step(trainer: Trainer, total_steps: int, seconds: float) -> float:
+    """Of steps in the trunk of a run of so many steps, or, where that is short, in its cooldown."""
+    total = total_steps * trainer.config.batch_tokens
+    trainer.train_step(total)
+    start = time.perf_counter()
+    trainer.train_step(total)
+    steps = agreed(max(3, math.ceil(seconds / 2 / (time.perf_counter() - start))))
+    start = time.perf_counter()
+    for _ in range(steps):
+        trainer.train_step(total)
+    return (time.perf_counter() - start) / steps
 
 
 class SpeedModel:
@@ -79,7 +72,7 @@ class SpeedModel:
         if not self.sizes:
             raise ValueError("no measured throughput")
         self._rate = [
-            float(np.median([t.tokens_per_second * flops.flops_per_token(t.model) for t in by_size[n]]))
+            float(np.median([t.tokens_per_second * flops.mean_flops_per_token(t) for t in by_size[n]]))
             for n in self.sizes
         ]
         self.eval_ratio = float(
@@ -93,7 +86,7 @@ class SpeedModel:
     def tokens_per_second(self, config: RunConfig) -> float:
         """Training speed expected of this configuration."""
         rate = self.flops_per_second(flops.params_matmul(config.model))
-        return rate / flops.flops_per_token(config.model)
+        return rate / flops.mean_flops_per_token(config)
 
     def eval_seconds(self, config: RunConfig, corpus: Corpus) -> float:
         """Time of one held-out evaluation."""

@@ -138,7 +138,7 @@ class Branches:
     def _advance(self) -> None:
         """To the end of the current branch, forking from the trunk where its cooldown starts."""
         total = self.totals[self.branch]
-        fork_step = math.floor(total * (1 - self.config.cooldown))
+        fork_step = self.config.trunk_steps(total)
         last = self.branch == len(self.totals) - 1
         every = max(1, self.totals[-1] // CURVE_POINTS)
         while self.trainer.step < total:
@@ -215,7 +215,9 @@ class Branches:
         before = (sum(r.seconds_train for r in self.runs), sum(r.seconds_eval for r in self.runs))
         seconds = trainer.meter.train - before[0]
         speed = self.spent_steps * config.batch_tokens / max(seconds, 1e-9)
-        per_token = flops.flops_per_token(m)
+        total = trainer.step
+        cooled = min(self.spent_steps, total - config.trunk_steps(total)) * config.batch_tokens
+        spent = flops.training_flops(config, self.spent_steps * config.batch_tokens - cooled, cooled)
         peak = config.ranks * flops.matmul_peak(config.threads)
         final = config.model_copy(update={"tokens": tokens})
         return Run(
@@ -233,14 +235,14 @@ class Branches:
             params_matmul=flops.params_matmul(m),
             tokens=tokens,
             unique_tokens=min(tokens, self.corpus.train_tokens),
-            flops=float(per_token * tokens),
-            flops_spent=float(per_token * self.spent_steps * config.batch_tokens),
+            flops=flops.run_flops(final),
+            flops_spent=spent,
             seconds_train=seconds,
             seconds_eval=trainer.meter.eval - before[1],
             seconds_compile=trainer.meter.compile if not self.runs else 0.0,
             tokens_per_second=speed,
             peak_flops_per_second=peak,
-            peak_share=speed * per_token / peak,
+            peak_share=spent / max(seconds, 1e-9) / peak,
             peak_memory_bytes=config.ranks * max(trainer.meter.memory, psutil.Process().memory_info().rss),
             rate_scale=trainer.rate_scale,
             curve=tuple(CurvePoint.model_validate(p) for p in trainer.meter.curve if p["tokens"] <= tokens),
@@ -263,11 +265,11 @@ def whole_batches(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"tokens": steps * config.batch_tokens})
 
 
-def steps_of_trunk(token_counts: Sequence[int], config: RunConfig) -> int:
-    """Optimizer steps that a trunk with these branches takes in all."""
+def tokens_of_trunk(token_counts: Sequence[int], config: RunConfig) -> tuple[int, int]:
+    """Tokens of a trunk with these branches: those at the constant rate, and those of all cooldowns."""
     totals = [math.ceil(t / config.batch_tokens) for t in sorted(set(token_counts))]
-    cooled = sum(t - math.floor(t * (1 - config.cooldown)) for t in totals[:-1])
-    return totals[-1] + cooled
+    cooled = sum(t - config.trunk_steps(t) for t in totals)
+    return config.trunk_steps(totals[-1]) * config.batch_tokens, cooled * config.batch_tokens
 
 
 def train_trunk(
@@ -298,7 +300,7 @@ def train_trunk(
     folder.mkdir(parents=True, exist_ok=True)
     work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
     with heeded(progress) as pressed:
-        progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
+        progress.start(stage, sum(tokens_of_trunk(token_counts, config)), "tokens")
         if config.ranks == 1:
             runs = work(progress, stopping or pressed)
         else:

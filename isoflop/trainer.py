@@ -39,6 +39,11 @@ class Batches:
                 f"a batch of {self.rows} rows cannot be shared evenly by {config.ranks} ranks",
                 hint=f"give batch_tokens as a multiple of {config.ranks * self.context}",
             )
+        if self.context % config.trunk_model.context:
+            raise TrainError(
+                f"a context of {self.context} cannot be cut into parts of {config.trunk_context} tokens",
+                hint="give a trunk_context that divides it",
+            )
         share = self.rows // config.ranks
         self.mine = range(rank() * share, (rank() + 1) * share)
         if self.windows < self.rows:
@@ -106,21 +111,25 @@ class Trainer:
         start = time.perf_counter()
         for block in self.model.blocks:
             block.compile()
-        self.model.loss(*self.examples(0)).backward()  # type: ignore[no-untyped-call]
+        for context in {self.config.trunk_model.context, self.config.model.context}:
+            self.model.loss(*self.examples(0, context)).backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.meter.compile += time.perf_counter() - start
 
-    def examples(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (rows of this rank, context) of batch `step`."""
+    def examples(self, step: int, context: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (rows, context) of batch `step`: this rank's windows, cut to that context."""
         key = (self.config.seed, step, self.batches.mine.start)
-        inputs, targets = self.objective.examples(self.batches(step), self.corpus, key)
+        windows = self.batches(step).unfold(1, context + 1, context).flatten(0, 1)
+        inputs, targets = self.objective.examples(windows, self.corpus, key)
         return inputs.to(self.device), targets.to(self.device)
 
     def train_step(self, total_tokens: int) -> float:
         """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token."""
         config = self.config
-        loss = self.model.loss(*self.examples(self.step))
+        in_trunk = self.step < config.trunk_steps(total_tokens // config.batch_tokens)
+        context = (config.trunk_model if in_trunk else config.model).context
+        loss = self.model.loss(*self.examples(self.step, context))
         loss.backward()  # type: ignore[no-untyped-call]
         loss = average_gradients(self.model, loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)

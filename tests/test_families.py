@@ -25,9 +25,10 @@ from isoflop.progress import Silent
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, ModelConfig, RunConfig, Throughput
 from isoflop.store import Project
-from isoflop.throughput import SpeedModel, speed_key
+from isoflop.throughput import SpeedModel
 from isoflop.trainer import Trainer
 from isoflop.using import evaluate_folder, sample
+from isoflop.variant import Variant
 
 FOREIGN = [name for name in FAMILIES if name != OWN.name]
 
@@ -169,7 +170,8 @@ def test_sizes_grow_and_the_default_stays_ours(corpus: Corpus) -> None:
     ours = OWN.shape(64, corpus.vocab_size)
     assert "family" not in json.loads(ours.to_json())
     assert family_of(ModelConfig.from_json(ours.to_json())) == OWN
-    assert speed_key(recipe(ours, 0), 1) != speed_key(recipe(FAMILIES["llama"].shape(64, 512), 0), 1)
+    other = FAMILIES["llama"].shape(64, 512)
+    assert recipe(ours, 0).speed_key(1, "m") != recipe(other, 0).speed_key(1, "m")
     saved = flops.counts(FAMILIES["llama"].shape(64, 512)).saved
     assert 0.5 < saved / flops.counts(ours).saved < 2.5  # attention's probabilities come on top
 
@@ -190,7 +192,7 @@ def test_a_ladder_of_another_family(corpus: Corpus, tmp_path: Path, monkeypatch:
     for budget in (Budget(flops=8e11), Budget(seconds=100.0)):
         ladder = rungs.design(
             Project(tmp_path / "p"), corpus, budget, seed=0, progress=Silent(), key="k", workers=2,
-            family=find("gpt2"),
+            variant=Variant(find("gpt2")),
         )  # fmt: skip
         assert {m.config.model.kind for m in ladder.members} == {("gpt2", "causal", "")}
         assert len({m.params for m in ladder.members}) >= rungs.FEWEST_SIZES

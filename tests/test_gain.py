@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isoflop.errors import FitError
-from isoflop.gain import UNBOUNDED_FLOPS, gain, is_defined
+from isoflop.gain import UNBOUNDED_FLOPS, Pair, gain, is_defined, paired
 from isoflop.laws import Fit, fit
 from isoflop.records import Gain
 
@@ -89,3 +89,57 @@ def test_near_the_floor_some_draws_are_undefined() -> None:
 def test_impossible_numbers_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(FitError):
         gain(law(), **{"loss": 3.0, "flops": 1e17, **bad})  # type: ignore[arg-type]
+
+
+def pairs_of(doublings: float, seeds: int = 3, extra: float = 0.0) -> list[Pair]:
+    """Runs of three sizes, each a pair with what `doublings` more compute would reach on the frontier."""
+    base, out = law(), []
+    for scale, (N, D) in enumerate(((2e6, 4e7), (8e6, 1.6e8), (3.2e7, 6.4e8))):
+        loss = float(base.loss(N, D)[0])
+        reached = base.optimum(2.0**doublings * float(base.compute_for(loss, base.theta)[0])).loss.value
+        out += [
+            Pair(
+                trunk=f"{scale} {seed}", scale=scale, params=N, tokens=D, flops=6 * N * D,
+                flops_other=6 * N * D * 2.0**extra, loss=loss * noise, loss_other=reached * noise,
+            )
+            for seed, noise in zip(range(seeds), (1.0, 1.01, 0.99), strict=False)
+        ]  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("doublings", [-0.5, 0.0, 0.7])
+def test_pairs_tell_the_doublings_that_they_were_made_with(doublings: float) -> None:
+    found = paired(law(), pairs_of(doublings))
+    assert found.mean is not None
+    assert found.mean.value == pytest.approx(doublings, abs=1e-6)
+    assert found.mean.low < doublings < found.mean.high
+    assert [s.doublings.value for s in found.scales] == pytest.approx([doublings] * 3, abs=1e-6)
+    assert found.trend.value == pytest.approx(0.0, abs=1e-6)
+    assert ("not told apart" in found.sentence) == (doublings == 0.0)
+
+
+def test_compute_that_the_change_added_is_taken_off() -> None:
+    plain, dear = (paired(law(), pairs_of(0.7, extra=extra)).mean for extra in (0.0, 1.0))
+    assert plain is not None
+    assert dear is not None
+    assert dear.value == pytest.approx(plain.value - 1.0)
+
+
+def test_more_seeds_narrow_the_interval_and_disagreeing_ones_widen_it() -> None:
+    one, three = (paired(law(), pairs_of(0.3, seeds=n)).mean for n in (1, 3))
+    apart = [
+        p.model_copy(update={"loss_other": p.loss_other * factor})
+        for p, factor in zip(pairs_of(0.3), (0.97, 1.0, 1.03) * 3, strict=True)
+    ]
+    wide = paired(law(), apart).mean
+    assert one is not None
+    assert three is not None
+    assert wide is not None
+    assert three.high - three.low < one.high - one.low < wide.high - wide.low
+
+
+def test_the_order_of_pairs_does_not_matter_and_none_is_refused() -> None:
+    pairs = pairs_of(0.3)
+    assert paired(law(), pairs[::-1]) == paired(law(), pairs)
+    with pytest.raises(FitError, match="no pairs"):
+        paired(law(), [])

@@ -1,4 +1,6 @@
-"""The command line: `job` has the main job's stages, `laws` asks laws, `runs` judges tables of runs."""
+"""The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `laws` asks
+laws, `runs` judges tables of runs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import sys
 import typer
 
 from isoflop import terminal
-from isoflop.cli import job, laws, runs
+from isoflop.cli import ablate, job, laws, runs
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -21,6 +23,7 @@ app = typer.Typer(
     "Example: [bold]isoflop run docs/ --budget 5m[/bold]",
 )
 app.add_typer(job.app)
+app.add_typer(ablate.app)
 app.add_typer(laws.app)
 app.add_typer(runs.app)
 

@@ -18,6 +18,7 @@ from isoflop.cli.options import (
     ObjectiveOption,
     ProjectOption,
     SeedOption,
+    SetOption,
     ShareOption,
     SourcesArgument,
     TokenizerOption,
@@ -47,8 +48,8 @@ def run(
     sources: SourcesArgument = None, budget: BudgetOption = "5m", project: ProjectOption = DEFAULT_PROJECT,
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
     heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
-    family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, seed: SeedOption = 0,
-    json: JsonOption = False,
+    family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
+    changes: SetOption = None, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -59,9 +60,8 @@ def run(
     with Terminal() as progress:
         result = run_job(
             sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
-            within=within, family=family, objective=objective, corpus_config=_corpus_config(
-                sources, field, vocab, tokenizer, heldout
-            ), progress=progress,
+            within=within, family=family, objective=objective, changes=changes or (),
+            corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress,
         )  # fmt: skip
     if json:
         out(result)
@@ -122,6 +122,7 @@ def sweep(
         str | None, typer.Option(help="The whole budget that the law is for; in the same unit as --budget.")
     ] = None,
     within: WithinOption = 0.05, family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
+    changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
     json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -135,15 +136,17 @@ def sweep(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
+    from isoflop.variant import Variant
 
-    parsed, home, kind = Budget.parse(budget), open_project(project), find(family, objective)
+    parsed, home = Budget.parse(budget), open_project(project)
+    variant = Variant.of(find(family, objective), changes or ())
     whole = None if target is None else Budget.parse(target)
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
-        key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, kind)
+        key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, variant)
         ladder, runs = sweep_ladder(
             home, text, parsed, target=whole, within=within, seed=seed, key=key, dry_run=dry_run,
-            family=kind, progress=progress,
+            variant=variant, progress=progress,
         )  # fmt: skip
     if json:
         out({"ladder": ladder.model_dump(mode="json"), "runs": [r.model_dump(mode="json") for r in runs]})
@@ -174,7 +177,7 @@ def train(
     layers: Annotated[int | None, typer.Option(help="Number of layers; from the width when absent.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
-    family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
+    family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, changes: SetOption = None,
     seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given.
@@ -183,12 +186,20 @@ def train(
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
+    from isoflop.variant import Variant
 
-    home, kind = open_project(project), find(family, objective)
+    home, variant = open_project(project), Variant.of(find(family, objective), changes or ())
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
         config = chosen_config(
-            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind
+            home,
+            text,
+            width=width,
+            layers=layers,
+            tokens=tokens,
+            lr_scale=lr_scale,
+            seed=seed,
+            variant=variant,
         )
         done = train_model(home, text, config, progress=progress)
     if json:

@@ -71,6 +71,15 @@ ObjectiveOption = Annotated[
     str | None,
     typer.Option(help="causal, masked or masked-words (whole words); the family's own when absent."),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Replace a value of the recipe, e.g. cooldown=0.5, or multiply it, e.g. model.d_ff=x1.5; "
+        "may be repeated.",
+    ),
+]
 DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[

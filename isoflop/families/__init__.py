@@ -21,15 +21,8 @@ from isoflop.recipe import CONTEXT
 from isoflop.records import ModelConfig
 
 
-class Family(Protocol):
-    """An architecture with what it learns, and how it is scaled; `ModelConfig.kind` names it in records."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def objective(self) -> str: ...
-    @property
-    def template(self) -> str: ...
+class Scaled(Protocol):
+    """Shapes of growing width."""
 
     def widths(self) -> Iterator[int]:
         """The widths of a ladder, smallest first, without end."""
@@ -38,6 +31,17 @@ class Family(Protocol):
         self, d_model: int, vocab_size: int, *, n_layers: int | None = None, context: int = CONTEXT
     ) -> ModelConfig:
         """The model of one width for a corpus of that vocabulary."""
+
+
+class Family(Scaled, Protocol):
+    """An architecture with what it learns, and how it is scaled; `ModelConfig.kind` names it in records."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def objective(self) -> str: ...
+    @property
+    def template(self) -> str: ...
 
     def build(self, model: ModelConfig, seed: int) -> LanguageModel:
         """The model with its initial weights, which depend on `seed` alone."""
@@ -93,9 +97,9 @@ def of_config(raw: Mapping[str, Any]) -> Family:
 
 
 def shapes(
-    vocab_size: int, *, largest: int, family: Family = OWN, context: int = CONTEXT
+    vocab_size: int, *, largest: int, family: Scaled = OWN, context: int = CONTEXT
 ) -> list[ModelConfig]:
-    """Every shape of the family with at most `largest` parameters N, smallest first; one at least."""
+    """Every shape of at most `largest` parameters N, smallest first; one at least."""
     found: list[ModelConfig] = []
     for width in family.widths():
         model = family.shape(width, vocab_size, context=context)

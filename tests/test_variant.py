@@ -1,0 +1,76 @@
+"""Values of the recipe that the user replaces."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from isoflop.errors import TrainError
+from isoflop.families import OWN
+from isoflop.pipeline import corpus_of, fit_runs
+from isoflop.recipe import recipe, shape
+from isoflop.records import Ladder, Result, Run
+from isoflop.store import Project
+from isoflop.train import run_id
+from isoflop.variant import DEFAULT, Variant
+
+
+def test_without_changes_it_is_the_recipe() -> None:
+    model = shape(96, 512)
+    assert DEFAULT.shape(96, 512) == model
+    assert DEFAULT.config(model, 10_000, seed=3) == recipe(model, 10_000, seed=3)
+
+
+def test_values_are_replaced_or_multiplied_in_their_own_type() -> None:
+    made = Variant.of(
+        OWN, ["cooldown=0.5", "lr_matrix=x0.5", "betas=0.8,0.95", "model.d_ff=x1.5", "model.tied=true"]
+    )
+    model = made.shape(96, 512)
+    config, derived = made.config(model, 10_000), recipe(model, 10_000)
+    assert (model.d_ff, model.tied) == (round(1.5 * shape(96, 512).d_ff), True)
+    assert (config.cooldown, config.betas) == (0.5, (0.8, 0.95))
+    assert config.lr_matrix == derived.lr_matrix / 2
+    assert made.applied(derived) == config.model_copy(update={"model": made.applied(derived).model})
+
+
+def test_what_is_derived_from_a_changed_value_follows_it() -> None:
+    config = Variant.of(OWN, ["batch_tokens=x2"]).config(shape(96, 512), 0)
+    assert config.batch_tokens == 2 * recipe(shape(96, 512), 0).batch_tokens
+    assert config.warmup_tokens == 10 * config.batch_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("lr_matirx=0.1", "no 'lr_matirx' of --set"),
+        ("cooldown", "'cooldown' of --set has no value"),
+        ("cooldown=long", "'cooldown=long' of --set is not a value of cooldown, which is 0.3"),
+        ("batch_tokens=xx", "'batch_tokens=xx' of --set is not a value of batch_tokens"),
+        ("betas=0.9", "'betas=0.9' of --set is not a value of betas"),
+        ("seed=3", "'seed' of --set is decided elsewhere"),
+        ("model.d_model=64", "'model.d_model' of --set is decided elsewhere"),
+    ],
+)
+def test_a_wrong_change_is_named(change: str, words: str) -> None:
+    with pytest.raises(TrainError, match=words):
+        Variant.of(OWN, [change])
+
+
+def test_laws_of_two_variants_in_one_project_are_apart(project: tuple[Path, Result], tmp_path: Path) -> None:
+    home = Project(shutil.copytree(project[0], tmp_path / "p"))
+    corpus = corpus_of(home)
+    ladder, runs = home.all("ladder", Ladder)[0], [r for r in home.all("run", Run) if r.role == "ladder"]
+    before = fit_runs(home, corpus, bootstrap=0)[1]
+    variant = Variant.of(OWN, ["lr_matrix=x0.5"])
+
+    members = tuple(m.model_copy(update={"config": variant.applied(m.config)}) for m in ladder.members)
+    home.put("ladder", ladder.model_copy(update={"id": "v", "members": members, "changes": variant.changes}))
+    for r in runs:
+        config = variant.applied(r.config)
+        changed = {"config": config, "id": run_id(config, corpus), "loss": 0.9 * r.loss}
+        home.put("run", r.model_copy(update=changed))
+    after = fit_runs(home, corpus, bootstrap=0)[1]
+    assert before.n == after.n == len(runs)
+    assert after.observations.loss == pytest.approx([0.9 * x for x in before.observations.loss])
