@@ -14,6 +14,7 @@ from isoflop.errors import BudgetError, LadderError, ProjectError
 from isoflop.families import OWN, Family, shapes
 from isoflop.interrupt import heeded
 from isoflop.packed import folder_of, train_packed
+from isoflop.patience import check_patience
 from isoflop.progress import Progress
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
@@ -152,7 +153,11 @@ def members_for(
 def member(
     config: RunConfig, token_counts: Sequence[int], seconds_per_token: float, eval_seconds: float
 ) -> Member:
-    """A trunk with branches of `token_counts`, shortest first, and what it will cost."""
+    """A trunk with branches of `token_counts`, shortest first, and what it will cost.
+
+    Raises TrainError when its configuration has patience.
+    """
+    check_patience(config, token_counts)
     spent = steps_of_trunk(token_counts, config) * config.batch_tokens
     return Member(
         config=config.model_copy(update={"tokens": token_counts[-1]}),
@@ -160,7 +165,7 @@ def member(
         params=flops.params_matmul(config.model),
         flops=float(spent * flops.flops_per_token(config.model)),
         seconds=spent * seconds_per_token + len(token_counts) * eval_seconds,
-        memory_bytes=flops.training_memory_bytes(config.model, config.batch_tokens),
+        memory_bytes=flops.training_memory_bytes(config),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -334,11 +334,14 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int, family: Family = OWN,
+    lr_scale: float, seed: int, family: Family = OWN, options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
-    Raises ProjectError when there is neither a plan nor a width and tokens.
+    `options` are fields of RunConfig that replace its own. A given shape is compiled where its run then ends
+    sooner. Raises ProjectError when there is neither a plan nor a width and tokens, TrainError for options
+    that cannot be.
     """
     if width is None:
         latest = project.latest("plan", Plan)
@@ -355,12 +358,15 @@ def chosen_config(
             )
         if tokens is not None:
             config = config.model_copy(update={"tokens": tokens})
+        if options:
+            config = whole_machine(config.model_copy(update=options))
     elif tokens is None or tokens <= 0 or width <= 0:
         raise ProjectError(
             "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
         )
     else:
         model = family.shape(width, corpus.vocab_size, n_layers=layers)
-        config = whole_machine(recipe(model, tokens, seed=seed))
+        config = whole_machine(recipe(model, tokens, seed=seed, **(options or {})))
+        config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent())
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})

@@ -115,7 +115,10 @@ class ModelConfig(Growing):
 class RunConfig(Growing):
     """Everything that determines a run's weights, given a corpus."""
 
-    later = ()
+    later = (
+        "accumulate", "precision", "checkpoint_activations", "dropout", "label_smoothing", "patience",
+        "evaluate_every",
+    )  # fmt: skip
 
     model: ModelConfig
     tokens: int  # D, training tokens seen
@@ -135,6 +138,13 @@ class RunConfig(Growing):
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
     ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
     threads: int = 1  # of each rank; likewise
+    accumulate: int = 1  # parts of equal size in which a rank does its rows of a batch, one after the other
+    precision: str = "float32"  # of `precision.PRECISIONS`
+    checkpoint_activations: bool = False  # backward computes each block again: less memory, more time
+    dropout: float = 0.0  # while training
+    label_smoothing: float = 0.0  # of the training loss alone
+    patience: int = 0  # held-out scores in a row without a better one that begin the cooldown (`patience.py`)
+    evaluate_every: int = 0  # tokens between these scores; 0: a 20th of the run
 
 
 class CurvePoint(Record):
@@ -176,8 +186,10 @@ class Run(Record):
     model: str | None = None  # artifact folder, relative to the project
 
 
-class Throughput(Record):
-    """Measured training speed of one shape on this machine."""
+class Pace(Growing):
+    """What a training speed depends on."""
+
+    later = ("accumulate", "precision", "checkpoint_activations", "dropout")
 
     model: ModelConfig
     batch_tokens: int
@@ -185,18 +197,26 @@ class Throughput(Record):
     threads: int  # of each rank
     packed: int  # runs side by side while it was measured
     compile: bool
+    accumulate: int = 1
+    precision: str = "float32"
+    checkpoint_activations: bool = False
+    dropout: float = 0.0
+    machine: str
+
+    @property
+    def key(self) -> str:
+        """Names the speed in the ledger."""
+        return digest(self.model_dump(mode="json", include=set(Pace.model_fields)))
+
+
+class Throughput(Pace):
+    """Measured training speed of one shape on this machine."""
+
     params: int  # N
     tokens_per_second: float  # training
     eval_tokens_per_second: float
     compile_seconds: float
     memory_bytes: int  # of one rank
-    machine: str
-
-    @property
-    def key(self) -> str:
-        """What the speed depends on."""
-        names = {"model", "batch_tokens", "ranks", "threads", "packed", "compile", "machine"}
-        return digest(self.model_dump(mode="json", include=names))
 
 
 class Member(Record):

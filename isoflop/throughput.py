@@ -16,7 +16,7 @@ from isoflop import flops
 from isoflop.devices import agreed, run_ranks
 from isoflop.evaluate import heldout
 from isoflop.progress import Silent
-from isoflop.records import Corpus, RunConfig, Throughput, digest
+from isoflop.records import Corpus, Pace, RunConfig, Throughput
 from isoflop.trainer import Trainer
 
 PROBE_SECONDS = 1.2
@@ -44,28 +44,24 @@ def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PR
     scored = heldout(trainer.model, corpus, eval_tokens=8192)
     eval_seconds = time.perf_counter() - start
     return Throughput(
-        model=config.model,
-        batch_tokens=config.batch_tokens,
-        ranks=config.ranks,
-        threads=config.threads,
-        packed=packed,
-        compile=config.compile,
+        **dict(pace(config, packed)),
         params=flops.params_matmul(config.model),
         tokens_per_second=steps * config.batch_tokens / train_seconds,
         eval_tokens_per_second=scored.tokens / eval_seconds,
         compile_seconds=trainer.meter.compile,
         memory_bytes=memory,
-        machine=machine(),
     )
+
+
+def pace(config: RunConfig, packed: int) -> Pace:
+    """What the speed of this configuration depends on here."""
+    said = {name: value for name, value in config if name in Pace.model_fields}
+    return Pace(**said, packed=packed, machine=machine())
 
 
 def speed_key(config: RunConfig, packed: int) -> str:
     """`Throughput.key` of a measurement of this configuration here."""
-    return digest({
-        "model": config.model.model_dump(mode="json"), "batch_tokens": config.batch_tokens,
-        "ranks": config.ranks, "threads": config.threads, "packed": packed, "compile": config.compile,
-        "machine": machine(),
-    })  # fmt: skip
+    return pace(config, packed).key
 
 
 class SpeedModel:

@@ -1,4 +1,6 @@
-"""The command line: `job` has the main job's stages, `laws` asks laws, `runs` judges tables of runs."""
+"""The command line: `job` has the main job's stages, `laws` asks laws, `runs` judges tables of runs,
+`averages` makes one model of several.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import sys
 import typer
 
 from isoflop import terminal
-from isoflop.cli import job, laws, runs
+from isoflop.cli import averages, job, laws, runs
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -23,6 +25,7 @@ app = typer.Typer(
 app.add_typer(job.app)
 app.add_typer(laws.app)
 app.add_typer(runs.app)
+app.add_typer(averages.app)
 
 
 def main() -> None:

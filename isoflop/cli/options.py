@@ -71,6 +71,16 @@ ObjectiveOption = Annotated[
     str | None,
     typer.Option(help="causal, masked or masked-words (whole words); the family's own when absent."),
 ]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="float32, bf16, or fp16 on a GPU; held-out scores are float32.")
+]
+AccumulateOption = Annotated[
+    int | None, typer.Option(min=1, help="Do each batch in this many parts, for want of memory.")
+]
+PatienceOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Cool down once held-out loss has not fallen this many scores in a row."),
+]
 DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[
