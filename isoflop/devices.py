@@ -25,6 +25,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from isoflop import flops
 from isoflop.errors import IsoflopError, TrainError
+from isoflop.options import check_options
 from isoflop.records import RunConfig
 from isoflop.workers import cores, pool
 
@@ -48,15 +49,16 @@ def whole_machine(config: RunConfig) -> RunConfig:
     """`config` for a run that has the machine to itself.
 
     On a CPU the ranks and threads that use most cores, as far as batch rows and memory allow; rather ranks
-    than threads.
+    than threads. Raises TrainError for options that cannot be.
     """
+    check_options(config)
     most, rows = cores(), config.batch_tokens // config.model.context
     room = MEMORY_SHARE * psutil.virtual_memory().total
     ranks = 1
     if device_for().type == "cpu" and dist.is_available():
         for r in range(2, min(most, rows) + 1):
-            fits = flops.training_memory_bytes(config.model, config.batch_tokens, r) <= room
-            if rows % r == 0 and fits and r * (most // r) >= ranks * (most // ranks):
+            fits = flops.training_memory_bytes(config, r) <= room
+            if rows % (r * config.accumulate) == 0 and fits and r * (most // r) >= ranks * (most // ranks):
                 ranks = r
     return config.model_copy(update={"ranks": ranks, "threads": most // ranks})
 

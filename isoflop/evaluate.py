@@ -51,19 +51,21 @@ def heldout_windows(corpus: Corpus, context: int, eval_tokens: int) -> Tensor:
 
 @torch.no_grad()
 def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
-    """Score `model` on the fixed held-out sample, each token seeing only its own window.
+    """Score `model` on the fixed held-out sample, each token seeing only its own window, without dropout.
 
     bpb = sum of nats / (ln 2 * sum of UTF-8 bytes of the predicted tokens). A masked model predicts the same
     masked tokens every time, and has no bits per byte: its predictions are not the factors of a text's
     probability.
     """
     device, context = next(model.parameters()).device, model.config.context
-    objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
+    objective, trains = OBJECTIVES[OBJECTIVES[model.config.objective].test], model.training
     windows = heldout_windows(corpus, context, eval_tokens)
     rows = max(1, EVAL_BATCH_TOKENS // context)
     examples = objective.examples(windows, corpus, (MASK_SEED,))
     batches = zip(*(torch.split(part.to(device), rows) for part in examples), strict=True)
+    model.eval()
     nats = torch.cat([model.token_losses(x, y).double().sum(1).cpu() for x, y in batches]).numpy()
+    model.train(trains)
     size = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1)
     n, per_window = len(nats), objective.predicted(context)
     bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)

@@ -55,7 +55,10 @@ def params_total(m: ModelConfig) -> int:
 
 
 def flops_per_token(m: ModelConfig) -> int:
-    """Training FLOPs a token: 6 a matrix weight that it meets, and what mixes tokens."""
+    """Training FLOPs a token: 6 a matrix weight that it meets, and what mixes tokens.
+
+    Of the model, so that laws compare: what checkpointed activations compute again is not counted.
+    """
     return counts(m).per_token
 
 
@@ -134,16 +137,22 @@ def decoder_counts(m: ModelConfig) -> Counts:
     )
 
 
-def training_memory_bytes(m: ModelConfig, batch_tokens: int, ranks: int = 1) -> int:
+def training_memory_bytes(config: RunConfig, ranks: int | None = None) -> int:
     """Estimate of what training holds: weights, gradients, two moments, and the saved activations.
 
-    Each of several ranks holds its own copy of all but its share of the activations, and a buffer for the
-    gradients of all.
+    Each of several ranks (None: those of `config`) holds its own copy of all but its share of the
+    activations, and a buffer for the gradients of all. Activations are those of the part of a batch that is
+    done at once; checkpointed, the inputs of all blocks and what one of them saves. In float32: autocast
+    needs less.
     The head saves a gradient of its own size. The interpreter and torch's libraries come on top.
     """
+    m, ranks = config.model, ranks or config.ranks
     states = (4 if ranks == 1 else 5) * params_total(m)
     head = 2 * m.vocab_size * m.d_model
-    return BYTES_FLOAT32 * (ranks * (states + head) + batch_tokens * counts(m).saved)
+    saved = counts(m).saved
+    if config.checkpoint_activations:
+        saved = min(saved, saved // m.n_layers + m.n_layers * m.d_model)
+    return BYTES_FLOAT32 * (ranks * (states + head) + config.batch_tokens // config.accumulate * saved)
 
 
 def weight_bytes(params: float, bits: float) -> float:

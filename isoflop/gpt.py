@@ -30,6 +30,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)  # under autocast x may have 16 bits, whose squares lose or overflow
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight
 
 
@@ -94,31 +95,33 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer."""
+    """One pre-norm layer; dropout on what it adds to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.d_model)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.d_model)
         self.mlp = MLP(config)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_btd: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
-        x_btd = x_btd + self.self_attn(self.input_layernorm(x_btd), cos_te, sin_te)
-        out: Tensor = x_btd + self.mlp(self.post_attention_layernorm(x_btd))
+        x_btd = x_btd + self.dropout(self.self_attn(self.input_layernorm(x_btd), cos_te, sin_te))
+        out: Tensor = x_btd + self.dropout(self.mlp(self.post_attention_layernorm(x_btd)))
         return out
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and final norm (`Qwen3Model`)."""
+    """Embedding, layers and final norm (`Qwen3Model`); dropout on the embedding and in the layers."""
 
     cos_te: Tensor
     sin_te: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
         cos_te, sin_te = rotary_tables(config.context, config.head_dim, config.rope_theta)
         self.register_buffer("cos_te", cos_te, persistent=False)
@@ -126,7 +129,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids_bt: Tensor) -> Tensor:
         t = ids_bt.shape[1]
-        x_btd = self.embed_tokens(ids_bt)
+        x_btd = self.dropout(self.embed_tokens(ids_bt))
         for layer in self.layers:
             x_btd = layer(x_btd, self.cos_te[:t], self.sin_te[:t])
         out: Tensor = self.norm(x_btd)
@@ -134,12 +137,15 @@ class Decoder(nn.Module):
 
 
 class GPT(LanguageModel):
-    """The language model (`Qwen3ForCausalLM`): decoder and output head."""
+    """The language model (`Qwen3ForCausalLM`): decoder and output head.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Qwen3 has no dropout: ours acts while training alone, and what is saved does without.
+    """
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Decoder(config, dropout)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -161,11 +167,11 @@ class GPT(LanguageModel):
         out: Tensor = self.lm_head(self.model(ids_bt))
         return out
 
-    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy in nats a token, without ever holding all logits."""
         x_nd = self.model(ids_bt).flatten(0, 1)
         out: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            x_nd, self.lm_head.weight, targets_bt.flatten()
+            x_nd, self.lm_head.weight, targets_bt.flatten(), label_smoothing
         )
         return out
 
@@ -189,32 +195,57 @@ class GPT(LanguageModel):
 class LinearCrossEntropy(torch.autograd.Function):
     """mean(cross_entropy(x @ weight.T, targets)) with its gradients made chunk by chunk in the forward pass.
 
-    Logits never leave the cache and the softmax is computed once, not twice.
+    Logits never leave the cache and the softmax is computed once, not twice. Under autocast the three
+    products have its 16 bits, and what is summed up has the 32 of `x`.
     """
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, x_nd: Tensor, weight_vd: Tensor, y_n: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        x_nd: Tensor,
+        weight_vd: Tensor,
+        y_n: Tensor,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         n, chunk = x_nd.shape[0], min(CHUNK_TOKENS, x_nd.shape[0])
-        grad_x, grad_weight = torch.empty_like(x_nd), torch.zeros_like(weight_vd)
-        buffer_nv = x_nd.new_empty(chunk, weight_vd.shape[0])  # one for all: fresh pages cost as much as exp
+        low = _product_dtype(x_nd)
+        low_vd, sure = weight_vd.to(low), 1 - label_smoothing
+        # 1/n goes into the small softmax where nothing is lost by it, and of 16 bits is left to the end.
+        within, after = (n, 1) if low == x_nd.dtype else (1, n)
+        grad_x, grad_weight = torch.empty_like(x_nd, dtype=low), torch.zeros_like(weight_vd)
+        buffer_nv = low_vd.new_empty(chunk, len(low_vd))  # one for all: fresh pages cost as much as exp
         total = x_nd.new_zeros(())
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
-            x, y = x_nd[rows], y_n[rows, None]
-            p = torch.mm(x, weight_vd.T, out=buffer_nv[: len(x)])
+            x, y = x_nd[rows].to(low), y_n[rows, None]
+            p = torch.mm(x, low_vd.T, out=buffer_nv[: len(x)]).to(x_nd.dtype)
             picked, top = p.gather(1, y), p.amax(1, keepdim=True)
+            if label_smoothing:
+                picked = sure * picked + label_smoothing * p.mean(1, keepdim=True)
             norm = p.sub_(top).exp_().sum(1, keepdim=True)
             total += (norm.log() + top - picked).sum()
-            p.mul_(1.0 / (n * norm))  # softmax / n
-            p.scatter_add_(1, y, p.new_full((1, 1), -1.0 / n).expand_as(y))
-            torch.mm(p, weight_vd, out=grad_x[rows])
-            grad_weight.addmm_(p.T, x)
+            p.mul_(1.0 / (within * norm))  # softmax, less what is wanted of it
+            p.scatter_add_(1, y, p.new_full((1, 1), -sure / within).expand_as(y))
+            if label_smoothing:
+                p.sub_(label_smoothing / (within * len(weight_vd)))
+            p = p.to(low)
+            torch.mm(p, low_vd, out=grad_x[rows])
+            if low == grad_weight.dtype:
+                grad_weight.addmm_(p.T, x)
+            else:
+                grad_weight += torch.mm(p.T, x)
         ctx.save_for_backward(grad_x, grad_weight)
+        ctx.after, ctx.dtype = after, x_nd.dtype  # type: ignore[attr-defined]
         return total / n
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_x, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad_x * grad, grad_weight * grad, None
+        share = grad / ctx.after  # type: ignore[attr-defined]
+        return grad_x.to(ctx.dtype) * share, grad_weight * share, None, None  # type: ignore[attr-defined]
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would multiply `x` in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

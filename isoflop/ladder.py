@@ -14,6 +14,7 @@ from isoflop.errors import BudgetError, LadderError, ProjectError
 from isoflop.families import shapes
 from isoflop.interrupt import heeded
 from isoflop.packed import folder_of, train_packed
+from isoflop.patience import check_patience
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
 from isoflop.store import Project
@@ -154,7 +155,11 @@ def members_for(
 def member(
     config: RunConfig, token_counts: Sequence[int], seconds_per_token: float, eval_seconds: float
 ) -> Member:
-    """A trunk with branches of `token_counts`, shortest first, and what it will cost."""
+    """A trunk with branches of `token_counts`, shortest first, and what it will cost.
+
+    Raises TrainError when its configuration has patience.
+    """
+    check_patience(config, token_counts)
     compute = flops.training_flops(config, *tokens_of_trunk(token_counts, config))
     return Member(
         config=config.model_copy(update={"tokens": token_counts[-1]}),
@@ -163,7 +168,7 @@ def member(
         flops=compute,
         seconds=compute / flops.mean_flops_per_token(config) * seconds_per_token
         + len(token_counts) * eval_seconds,
-        memory_bytes=flops.training_memory_bytes(config.model, config.batch_tokens),
+        memory_bytes=flops.training_memory_bytes(config),
     )
 
 

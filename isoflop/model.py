@@ -37,8 +37,12 @@ class LanguageModel(nn.Module, ABC):
         """The layers, which are compiled one by one."""
 
     @abstractmethod
-    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        """Mean cross-entropy of the predicted positions, in nats a token."""
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy of the predicted positions, in nats a token.
+
+        With `label_smoothing` s, against targets of which a share s is spread evenly over the vocabulary
+        (Szegedy et al., arXiv 1512.00567, section 7).
+        """
 
     @abstractmethod
     def token_losses(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:

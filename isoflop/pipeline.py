@@ -345,11 +345,13 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int, variant: Variant = DEFAULT,
+    lr_scale: float, seed: int, variant: Variant = DEFAULT, progress: Progress | None = None,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
-    Raises ProjectError when there is neither a plan nor a width and tokens.
+    `options` are fields of RunConfig that replace its own. A given shape is compiled where its run then ends
+    sooner. Raises ProjectError when there is neither a plan nor a width and tokens, TrainError for options
+    that cannot be.
     """
     if width is None:
         latest = project.latest("plan", Plan)
@@ -364,9 +366,10 @@ def chosen_config(
                 f"the latest plan is of the family {planned.name}, not {wanted.name}",
                 hint=f"give --width and --tokens, or sweep first: isoflop sweep --family {wanted.name}",
             )
-        config = variant.applied(config)
         if tokens is not None:
             config = config.model_copy(update={"tokens": tokens})
+        if variant.changes:
+            config = whole_machine(variant.applied(config))
     elif tokens is None or tokens <= 0 or width <= 0:
         raise ProjectError(
             "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
@@ -374,5 +377,6 @@ def chosen_config(
     else:
         model = variant.shape(width, corpus.vocab_size, n_layers=layers)
         config = whole_machine(variant.config(model, tokens, seed=seed))
+        config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent())
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})

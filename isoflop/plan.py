@@ -26,6 +26,7 @@ from isoflop.workers import cores
 
 JOINED_EFFICIENCY = 0.85  # first guess of one run on all cores against packed ones; then it is measured
 COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
+SLOW_CORE = 5e9  # FLOP/s that any core trains at, at least
 MARGIN = 0.95  # of the time left is planned: speeds drift by some percent within minutes (docs/LOG.md)
 MIN_STEPS = 50
 LARGER = 16
@@ -180,6 +181,20 @@ def _compiling(
     return fast / plain, cost
 
 
+def compiled_if_it_pays(project: Project, corpus: Corpus, config: RunConfig, progress: Progress) -> RunConfig:
+    """`config`, compiled where that makes its run end sooner.
+
+    Speeds are measured once and kept, so that the same command comes to the same decision; runs that are
+    short on the slowest of machines are decided without.
+    """
+    compute = flops.run_flops(config)
+    if compute < COMPILE_FROM_SECONDS * SLOW_CORE * config.ranks * config.threads:
+        return config
+    plain = measure_alone(project, corpus, [config], progress).tokens_per_second(config)
+    gained = _compiling(project, corpus, config, config.tokens / plain, progress)
+    return config if gained is None else config.model_copy(update={"compile": True})
+
+
 def _write(
     corpus: Corpus, fit: Fit, budget: Budget, chosen: Candidate, double: Candidate,
     rated: Sequence[Candidate], key: str, fit_id: str,
@@ -206,9 +221,7 @@ def _write(
         id=key, fit_id=fit_id, corpus_id=corpus.id, budget_seconds=budget.seconds, budget_flops=budget.flops,
         config=chosen.config, params=chosen.params, tokens=chosen.config.tokens, flops=compute,
         seconds=chosen.seconds,
-        memory_bytes=flops.training_memory_bytes(
-            chosen.config.model, chosen.config.batch_tokens, chosen.config.ranks
-        ),
+        memory_bytes=flops.training_memory_bytes(chosen.config),
         tokens_per_second=chosen.tokens_per_second, loss=loss.plain(),
         params_optimum=split[0], tokens_optimum=split[1], doubling_loss=doubled.plain(),
         doubling_saves=Interval(value=value, low=min(low, value), high=max(high, value), of="mean"),

@@ -116,7 +116,10 @@ class ModelConfig(Growing):
 class Paced(Growing):
     """What the speed of a run depends on, beside the machine."""
 
-    later = ("trunk_context",)
+    later = (
+        "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "label_smoothing",
+        "patience", "evaluate_every",
+    )  # fmt: skip
 
     model: ModelConfig
     batch_tokens: int
@@ -125,6 +128,10 @@ class Paced(Growing):
     ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
     threads: int = 1  # of each rank; likewise
     trunk_context: int = 0  # tokens a window until the cooldown begins; 0: the model's context
+    accumulate: int = 1  # parts of equal size in which a rank does its rows of a batch, one after the other
+    precision: str = "float32"  # of `precision.PRECISIONS`
+    checkpoint_activations: bool = False  # backward computes each block again: less memory, more time
+    dropout: float = 0.0  # while training
 
     def trunk_steps(self, steps: int) -> int:
         """Those at a constant rate, of a run of so many optimizer steps."""
@@ -155,6 +162,9 @@ class RunConfig(Paced):
     eval_tokens: int = 131_072
     momentum: float = 0.9  # Muon's
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
+    label_smoothing: float = 0.0  # of the training loss alone
+    patience: int = 0  # held-out scores in a row without a better one that begin the cooldown (`patience.py`)
+    evaluate_every: int = 0  # tokens between these scores; 0: a 20th of the run
 
 
 class CurvePoint(Record):

@@ -22,9 +22,10 @@ from isoflop import checkpoint, flops
 from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
-from isoflop.evaluate import heldout
+from isoflop.evaluate import HeldOut, heldout
 from isoflop.interrupt import Interrupted, heeded
 from isoflop.model import LanguageModel
+from isoflop.patience import Patience, check_patience
 from isoflop.progress import Address, Progress, Relay, Silent, gather
 from isoflop.quantities import bits
 from isoflop.records import Corpus, CurvePoint, Run, RunConfig, digest
@@ -68,6 +69,7 @@ class Branches:
         self.trunk = trunk_id(config, corpus)
         self.stamp: Sequence[int] = train_stamp(corpus)
         self.trainer = Trainer(config, corpus, progress)
+        self.patience = Patience(config, self.totals[-1])
         self.branch = 0  # index of the branch being trained
         self.fork: dict[str, Any] | None = None  # the trunk where the running branch left it
         self.runs: list[Run] = []
@@ -92,6 +94,7 @@ class Branches:
             "meter": vars(self.trainer.meter),
             "spent_steps": self.spent_steps,
             "done_steps": self.done_steps,
+            "patience": self.patience.state(),
         }
         checkpoint.save(self.folder, state, self.done_steps)
         self.last_save = time.monotonic()
@@ -115,6 +118,7 @@ class Branches:
         self.branch, self.fork = state["branch"], state["fork"]
         self.runs = [Run.from_json(r) for r in state["runs"]]
         self.spent_steps, self.done_steps = state["spent_steps"], state["done_steps"]
+        self.patience.load(state.get("patience", self.patience.state()))  # checkpoints of before have none
 
     def _pause(self) -> float:
         """Seconds until the next checkpoint."""
@@ -141,28 +145,43 @@ class Branches:
         fork_step = self.config.trunk_steps(total)
         last = self.branch == len(self.totals) - 1
         every = max(1, self.totals[-1] // CURVE_POINTS)
-        while self.trainer.step < total:
+        while self.trainer.step < (end := min(total, self.patience.end)):
             if self.trainer.step >= fork_step and self.fork is None and not last:
                 self.fork = {**copy.deepcopy(self.trainer.state()), "curve": len(self.trainer.meter.curve)}
             start = time.perf_counter()
-            loss = self.trainer.train_step(total * self.config.batch_tokens)
+            loss = self.trainer.train_step(end * self.config.batch_tokens)
             self._account(loss, time.perf_counter() - start, every)
+            if self.patience.due(self.trainer.step):
+                self._judge()
             stopping = self.stopping()
             if stopping or time.monotonic() - self.last_save > self._pause():
                 self.save()
             if stopping:
                 raise Interrupted
 
+    def _judge(self) -> None:
+        """Score the trunk as it stands: all ranks learn whether its cooldown begins here."""
+        patience, step = self.patience, self.trainer.step
+        if rank() == 0:
+            patience.hear(self._heldout().loss, step)
+        patience.end = agreed(patience.end)
+        if patience.worse >= patience.limit:
+            self.progress.log(
+                f"held-out loss not below {patience.best:.4f} for {patience.limit} scores: "
+                f"cooling down from step {step} to {patience.end}"
+            )
+
     def _account(self, loss: float, seconds: float, every: int) -> None:
         meter = self.trainer.meter
         meter.train += seconds
         self.spent_steps += 1
         self.done_steps += 1
-        if not math.isfinite(loss):
+        if self.trainer.precision.failed(loss):
             raise Diverged
-        meter.loss_sum += loss
-        meter.loss_count += 1
-        if self.done_steps % every == 0:
+        if math.isfinite(loss):
+            meter.loss_sum += loss
+            meter.loss_count += 1
+        if self.done_steps % every == 0 and meter.loss_count:
             meter.memory = max(meter.memory, psutil.Process().memory_info().rss)
             meter.curve.append(
                 {
@@ -184,6 +203,7 @@ class Branches:
         self.progress.log(f"loss not finite at step {self.trainer.step}: going back, at half the rate")
         self.trainer = Trainer(self.config, self.corpus, self.progress)
         self.fork = None
+        self.patience = Patience(self.config, self.totals[-1])
         self.resume()
         self.trainer.rate_scale = 0.5
 
@@ -200,13 +220,18 @@ class Branches:
             self.fork = None
         self.save()
 
+    def _heldout(self) -> HeldOut:
+        """Scores of the model as it stands, by the first rank while the others wait."""
+        config, start = self.config, time.perf_counter()
+        torch.set_num_threads(config.ranks * config.threads)
+        scores = heldout(self.trainer.model, self.corpus, eval_tokens=config.eval_tokens)
+        torch.set_num_threads(config.threads)
+        self.trainer.meter.eval += time.perf_counter() - start
+        return scores
+
     def _score(self) -> Run:
         trainer, config, m = self.trainer, self.config, self.trainer.config.model
-        start = time.perf_counter()
-        torch.set_num_threads(config.ranks * config.threads)  # the other ranks wait
-        scores = heldout(trainer.model, self.corpus, eval_tokens=config.eval_tokens)
-        torch.set_num_threads(config.threads)
-        trainer.meter.eval += time.perf_counter() - start
+        scores = self._heldout()
         if not math.isfinite(scores.loss):
             raise TrainError(
                 f"the held-out loss of run {self.trunk} is not finite", hint="lower the learning rates"
@@ -219,7 +244,8 @@ class Branches:
         cooled = min(self.spent_steps, total - config.trunk_steps(total)) * config.batch_tokens
         spent = flops.training_flops(config, self.spent_steps * config.batch_tokens - cooled, cooled)
         peak = config.ranks * flops.matmul_peak(config.threads)
-        final = config.model_copy(update={"tokens": tokens})
+        # What was asked for names the run: with patience it may have ended earlier.
+        final = config.model_copy(update={"tokens": self.totals[self.branch] * config.batch_tokens})
         return Run(
             id=run_id(final, self.corpus),
             corpus_id=self.corpus.id,
@@ -235,7 +261,7 @@ class Branches:
             params_matmul=flops.params_matmul(m),
             tokens=tokens,
             unique_tokens=min(tokens, self.corpus.train_tokens),
-            flops=flops.run_flops(final),
+            flops=flops.run_flops(config.model_copy(update={"tokens": tokens})),
             flops_spent=spent,
             seconds_train=seconds,
             seconds_eval=trainer.meter.eval - before[1],
@@ -291,10 +317,11 @@ def train_trunk(
     after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
     finished model; with `config.ranks` above 1 it is sent to another process and called there.
 
-    Raises TrainError when the loss is not finite twice, or the corpus is smaller than a batch;
-    CorruptError when no checkpoint can be read or the training tokens change; Interrupted, saved, when
-    `stopping()` (None: at Ctrl-C).
+    Raises TrainError when the loss is not finite twice, the corpus is smaller than a batch, or an option
+    cannot be; CorruptError when no checkpoint can be read or the training tokens change; Interrupted,
+    saved, when `stopping()` (None: at Ctrl-C).
     """
+    check_patience(config, token_counts)
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,10 @@ from isoflop.errors import TrainError
 from isoflop.families import family_of
 from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
+from isoflop.options import check_options
+from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
+from isoflop.recompute import recompute_blocks
 from isoflop.records import Corpus, RunConfig
 
 
@@ -45,6 +48,11 @@ class Batches:
                 hint="give a trunk_context that divides it",
             )
         share = self.rows // config.ranks
+        if share % config.accumulate:
+            raise TrainError(
+                f"the {share} rows of a batch that a rank takes are not {config.accumulate} equal parts",
+                hint=f"give an accumulate that divides {share}, or a larger batch_tokens",
+            )
         self.mine = range(rank() * share, (rank() + 1) * share)
         if self.windows < self.rows:
             raise TrainError(
@@ -92,8 +100,14 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = device_for()
-        self.model = family_of(config.model).build(config.model, config.seed).to(self.device)
+        check_options(config)
+        check_precision(config.precision, self.device, progress)
+        model = family_of(config.model).build(config.model, config.seed, dropout=config.dropout)
+        self.model = model.to(self.device)
+        if config.checkpoint_activations:
+            recompute_blocks(self.model, random=config.dropout > 0)
         self.optimizers = make_optimizers(self.model, config)
+        self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
         self.batches = Batches(corpus, config)
         self.objective = OBJECTIVES[config.model.objective]
@@ -112,33 +126,53 @@ class Trainer:
         for block in self.model.blocks:
             block.compile()
         for context in {self.config.trunk_model.context, self.config.model.context}:
-            self.model.loss(*self.examples(0, context)).backward()  # type: ignore[no-untyped-call]
+            self.gradients(0, context)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.meter.compile += time.perf_counter() - start
 
-    def examples(self, step: int, context: int) -> tuple[Tensor, Tensor]:
+    def examples(self, step: int, context: int | None = None) -> tuple[Tensor, Tensor]:
         """Inputs and targets (rows, context) of batch `step`: this rank's windows, cut to that context."""
-        key = (self.config.seed, step, self.batches.mine.start)
+        context = context or self.config.model.context
         windows = self.batches(step).unfold(1, context + 1, context).flatten(0, 1)
-        inputs, targets = self.objective.examples(windows, self.corpus, key)
+        inputs, targets = self.objective.examples(windows, self.corpus, self._key(step))
         return inputs.to(self.device), targets.to(self.device)
+
+    def _key(self, step: int) -> tuple[int, ...]:
+        """All that this rank draws in a step is a function of it, whatever came before."""
+        return self.config.seed, step, self.batches.mine.start
+
+    def gradients(self, step: int, context: int | None = None) -> Tensor:
+        """Add up the gradients of this rank's rows of batch `step`, part by part; returns the mean loss.
+
+        All rows have as many predicted tokens, so the mean over equal parts is that over the batch.
+        """
+        config = self.config
+        if config.dropout:
+            draw = np.random.SeedSequence(self._key(step)).generate_state(1, np.uint64)
+            torch.manual_seed(int(draw[0]))
+        total = torch.zeros((), device=self.device)
+        for part in zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True):
+            with self.precision.autocast():
+                loss = self.model.loss(*part, label_smoothing=config.label_smoothing)
+            total += self.precision.backward(loss / config.accumulate)
+        return total
 
     def train_step(self, total_tokens: int) -> float:
         """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token."""
         config = self.config
         in_trunk = self.step < config.trunk_steps(total_tokens // config.batch_tokens)
         context = (config.trunk_model if in_trunk else config.model).context
-        loss = self.model.loss(*self.examples(self.step, context))
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss = average_gradients(self.model, loss.detach())
+        loss = average_gradients(self.model, self.gradients(self.step, context))
+        self.precision.unscale()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         done = self.step * config.batch_tokens
         share = self.rate_scale * rate(done, config.model_copy(update={"tokens": total_tokens}))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
-            optimizer.step()
+        self.precision.step()
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
         return float(loss)
@@ -151,6 +185,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "random": torch.get_rng_state(),
+            "scaler": self.precision.scaler.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -160,3 +195,4 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         torch.set_rng_state(state["random"])
+        self.precision.scaler.load_state_dict(state.get("scaler", {}))  # checkpoints of before have none

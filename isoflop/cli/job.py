@@ -10,12 +10,15 @@ import typer
 from isoflop.cli.options import (
     DEFAULT_FAMILY,
     DEFAULT_PROJECT,
+    AccumulateOption,
     BudgetOption,
     FamilyOption,
     FieldOption,
     HeldoutOption,
     JsonOption,
     ObjectiveOption,
+    PatienceOption,
+    PrecisionOption,
     ProjectOption,
     SeedOption,
     SetOption,
@@ -178,6 +181,7 @@ def train(
     tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, changes: SetOption = None,
+    precision: PrecisionOption = None, accumulate: AccumulateOption = None, patience: PatienceOption = None,
     seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given.
@@ -188,19 +192,15 @@ def train(
     from isoflop.pipeline import chosen_config, corpus_of, train_model
     from isoflop.variant import Variant
 
-    home, variant = open_project(project), Variant.of(find(family, objective), changes or ())
+    options = {"precision": precision, "accumulate": accumulate, "patience": patience}
+    said = [f"{name}={value}" for name, value in options.items() if value is not None]
+    home, variant = open_project(project), Variant.of(find(family, objective), [*(changes or ()), *said])
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
         config = chosen_config(
-            home,
-            text,
-            width=width,
-            layers=layers,
-            tokens=tokens,
-            lr_scale=lr_scale,
-            seed=seed,
-            variant=variant,
-        )
+            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
+            variant=variant, progress=progress,
+        )  # fmt: skip
         done = train_model(home, text, config, progress=progress)
     if json:
         out(done)

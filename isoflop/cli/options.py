@@ -80,6 +80,16 @@ SetOption = Annotated[
         "may be repeated.",
     ),
 ]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="float32, bf16, or fp16 on a GPU; held-out scores are float32.")
+]
+AccumulateOption = Annotated[
+    int | None, typer.Option(min=1, help="Do each batch in this many parts, for want of memory.")
+]
+PatienceOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Cool down once held-out loss has not fallen this many scores in a row."),
+]
 DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[

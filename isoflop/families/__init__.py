@@ -43,8 +43,11 @@ class Family(Scaled, Protocol):
     @property
     def template(self) -> str: ...
 
-    def build(self, model: ModelConfig, seed: int) -> LanguageModel:
-        """The model with its initial weights, which depend on `seed` alone."""
+    def build(self, model: ModelConfig, seed: int, *, dropout: float = 0.0) -> LanguageModel:
+        """The model with its initial weights, which depend on `seed` alone.
+
+        Raises TrainError when the architecture has no dropout and some is wanted.
+        """
 
     def counts(self, model: ModelConfig) -> flops.Counts:
         """Parameters and FLOPs."""

@@ -34,8 +34,8 @@ class Decoder:
     ) -> ModelConfig:
         return recipe.shape(d_model, vocab_size, n_layers=n_layers, context=context)
 
-    def build(self, model: ModelConfig, seed: int) -> GPT:
-        made = GPT(model)
+    def build(self, model: ModelConfig, seed: int, *, dropout: float = 0.0) -> GPT:
+        made = GPT(model, dropout)
         initialise(made, seed)
         return made
 

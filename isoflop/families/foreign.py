@@ -4,8 +4,8 @@ A family is transformers' default config of an architecture, or the config.json 
 d_ff / d_model (rounded to 32), key/value heads / heads, and heads * head size / d_model. A folder's also
 keeps its head size and its layers / d_model; the default configs take those of our decoder (`recipe.shape`),
 so that families compare at like shapes. Lists named after layers, with an entry for each, are cut or
-repeated. Every dropout is 0: text is seen a few times at most. Positions that are learned reach as far as the
-context.
+repeated. Every dropout of a config is the run's, 0 as a rule, since text is seen a few times at most; whole
+layers are never dropped. Positions that are learned reach as far as the context.
 
 A masked model has one token id above the corpus's vocabulary, the mask; none has a padding token, whose
 embedding would not learn. Encoder-decoders, experts, and layers that share weights are refused.
@@ -125,11 +125,11 @@ class Foreign:
             "d_ff": step * max(1, round(d_model * base.d_ff / base.d_model / step)),
         })  # fmt: skip
 
-    def build(self, model: ModelConfig, seed: int) -> Wrapped:
+    def build(self, model: ModelConfig, seed: int, *, dropout: float = 0.0) -> Wrapped:
         """Transformers' own initial weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Wrapped(model, auto_class(self.objective).from_config(self.config(model)))
+            return Wrapped(model, auto_class(self.objective).from_config(self.config(model, dropout)))
 
     def counts(self, model: ModelConfig) -> flops.Counts:
         """Counted on the modules, built without memory. Saved floats are those of attention as plain matmuls.
@@ -172,8 +172,8 @@ class Foreign:
             raise RuntimeError(f"its weights lack {sorted(found['missing_keys'])[0]}")
         return Wrapped(self._base(), net)
 
-    def config(self, model: ModelConfig) -> Any:
-        """Transformers' config of a shape. Raises TrainError when the class refuses it."""
+    def config(self, model: ModelConfig, dropout: float = 0.0) -> Any:
+        """Transformers' config of a shape. Raises TrainError when the class refuses it, or has no dropout."""
         base = _config(self.name, self.template)
         kind = type(base)
         raw = _settings(self.name, self.template)
@@ -181,11 +181,17 @@ class Foreign:
         for name, value in list(raw.items()):
             if "layer" in name and isinstance(value, list) and len(value) == layers:
                 raw[name] = [value[i % layers] for i in range(model.n_layers)]
-        for name, value in base.to_dict().items():
-            if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-                raw[name] = 0.0
-            elif name.endswith("_token_id"):
-                raw[name] = None
+        kept = base.to_dict()
+        drops = {
+            n
+            for n, v in kept.items()
+            if "drop" in n and isinstance(v, float | int) and not isinstance(v, bool)
+        }
+        of_layers = {name for name in drops if "layer" in name}
+        if dropout and drops <= of_layers:
+            raise TrainError(f"a {self.name} model has no dropout", hint="leave dropout at 0")
+        raw |= {name: 0.0 if name in of_layers else dropout for name in drops}
+        raw |= {name: None for name in kept if name.endswith("_token_id")}
         for name, value in _shape_settings(base, model).items():
             raw[kind.attribute_map.get(name, name)] = value
         try:

@@ -64,10 +64,14 @@ class Wrapped(LanguageModel):
         out: Tensor = self.net(input_ids=ids_bt).logits
         return out
 
-    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         where_bk = self._predicted(targets_bt)
         logits_bkv = self._logits(ids_bt, where_bk)
-        return F.cross_entropy(logits_bkv.flatten(0, 1), targets_bt.gather(1, where_bk).flatten())
+        return F.cross_entropy(
+            logits_bkv.flatten(0, 1),
+            targets_bt.gather(1, where_bk).flatten(),
+            label_smoothing=label_smoothing,
+        )
 
     @torch.no_grad()
     def token_losses(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
