@@ -1,6 +1,6 @@
 """Seconds to 1.28 bits per byte on the standard library: one line of LEADERBOARD.md, measured here.
 
-    PYTHONPATH=. python benchmarks/leaderboard.py --what 'the recipe of today'
+    python benchmarks/leaderboard.py --what 'the recipe of today'
 
 Trains the planned run below once a seed, as `isoflop train` does it, each in a fresh process, and scores it
 on all held-out text. The clock counts from the start of that process to the last step of the cooldown:
@@ -50,13 +50,14 @@ def the_corpus(folder: Path, vocab: int) -> Corpus:
 
 
 def commit() -> tuple[str, bool]:
-    """Its name, and whether the code is as committed."""
+    """Its name, with that of the changes since, and whether there are none."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=HOME, check=True, capture_output=True, text=True).stdout
 
-    clean = not git("status", "--porcelain", "--", "isoflop", "benchmarks").strip()
-    return git("rev-parse", "--short", "HEAD").strip(), clean
+    name, code = git("rev-parse", "--short", "HEAD").strip(), ("--", "isoflop", "benchmarks")
+    changes = git("status", "--porcelain", *code) + git("diff", "HEAD", *code)
+    return (f"{name}+{digest(changes)[:6]}", False) if changes else (name, True)
 
 
 def command(args: argparse.Namespace) -> str:
@@ -117,7 +118,7 @@ def main() -> None:
     rows = []
     for seed in range(args.seeds):
         config = config_of(project, corpus, args, seed)
-        key = {"commit": name, "clean": clean, "run": digest([corpus.id, config.model_dump(mode="json")])}
+        key = {"commit": name, "run": digest([corpus.id, config.model_dump(mode="json")])}
         rows.append(once(args.work, key, partial(ours.whole_run, config, corpus, config.model.context)))
     made = line(rows, args, name)
     print(made)

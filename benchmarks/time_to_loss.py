@@ -1,6 +1,6 @@
 """Wall time in which our run of the same size reaches the held-out loss of a nanoGPT run.
 
-    PYTHONPATH=. python benchmarks/time_to_loss.py --nanogpt DIR --work DIR --record records/DATE_time-to-loss
+    python benchmarks/time_to_loss.py --nanogpt DIR --work DIR --record records/DATE_time-to-loss
 
     default-2m    nanoGPT 2.2M (N = 3.0M), batch 12, rate 1e-3: its default recipe on a CPU, for 120 seconds
     default-20m   the same for 20 minutes

@@ -1,6 +1,6 @@
 """Training speed at equal shape on the same cores, against nanoGPT, transformers' Trainer and the machine.
 
-    PYTHONPATH=. python benchmarks/train_speed.py --nanogpt DIR --work DIR --record records/DATE_train-speed
+    python benchmarks/train_speed.py --nanogpt DIR --work DIR --record records/DATE_train-speed
 
     nanogpt   tokens a second of nanoGPT's own train.py, uncompiled, on all cores by threads
     trainer   the same of transformers' Trainer (its defaults) with LlamaForCausalLM
@@ -218,7 +218,8 @@ def main() -> None:
                 for side, job in todo if number % 2 == 0 else todo[::-1]:
                     key = {"what": what, "size": size, "side": side, "round": number, "length": args.length}
                     once(args.record, key, job)
-    write_readme(args.record, summary(read(args.record)))
+    rows = [row for row in read(args.record) if row["length"] == args.length]
+    write_readme(args.record, summary(rows))
 
 
 if __name__ == "__main__":

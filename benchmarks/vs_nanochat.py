@@ -1,6 +1,6 @@
 """nanochat's d-series recipe against isoflop: bits per byte on the same held-out text at equal wall time.
 
-    PYTHONPATH=. python benchmarks/vs_nanochat.py --nanochat DIR --work DIR --record records/DATE_vs-nanochat
+    python benchmarks/vs_nanochat.py --nanochat DIR --work DIR --record records/DATE_vs-nanochat
 
     nanochat       depth 3 (width 192, N = 2.1M) by its own model, optimizer and schedules
     isoflop-same   our recipe for the same width, depth and vocabulary, for the same time
