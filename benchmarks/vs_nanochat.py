@@ -9,11 +9,11 @@
 nanochat's GPT, MuonAdamW and initial weights come from the folder given; the loop around them
 (nanochat_loop.py) follows the rates, schedules and scaling rules of its scripts/base_train.py. Changed to
 run on a CPU, as its runs/runcpu.sh does: float32 throughout (its own choice without a GPU), torch's
-attention in place of flash attention with every layer's window full, heads of 64, a context of 512, micro-
-batches of 32 rows. Changed besides: a vocabulary of 4,096 for 32,768; batches of 16,384 tokens (runcpu.sh)
-and of 4,096, of which the better counts, since its rule's 131,072 would leave it some 20 steps in five
-minutes; windows of our token file in our order for its best-fit packing of documents. Model and optimizer
-are compiled, as they are there. Its time is charged for steps alone: as many as its speed, measured on all
+attention in place of flash attention with every layer's window full, heads of 64, a context of 512, 32 rows
+at a time. Changed besides: a vocabulary of 4,096 for 32,768; batches of 16,384 tokens (runcpu.sh) and of
+4,096, of which the better counts, since its rule's 131,072 would leave it some 20 steps in five minutes;
+windows of our token file in our order for its best-fit packing of documents. Model and optimizer are
+compiled, as they are there. Its time is charged for steps alone: as many as its speed, measured on all
 cores, buys. Start-up, compilation and evaluation are free; ours pays for them, evaluation apart. `--minutes
 5 20` also gives nanochat four times the time: where ours in 5 is still lower, it is lower by two doublings.
 Not compared: chat, its tokenizer, GPUs. Rows are appended to `rows.jsonl` as they end; a row that is there
