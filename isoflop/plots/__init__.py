@@ -1,4 +1,5 @@
-"""Pictures: `project` has those of a project folder, `laws` those of a law, `style` how all of them look."""
+"""Pictures: `project` has those of a project folder, `laws` those of a law, `families` that of several;
+`style` says how all of them look."""
 
 from isoflop.plots.design import design_data
 from isoflop.plots.laws import (
