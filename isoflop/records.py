@@ -115,7 +115,7 @@ class ModelConfig(Growing):
 class RunConfig(Growing):
     """Everything that determines a run's weights, given a corpus."""
 
-    later = ()
+    later = ("initial", "old", "replay_share", "ewc", "ewc_tokens")
 
     model: ModelConfig
     tokens: int  # D, training tokens seen
@@ -135,6 +135,11 @@ class RunConfig(Growing):
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
     ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
     threads: int = 1  # of each rank; likewise
+    initial: str = ""  # hash of the model folder whose weights it starts with; "": from scratch
+    old: str = ""  # id of the corpus that this model has learned before, if it is looked at
+    replay_share: float = 0.0  # of the rows that are old text
+    ewc: float = 0.0  # strength of elastic weight consolidation
+    ewc_tokens: int = 0  # old text on which its Fisher information is measured
 
 
 class CurvePoint(Record):
@@ -145,13 +150,24 @@ class CurvePoint(Record):
     loss: float  # training loss, nats a token, mean since the last point
 
 
+class Forgetting(Record):
+    """What a continued run cost on the old corpus's held-out text, in nats a predicted token."""
+
+    corpus_id: str
+    before: float
+    after: float
+    nats: float  # after - before
+    nats_se: float  # standard error of the difference over windows, which are paired
+    windows: int
+
+
 class Run(Record):
     """A finished training run and its exact accounting."""
 
     id: str
     corpus_id: str
     config: RunConfig
-    role: str  # "ladder", "final" or "train"
+    role: str  # "ladder", "final", "train" or "continued"
     trunk: str  # runs of one constant-rate trunk share this id
     loss: float  # held-out, nats a predicted token
     loss_se: float  # standard error over held-out windows
@@ -174,6 +190,7 @@ class Run(Record):
     rate_scale: float = 1.0  # below 1 after a non-finite loss
     curve: tuple[CurvePoint, ...] = ()
     model: str | None = None  # artifact folder, relative to the project
+    forgetting: Forgetting | None = None  # of a continued run whose old corpus is known
 
 
 class Throughput(Record):

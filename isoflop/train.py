@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import psutil
 import torch
 
 from isoflop import checkpoint, flops
+from isoflop.continued import Past, forgetting
 from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
@@ -60,6 +62,7 @@ class Branches:
         stage: str,
         checkpoint_seconds: float,
         stopping: Stopping,
+        past: Past | None = None,
     ) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.totals = [math.ceil(t / config.batch_tokens) for t in sorted(set(token_counts))]  # in steps
@@ -67,7 +70,8 @@ class Branches:
         self.checkpoint_seconds, self.stopping = checkpoint_seconds, stopping
         self.trunk = trunk_id(config, corpus)
         self.stamp: Sequence[int] = train_stamp(corpus)
-        self.trainer = Trainer(config, corpus, progress)
+        self.past = past
+        self.trainer = Trainer(config, corpus, progress, past)
         self.branch = 0  # index of the branch being trained
         self.fork: dict[str, Any] | None = None  # the trunk where the running branch left it
         self.runs: list[Run] = []
@@ -182,7 +186,7 @@ class Branches:
                 hint="lower the learning rates (--lr-scale 0.5)",
             ) from None
         self.progress.log(f"loss not finite at step {self.trainer.step}: going back, at half the rate")
-        self.trainer = Trainer(self.config, self.corpus, self.progress)
+        self.trainer = Trainer(self.config, self.corpus, self.progress, self.past)
         self.fork = None
         self.resume()
         self.trainer.rate_scale = 0.5
@@ -205,6 +209,7 @@ class Branches:
         start = time.perf_counter()
         torch.set_num_threads(config.ranks * config.threads)  # the other ranks wait
         scores = heldout(trainer.model, self.corpus, eval_tokens=config.eval_tokens)
+        forgotten = forgetting(trainer.model, config, self.past) if self.past and config.old else None
         torch.set_num_threads(config.threads)
         trainer.meter.eval += time.perf_counter() - start
         if not math.isfinite(scores.loss):
@@ -216,6 +221,7 @@ class Branches:
         seconds = trainer.meter.train - before[0]
         speed = self.spent_steps * config.batch_tokens / max(seconds, 1e-9)
         per_token = flops.flops_per_token(m)
+        fisher_tokens = config.ewc_tokens if config.ewc and not self.runs else 0
         peak = config.ranks * flops.matmul_peak(config.threads)
         final = config.model_copy(update={"tokens": tokens})
         return Run(
@@ -232,9 +238,9 @@ class Branches:
             params_nonembedding=flops.params_nonembedding(m),
             params_matmul=flops.params_matmul(m),
             tokens=tokens,
-            unique_tokens=min(tokens, self.corpus.train_tokens),
+            unique_tokens=trainer.batches.unique_tokens(tokens),
             flops=float(per_token * tokens),
-            flops_spent=float(per_token * self.spent_steps * config.batch_tokens),
+            flops_spent=float(per_token * (self.spent_steps * config.batch_tokens + fisher_tokens)),
             seconds_train=seconds,
             seconds_eval=trainer.meter.eval - before[1],
             seconds_compile=trainer.meter.compile if not self.runs else 0.0,
@@ -244,6 +250,7 @@ class Branches:
             peak_memory_bytes=config.ranks * max(trainer.meter.memory, psutil.Process().memory_info().rss),
             rate_scale=trainer.rate_scale,
             curve=tuple(CurvePoint.model_validate(p) for p in trainer.meter.curve if p["tokens"] <= tokens),
+            forgetting=forgotten,
         )
 
 
@@ -282,12 +289,14 @@ def train_trunk(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     keep: Keep = lambda model, run: None,
     stopping: Stopping | None = None,
+    past: Past | None = None,
 ) -> list[Run]:
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
     `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
     after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
-    finished model; with `config.ranks` above 1 it is sent to another process and called there.
+    finished model; with `config.ranks` above 1 it is sent to another process and called there. `past` says
+    where a run that goes on from a model folder finds it.
 
     Raises TrainError when the loss is not finite twice, or the corpus is smaller than a batch;
     CorruptError when no checkpoint can be read or the training tokens change; Interrupted, saved, when
@@ -296,7 +305,8 @@ def train_trunk(
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
+    past = None if past is None else replace(past, fisher=folder / "fisher")
+    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep, past)
     with heeded(progress) as pressed:
         progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
         if config.ranks == 1:
@@ -310,11 +320,11 @@ def train_trunk(
 
 def _work(
     config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
-    checkpoint_seconds: float, keep: Keep, progress: Progress, stopping: Stopping,
+    checkpoint_seconds: float, keep: Keep, past: Past | None, progress: Progress, stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
-        checkpoint_seconds=checkpoint_seconds, stopping=stopping,
+        checkpoint_seconds=checkpoint_seconds, stopping=stopping, past=past,
     )  # fmt: skip
     return branches.run(keep)
 
@@ -335,6 +345,9 @@ def train(
     role: str = "train",
     progress: Progress | None = None,
     keep: Keep = lambda model, run: None,
+    past: Past | None = None,
 ) -> Run:
     """Train one model on `config.tokens` tokens. See `train_trunk`."""
-    return train_trunk(config, [config.tokens], corpus, folder, role=role, progress=progress, keep=keep)[0]
+    return train_trunk(
+        config, [config.tokens], corpus, folder, role=role, progress=progress, keep=keep, past=past
+    )[0]

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
 from isoflop.families import family_of
+from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
 from isoflop.progress import Progress
@@ -59,10 +62,16 @@ class Batches:
 
     def __call__(self, step: int) -> Tensor:
         """Token ids (rows of this rank, context + 1) of batch `step`."""
-        starts = [self._window(step * self.rows + row) * self.context for row in self.mine]
-        return torch.from_numpy(
-            np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
-        )
+        return torch.from_numpy(np.stack([self.row(step * self.rows + row) for row in self.mine]))
+
+    def row(self, position: int) -> NDArray[np.int64]:
+        """Token ids (context + 1) of a row, counted from the first batch on."""
+        start = self._window(position) * self.context
+        return self.tokens[start : start + self.context + 1].astype(np.int64)
+
+    def unique_tokens(self, tokens: int) -> int:
+        """How many different tokens a run of `tokens` sees."""
+        return min(tokens, len(self.tokens))
 
 
 @dataclass
@@ -81,22 +90,45 @@ class Meter:
 class Trainer:
     """Model, optimizers and position of one trunk."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, progress: Progress, past: Past | None = None
+    ) -> None:
         if config.ranks != world():
             raise ValueError(f"a run of {config.ranks} ranks was started in {world()}: use train_trunk")
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = device_for()
-        self.model = family_of(config.model).build(config.model, config.seed).to(self.device)
+        self.model = self._first_model(past).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.corpus = corpus
-        self.batches = Batches(corpus, config)
         self.objective = OBJECTIVES[config.model.objective]
+        self.batches: Batches | Mixed = Batches(corpus, config)
+        self.consolidation: Consolidation | None = None
+        if config.replay_share or config.ewc:
+            self._remember(past, progress)
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()
         if config.compile:
             self._compile(progress)
+
+    def _first_model(self, past: Past | None) -> LanguageModel:
+        """With its initial weights."""
+        if self.config.initial:
+            return initial_model(self.config, past)
+        return family_of(self.config.model).build(self.config.model, self.config.seed)
+
+    def _remember(self, past: Past | None, progress: Progress) -> None:
+        """Bring in what keeps a continued run from forgetting."""
+        assert past is not None  # a run without was refused with its initial weights
+        config, corpus = self.config, past.old_corpus(self.config)
+        new, old = Batches(self.corpus, config), Batches(corpus, config)
+        if config.replay_share:
+            self.batches = Mixed(new, old, config.replay_share)
+        if config.ewc:
+            self.consolidation = consolidation(
+                self.model, config, past, old, corpus, self.objective.examples, progress
+            )
 
     def _compile(self, progress: Progress) -> None:
         """Compile one layer; the others reuse its code. The first pass is timed apart."""
@@ -122,6 +154,8 @@ class Trainer:
         config = self.config
         loss = self.model.loss(*self.examples(self.step))
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.consolidation is not None:
+            self.consolidation.add_gradients()
         loss = average_gradients(self.model, loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         done = self.step * config.batch_tokens
