@@ -46,16 +46,24 @@ class Past:
     old: Path | None = None  # the folder of the corpus `RunConfig.old`
     fisher: Path | None = None  # where the run keeps its Fisher information
 
-    def old_corpus(self, config: RunConfig) -> Corpus:
-        """Raises CorruptError when it is not the one that the configuration names."""
-        assert self.old is not None
-        corpus = load_corpus(self.old, verify=True)
-        if corpus.id != config.old:
-            raise CorruptError(
-                f"the corpus in {self.old} is {corpus.id}, and the run began with {config.old}",
-                hint="give the old corpus that it began with",
-            )
-        return corpus
+
+def old_corpus(config: RunConfig, past: Past | None) -> Corpus:
+    """What the model has learned before.
+
+    Raises TrainError when nobody says where it is, CorruptError when it is another one.
+    """
+    if past is None or past.old is None:
+        raise TrainError(
+            "replay and elastic weight consolidation need a model that goes on, and its old text",
+            hint="train it with: isoflop train --from FOLDER --old PROJECT",
+        )
+    corpus = load_corpus(past.old, verify=True)
+    if corpus.id != config.old:
+        raise CorruptError(
+            f"the corpus in {past.old} is {corpus.id}, and the run began with {config.old}",
+            hint="give the old corpus that it began with",
+        )
+    return corpus
 
 
 def initial_model(config: RunConfig, past: Past | None) -> LanguageModel:
@@ -121,25 +129,20 @@ class Consolidation:
         self.fisher = [fisher[name].to(p) for name, p in model.named_parameters()]
         self.start = [p.detach().clone() for p in self.weights]
 
-    def penalty(self) -> Tensor:
-        """Its value, for autograd."""
-        triples = zip(self.fisher, self.weights, self.start, strict=True)
-        parts = [(f * (p - q).square()).sum() for f, p, q in triples]
-        return self.strength / 2 * torch.stack(parts).sum()
-
     @torch.no_grad()
     def add_gradients(self) -> None:
-        """Add the penalty's gradients to those of the loss."""
+        """Add the penalty's gradients, strength * F_i (theta_i - theta*_i), to those of the loss."""
         for f, p, q in zip(self.fisher, self.weights, self.start, strict=True):
             if p.grad is not None:
                 p.grad.addcmul_(f, p - q, value=self.strength)
 
 
 def consolidation(
-    model: LanguageModel, config: RunConfig, past: Past, text: Batches, corpus: Corpus, examples: Examples,
-    progress: Progress,
+    model: LanguageModel, config: RunConfig, past: Past | None, text: Batches, corpus: Corpus,
+    examples: Examples, progress: Progress,
 ) -> Consolidation:  # fmt: skip
     """The penalty of a run; the first of its processes measures the Fisher information, once, for all."""
+    assert past is not None
     assert past.fisher is not None
     saved = checkpoint.load(past.fisher, progress)
     if saved is None and rank() == 0:
@@ -181,7 +184,7 @@ def fisher_information(
 
 def forgetting(model: LanguageModel, config: RunConfig, past: Past) -> Forgetting:
     """Held-out loss on the old corpus before and after, window by window."""
-    corpus = past.old_corpus(config)
+    corpus = old_corpus(config, past)
     first = initial_model(config, past).to(next(model.parameters()).device)
     before, after = (window_losses(m, corpus, eval_tokens=config.eval_tokens) for m in (first, model))
     more = after - before

@@ -41,7 +41,7 @@ def continuation(
     _check(tokens, old, replay_share, ewc, ewc_tokens)
     model = load_pretrained(folder)
     check_vocabulary(model, folder, corpus)
-    before = None if old is None else old_corpus(old, corpus)
+    before = None if old is None else _found(old, corpus)
     shape = model.config.model_copy(update={"context": min(model.config.context, LONGEST_CONTEXT)})
     kept = _kept(project, folder)
     config = recipe(
@@ -55,7 +55,7 @@ def continuation(
     return whole_machine(config.model_copy(update=slower)), past
 
 
-def old_corpus(place: Path, corpus: Corpus) -> Corpus:
+def _found(place: Path, corpus: Corpus) -> Corpus:
     """The corpus of a project, or in a corpus folder. Raises CorpusError when its tokenizer is another."""
     if (place / "corpus.json").exists():
         found = load_corpus(place, verify=True)

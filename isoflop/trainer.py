@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model
+from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model, old_corpus
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
@@ -120,8 +120,7 @@ class Trainer:
 
     def _remember(self, past: Past | None, progress: Progress) -> None:
         """Bring in what keeps a continued run from forgetting."""
-        assert past is not None  # a run without was refused with its initial weights
-        config, corpus = self.config, past.old_corpus(self.config)
+        config, corpus = self.config, old_corpus(self.config, past)
         new, old = Batches(self.corpus, config), Batches(corpus, config)
         if config.replay_share:
             self.batches = Mixed(new, old, config.replay_share)

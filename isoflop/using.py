@@ -76,7 +76,7 @@ def generate(
 def check_vocabulary(model: LanguageModel, folder: Path, corpus: Corpus) -> None:
     """Raises CorruptError unless the model's tokenizer is the corpus's own."""
     theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
-    size = ours.get_vocab_size(with_added_tokens=True)
+    size = max(corpus.vocab_size, ours.get_vocab_size(with_added_tokens=True))
     if model.config.vocab_size < size or not (theirs.exists() and _text(theirs) == ours.to_str()):
         raise CorruptError(
             f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",

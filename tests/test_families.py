@@ -254,7 +254,7 @@ def test_weights_depend_on_the_seed_alone(corpus: Corpus) -> None:
 
 def test_sizes_grow_and_the_default_stays_ours(corpus: Corpus) -> None:
     for name in FOREIGN:
-        sizes = [flops.params_matmul(m) for m in shapes(512, largest=2_000_000, family=FAMILIES[name])]
+        sizes = [flops.params_matmul(m) for m in shapes(512, largest=4_000_000, family=FAMILIES[name])]
         assert len(sizes) > 4
         assert sizes == sorted(set(sizes))
     ours = OWN.shape(64, corpus.vocab_size)
@@ -346,6 +346,22 @@ def test_a_folder_of_a_masked_model(corpus: Corpus, tmp_path: Path) -> None:
     trainer.train_step(512)
     scores = heldout(trainer.model, corpus, eval_tokens=1024)
     assert (scores.bpb, scores.predicted) == (None, 16 * OBJECTIVES["masked"].predicted(64))
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_a_folder_of_an_encoder_decoder(corpus: Corpus, kind: str, tmp_path: Path) -> None:
+    raw = {
+        "model_type": kind, "d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 4,
+        "num_decoder_layers": 2, "dropout_rate": 0.1,
+    }  # fmt: skip
+    family = find(str(folder_with(raw, tmp_path)))
+    shape = family.shape(128, corpus.vocab_size, context=64)
+    model = family.build(shape, 0)
+    assert (shape.objective, shape.d_ff, len(model.blocks)) == ("spans", 256, 6)
+    inputs, targets = examples(model, corpus)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(inputs, targets).backward()  # type: ignore[no-untyped-call]
+    assert 2 * 64 * flops.flops_per_token(shape) == pytest.approx(flops.counted_by_torch(counter), rel=1e-6)
 
 
 @pytest.mark.parametrize(

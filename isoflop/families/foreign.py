@@ -235,7 +235,8 @@ class Foreign:
 
 
 def _architecture(name: str) -> Architecture:
-    return ARCHITECTURES.get(name, Architecture())
+    untried = Architecture("spans", mixing=mixing_flops) if name in KINDS else Architecture()
+    return ARCHITECTURES.get(name, untried)
 
 
 def _settings(name: str, template: str) -> dict[str, Any]:

@@ -99,10 +99,8 @@ class Wrapped(LanguageModel):
             extras["token_type_ids"] = (ends.cumsum(1) > ends.long()).long()
         if prefix := prefix_of(self.config):
             seen_tt = prefix_mask(ids_bt.shape[1], prefix, ids_bt.device)
-            least = torch.finfo(self.head.dtype).min
-            extras["attention_mask"] = torch.zeros(1, 1, *seen_tt.shape, dtype=self.head.dtype).to(
-                ids_bt.device
-            ).masked_fill(~seen_tt, least)  # fmt: skip
+            hidden = torch.zeros(1, 1, *seen_tt.shape, dtype=self.head.dtype, device=ids_bt.device)
+            extras["attention_mask"] = hidden.masked_fill(~seen_tt, torch.finfo(hidden.dtype).min)
         if where_bk is None or where_bk.shape == ids_bt.shape:
             return self.net(input_ids=ids_bt, **extras)
         hook = self.net.base_model.register_forward_hook(partial(_keep, where_bk))

@@ -27,22 +27,16 @@ def test_going_on_says_what_was_forgotten(isoflop, project: Job) -> None:  # typ
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("line", "says"),
     [
-        (("--from", "/no/such/model", "--tokens", 100), "/no/such/model has no config.json"),
-        (("--from", "MODEL"), "--tokens above zero"),
-        (("--from", "MODEL", "--tokens", 100, "--width", 64), "are its own"),
-        (("--from", "MODEL", "--tokens", 100, "--ewc", 1), "need the text"),
-        (
-            ("--from", "MODEL", "--tokens", 100, "--old", "/no/such/project"),
-            "no old corpus in /no/such/project",
-        ),
-        (("--from", "MODEL", "--tokens", 100, "--old", "/a", "--replay", "/b"), "are different"),
-        (("--width", 64, "--tokens", 100, "--replay", "/a"), "there is no --from"),
-        (
-            ("--from", "MODEL", "--tokens", 100, "--replay", "PROJECT", "--replay-share", 2),
-            "replay share of 2.0",
-        ),
+        ("--from /no/such/model --tokens 100", "/no/such/model has no config.json"),
+        ("--from MODEL", "--tokens above zero"),
+        ("--from MODEL --tokens 100 --width 64", "are its own"),
+        ("--from MODEL --tokens 100 --ewc 1", "need the text"),
+        ("--from MODEL --tokens 100 --old /no/such/project", "no old corpus in /no/such/project"),
+        ("--from MODEL --tokens 100 --old /a --replay /b", "are different"),
+        ("--width 64 --tokens 100 --replay /a", "there is no --from"),
+        ("--from MODEL --tokens 100 --replay PROJECT --replay-share 2", "replay share of 2.0"),
     ],
 )
 def test_what_cannot_go_on(isoflop, project: Job, line: str, says: str) -> None:  # type: ignore[no-untyped-def]
