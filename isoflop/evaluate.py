@@ -26,7 +26,7 @@ class HeldOut:
 
     loss: float  # nats a predicted token
     loss_se: float
-    bpb: float | None  # bits per byte; None for a masked model
+    bpb: float | None  # bits per byte; None where losses do not add up to a text's length
     bpb_se: float | None
     tokens: int  # read
     predicted: int  # of them
@@ -49,23 +49,17 @@ def heldout_windows(corpus: Corpus, context: int, eval_tokens: int) -> Tensor:
     return torch.from_numpy(rows)
 
 
-@torch.no_grad()
 def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
     """Score `model` on the fixed held-out sample, each token seeing only its own window, without dropout.
 
     bpb = sum of nats / (ln 2 * sum of UTF-8 bytes of the predicted tokens). A masked model predicts the same
     masked tokens every time, and has no bits per byte: its predictions are not the factors of a text's
-    probability.
+    probability. Nor are those of missing spans, or of the rest of a text given its prefix.
     """
-    device, context = next(model.parameters()).device, model.config.context
-    objective, trains = OBJECTIVES[OBJECTIVES[model.config.objective].test], model.training
+    context = model.config.context
+    objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
     windows = heldout_windows(corpus, context, eval_tokens)
-    rows = max(1, EVAL_BATCH_TOKENS // context)
-    examples = objective.examples(windows, corpus, (MASK_SEED,))
-    batches = zip(*(torch.split(part.to(device), rows) for part in examples), strict=True)
-    model.eval()
-    nats = torch.cat([model.token_losses(x, y).double().sum(1).cpu() for x, y in batches]).numpy()
-    model.train(trains)
+    nats = _window_nats(model, corpus, windows)
     size = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1)
     n, per_window = len(nats), objective.predicted(context)
     bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
@@ -78,6 +72,28 @@ def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> HeldOu
         predicted=n * per_window,
         bytes=int(size.sum()),
     )
+
+
+def window_losses(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> NDArray[np.float64]:
+    """Held-out loss of each window of the fixed sample, in nats a predicted token."""
+    context = model.config.context
+    windows = heldout_windows(corpus, context, eval_tokens)
+    return _window_nats(model, corpus, windows) / OBJECTIVES[model.config.objective].predicted(context)
+
+
+@torch.no_grad()
+def _window_nats(model: LanguageModel, corpus: Corpus, windows: Tensor) -> NDArray[np.float64]:
+    """Sum of the losses of each window, without dropout."""
+    device, context = next(model.parameters()).device, model.config.context
+    objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
+    rows = max(1, EVAL_BATCH_TOKENS // context)
+    examples = objective.examples(windows, corpus, (MASK_SEED,))
+    batches = zip(*(torch.split(part.to(device), rows) for part in examples), strict=True)
+    trains = model.training
+    model.eval()
+    nats = [model.token_losses(x, y).double().sum(1).cpu().numpy() for x, y in batches]
+    model.train(trains)
+    return np.concatenate(nats)
 
 
 def _bits_per_byte(nats: NDArray[np.float64], size: NDArray[np.int64]) -> tuple[float, float]:

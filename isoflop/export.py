@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer
@@ -14,40 +15,48 @@ from isoflop.errors import CorruptError, ProjectError, TrainError
 from isoflop.families import family_of, of_config
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
+from isoflop.objectives.special import CLS, MASK, SEP, own_names
 from isoflop.records import Corpus, ModelConfig
 
-END_OF_TEXT = "<|endoftext|>"
-MASK = "<|mask|>"
+ROLES = {MASK: "mask_token", CLS: "cls_token", SEP: "sep_token"}
 
 
-def end_of_text(tokenizer: Tokenizer) -> int:
-    """Id of the token between documents."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    assert end is not None  # corpora refuse tokenizers without it
-    return int(end)
-
-
-def tokenizer_of(config: ModelConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str, str]]:
+def tokenizer_of(config: ModelConfig, corpus: Corpus) -> tuple[Tokenizer, dict[str, Any]]:
     """The corpus's tokenizer with the tokens that the model needs besides, and their names."""
     tok = texts.tokenizer(corpus)
-    names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    for i in range(OBJECTIVES[config.objective].extra_ids):
-        free = (f"{MASK[:-2]}{n or ''}|>" for n in count())
-        names |= {"mask_token": next(n for n in free if tok.token_to_id(n) is None), "pad_token": END_OF_TEXT}
-        tok.add_special_tokens([AddedToken(names["mask_token"], special=True)])
-        if tok.token_to_id(names["mask_token"]) != corpus.vocab_size + i:
-            raise TrainError(
-                f"the tokenizer of corpus {corpus.id} leaves ids unused, so it cannot get a mask token",
-                hint="let a tokenizer be trained, or give one without gaps",
-            )
+    end = tok.id_to_token(texts.end_token(corpus))
+    names: dict[str, Any] = {"bos_token": end, "eos_token": end}
+    special = OBJECTIVES[config.objective].special
+    own = own_names(special, corpus) or [_add(name, tok, corpus) for name in special]
+    for name, there in zip(special, own, strict=True):
+        names["pad_token"] = end
+        if name in ROLES:
+            names[ROLES[name]] = there
+        else:
+            names.setdefault("additional_special_tokens", []).append(there)
     return tok, names
+
+
+def _add(name: str, tok: Tokenizer, corpus: Corpus) -> str:
+    """Give a tokenizer one more special token, of the next id; returns what it is called there."""
+    size = tok.get_vocab_size(with_added_tokens=True)
+    there = next(
+        n for n in (f"{name[:-2]}{i or ''}{name[-2:]}" for i in count()) if tok.token_to_id(n) is None
+    )
+    tok.add_special_tokens([AddedToken(there, special=True)])
+    if tok.token_to_id(there) != size or size < corpus.vocab_size:
+        raise TrainError(
+            f"the tokenizer of corpus {corpus.id} leaves ids unused, so it cannot get a token {name}",
+            hint="let a tokenizer be trained, or give one without gaps",
+        )
+    return there
 
 
 def save_pretrained(model: LanguageModel, corpus: Corpus, folder: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tok, names = tokenizer_of(model.config, corpus)
-    end = end_of_text(tok)
+    end = texts.end_token(corpus)
     family_of(model.config).save(model, folder, end)
     documents: dict[str, dict[str, object]] = {
         "tokenizer_config.json": {

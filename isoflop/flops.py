@@ -90,13 +90,13 @@ def counted_by_torch(counter: FlopCounterMode) -> int:
     return sum(by_kind.values())
 
 
-def weights_that_multiply(module: nn.Module) -> int:
-    """Weights of linear layers and one-dimensional convolutions: each meets every token once."""
+def weights_that_multiply(module: nn.Module) -> dict[str, int]:
+    """Weights of linear layers and one-dimensional convolutions, by name: each meets a position once."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D  # a linear layer, in spite of its name
 
     kinds = (nn.Linear, nn.Conv1d, Conv1D)
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, kinds))
+    return {name: m.weight.numel() for name, m in module.named_modules() if isinstance(m, kinds)}
 
 
 def attention_flops(m: ModelConfig, config: Any = None) -> int:
@@ -106,6 +106,12 @@ def attention_flops(m: ModelConfig, config: Any = None) -> int:
     causal kernel may skip half of it.
     """
     return 12 * m.n_layers * m.n_heads * m.head_dim * m.context
+
+
+def crossed_attention_flops(m: ModelConfig, decoder_layers: int, read: int, written: int) -> int:
+    """As `attention_flops`, a token of the window: of an encoder that reads and a decoder that writes."""
+    squares = m.n_layers * read**2 + decoder_layers * (written**2 + written * read)
+    return round(12 * m.n_heads * m.head_dim * squares / m.context)
 
 
 def scan_flops(m: ModelConfig, config: Any) -> int:
@@ -122,8 +128,8 @@ def scan_flops(m: ModelConfig, config: Any) -> int:
     return round(3 * m.n_layers * m.n_heads * window / m.context)
 
 
-def decoder_counts(m: ModelConfig) -> Counts:
-    """Of our own decoder (`gpt.GPT`)."""
+def decoder_counts(m: ModelConfig, predicted: int) -> Counts:
+    """Of our own decoder (`gpt.GPT`), whose head meets the `predicted` tokens of a window."""
     attention = m.d_model * m.head_dim * (2 * m.n_heads + 2 * m.n_kv_heads)  # query, output; key, value
     matrices = m.n_layers * (attention + 3 * m.d_model * m.d_ff)  # gate, up, down
     norms = m.n_layers * (2 * m.d_model + 2 * m.head_dim) + m.d_model
@@ -132,7 +138,7 @@ def decoder_counts(m: ModelConfig) -> Counts:
         total=matrices + norms + (1 if m.tied else 2) * table,
         nonembedding=matrices + norms,
         matmul=matrices + table,
-        per_token=6 * (matrices + table) + attention_flops(m),
+        per_token=6 * matrices + round(6 * table * predicted / m.context) + attention_flops(m),
         saved=m.n_layers * (14 * m.d_model + 4 * m.d_ff) + 4 * m.d_model,  # counted on `gpt.Block`
     )
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.model import LanguageModel
+from isoflop.objectives import OBJECTIVES, prefix_mask, prefix_of
 from isoflop.records import ModelConfig
 
 EPS = 1e-6
@@ -53,12 +54,13 @@ def rotate(x_bhte: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with RMS-normalised queries and keys."""
+    """Grouped-query attention with RMS-normalised queries and keys; causal, but for a prefix seen whole."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.grouped = config.n_kv_heads != config.n_heads
+        self.prefix = prefix_of(config)
         d, e = config.d_model, config.head_dim
         self.q_proj = nn.Linear(d, config.n_heads * e, bias=False)
         self.k_proj = nn.Linear(d, config.n_kv_heads * e, bias=False)
@@ -73,8 +75,9 @@ class Attention(nn.Module):
         q_bhte = rotate(self.q_norm(self.q_proj(x_btd).view(heads)).transpose(1, 2), cos_te, sin_te)
         k_bkte = rotate(self.k_norm(self.k_proj(x_btd).view(heads)).transpose(1, 2), cos_te, sin_te)
         v_bkte = self.v_proj(x_btd).view(heads).transpose(1, 2)
+        seen_tt = prefix_mask(t, self.prefix, x_btd.device) if self.prefix else None
         y_bhte = F.scaled_dot_product_attention(
-            q_bhte, k_bkte, v_bkte, is_causal=True, enable_gqa=self.grouped
+            q_bhte, k_bkte, v_bkte, attn_mask=seen_tt, is_causal=not self.prefix, enable_gqa=self.grouped
         )
         out: Tensor = self.o_proj(y_bhte.transpose(1, 2).reshape(b, t, -1))
         return out
@@ -169,10 +172,10 @@ class GPT(LanguageModel):
 
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy in nats a token, without ever holding all logits."""
-        x_nd = self.model(ids_bt).flatten(0, 1)
         out: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            x_nd, self.lm_head.weight, targets_bt.flatten(), label_smoothing
-        )
+            self._written(self.model(ids_bt)).flatten(0, 1), self.lm_head.weight,
+            self._written(targets_bt).flatten(), label_smoothing,
+        )  # fmt: skip
         return out
 
     def last_logits(self, ids_bt: Tensor) -> Tensor:
@@ -182,14 +185,18 @@ class GPT(LanguageModel):
     @torch.no_grad()
     def token_losses(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Cross-entropy (b, t) of each token, in nats."""
-        x_nd = self.model(ids_bt).flatten(0, 1)
+        x_nd, targets = self._written(self.model(ids_bt)).flatten(0, 1), self._written(targets_bt)
         parts = [
             F.cross_entropy(self.lm_head(x), y, reduction="none")
             for x, y in zip(
-                torch.split(x_nd, CHUNK_TOKENS), torch.split(targets_bt.flatten(), CHUNK_TOKENS), strict=True
+                torch.split(x_nd, CHUNK_TOKENS), torch.split(targets.flatten(), CHUNK_TOKENS), strict=True
             )
         ]
-        return torch.cat(parts).view_as(targets_bt)
+        return F.pad(torch.cat(parts).view_as(targets), (targets_bt.shape[1] - targets.shape[1], 0))
+
+    def _written(self, x: Tensor) -> Tensor:
+        """Of (b, t, ...) the positions that are predicted, the last ones of each row."""
+        return x[:, x.shape[1] - OBJECTIVES[self.config.objective].predicted(x.shape[1]) :]
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -23,6 +23,17 @@ def check_options(config: RunConfig) -> None:
         if not low <= value < high:
             ends = f"at least {low}" + ("" if high == math.inf else f" and below {high}")
             raise TrainError(f"{name} is {value}, and must be {ends}", hint=f"leave it at {default}")
+    if config.initial and config.dropout:
+        raise TrainError(
+            f"dropout is {config.dropout}, and a model that goes on from a folder has none",
+            hint="leave it at 0",
+        )
+    if config.trunk_context and config.model.objective != "causal":
+        raise TrainError(
+            f"trunk_context is {config.trunk_context}, and the objective {config.model.objective} needs whole "
+            "windows",
+            hint="leave it at 0",
+        )
     if config.evaluate_every and not config.patience:
         raise TrainError(
             f"evaluate_every is {config.evaluate_every}, but without patience nothing waits for these scores",

@@ -12,6 +12,7 @@ from typing import Any
 from isoflop import ladder as rungs
 from isoflop import plan as planner
 from isoflop.budget import Budget
+from isoflop.continued import Past
 from isoflop.corpus import build_corpus, load_corpus, vocab_for
 from isoflop.devices import whole_machine
 from isoflop.errors import BudgetError, ProjectError, TrainError
@@ -182,6 +183,7 @@ def train_model(
     *,
     role: str = "train",
     progress: Progress | None = None,
+    past: Past | None = None,
 ) -> Run:
     """Train one model and keep it as a Hugging Face folder; a run in the ledger is not trained again."""
     config = whole_batches(config)
@@ -195,7 +197,7 @@ def train_model(
         with disk_errors(f"the model {saved}"):
             save_pretrained(model, corpus, saved)
 
-    run = train(config, corpus, folder, role=role, progress=progress, keep=keep)
+    run = train(config, corpus, folder, role=role, progress=progress, keep=keep, past=past)
     model = project.add_artifact(f"model-{run.id}", lambda to: shutil.copytree(saved, to, dirs_exist_ok=True))
     run = run.model_copy(update={"model": model})
     project.put("run", run, run.id)

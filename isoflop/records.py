@@ -118,7 +118,7 @@ class Paced(Growing):
 
     later = (
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "label_smoothing",
-        "patience", "evaluate_every",
+        "patience", "evaluate_every", "initial", "old", "replay_share", "ewc", "ewc_tokens",
     )  # fmt: skip
 
     model: ModelConfig
@@ -165,6 +165,11 @@ class RunConfig(Paced):
     label_smoothing: float = 0.0  # of the training loss alone
     patience: int = 0  # held-out scores in a row without a better one that begin the cooldown (`patience.py`)
     evaluate_every: int = 0  # tokens between these scores; 0: a 20th of the run
+    initial: str = ""  # hash of the model folder whose weights it starts with; "": from scratch
+    old: str = ""  # id of the corpus that this model has learned before, if it is looked at
+    replay_share: float = 0.0  # of the rows that are old text
+    ewc: float = 0.0  # strength of elastic weight consolidation
+    ewc_tokens: int = 0  # old text on which its Fisher information is measured
 
 
 class CurvePoint(Record):
@@ -175,13 +180,24 @@ class CurvePoint(Record):
     loss: float  # training loss, nats a token, mean since the last point
 
 
+class Forgetting(Record):
+    """What a continued run cost on the old corpus's held-out text, in nats a predicted token."""
+
+    corpus_id: str
+    before: float
+    after: float
+    nats: float  # after - before
+    nats_se: float  # standard error of the difference over windows, which are paired
+    windows: int
+
+
 class Run(Record):
     """A finished training run and its exact accounting."""
 
     id: str
     corpus_id: str
     config: RunConfig
-    role: str  # "ladder", "ablation", "final" or "train"
+    role: str  # "ladder", "ablation", "final", "train" or "continued"
     trunk: str  # runs of one constant-rate trunk share this id
     loss: float  # held-out, nats a predicted token
     loss_se: float  # standard error over held-out windows
@@ -204,6 +220,7 @@ class Run(Record):
     rate_scale: float = 1.0  # below 1 after a non-finite loss
     curve: tuple[CurvePoint, ...] = ()
     model: str | None = None  # artifact folder, relative to the project
+    forgetting: Forgetting | None = None  # of a continued run whose old corpus is known
 
 
 class Throughput(Paced):

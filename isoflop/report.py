@@ -87,7 +87,9 @@ class Headline:
     @property
     def score(self) -> str:
         """What the page opens with."""
-        return f"{self.loss:.3f} nats a masked token" if self.bpb is None else f"{self.bpb:.3f} bits per byte"
+        if self.bpb is None:
+            return f"{self.loss:.3f} nats a predicted token"
+        return f"{self.bpb:.3f} bits per byte"
 
 
 def headline(result: Result | None, final: Run | None, forecast: Interval | None) -> Headline | None:

@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import psutil
 import torch
 
 from isoflop import checkpoint, flops
+from isoflop.continued import Past, forgetting
 from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, rank, run_ranks
 from isoflop.errors import TrainError
@@ -61,6 +63,7 @@ class Branches:
         stage: str,
         checkpoint_seconds: float,
         stopping: Stopping,
+        past: Past | None = None,
     ) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.totals = [math.ceil(t / config.batch_tokens) for t in sorted(set(token_counts))]  # in steps
@@ -68,7 +71,8 @@ class Branches:
         self.checkpoint_seconds, self.stopping = checkpoint_seconds, stopping
         self.trunk = trunk_id(config, corpus)
         self.stamp: Sequence[int] = train_stamp(corpus)
-        self.trainer = Trainer(config, corpus, progress)
+        self.past = past
+        self.trainer = Trainer(config, corpus, progress, past)
         self.patience = Patience(config, self.totals[-1])
         self.branch = 0  # index of the branch being trained
         self.fork: dict[str, Any] | None = None  # the trunk where the running branch left it
@@ -201,7 +205,7 @@ class Branches:
                 hint="lower the learning rates (--lr-scale 0.5)",
             ) from None
         self.progress.log(f"loss not finite at step {self.trainer.step}: going back, at half the rate")
-        self.trainer = Trainer(self.config, self.corpus, self.progress)
+        self.trainer = Trainer(self.config, self.corpus, self.progress, self.past)
         self.fork = None
         self.patience = Patience(self.config, self.totals[-1])
         self.resume()
@@ -232,6 +236,9 @@ class Branches:
     def _score(self) -> Run:
         trainer, config, m = self.trainer, self.config, self.trainer.config.model
         scores = self._heldout()
+        start = time.perf_counter()
+        forgotten = forgetting(trainer.model, config, self.past) if self.past and config.old else None
+        trainer.meter.eval += time.perf_counter() - start
         if not math.isfinite(scores.loss):
             raise TrainError(
                 f"the held-out loss of run {self.trunk} is not finite", hint="lower the learning rates"
@@ -243,6 +250,8 @@ class Branches:
         total = trainer.step
         cooled = min(self.spent_steps, total - config.trunk_steps(total)) * config.batch_tokens
         spent = flops.training_flops(config, self.spent_steps * config.batch_tokens - cooled, cooled)
+        if config.ewc and not self.runs:
+            spent += flops.flops_per_token(m) * config.ewc_tokens  # of the Fisher information
         peak = config.ranks * flops.matmul_peak(config.threads)
         # What was asked for names the run: with patience it may have ended earlier.
         final = config.model_copy(update={"tokens": self.totals[self.branch] * config.batch_tokens})
@@ -260,7 +269,7 @@ class Branches:
             params_nonembedding=flops.params_nonembedding(m),
             params_matmul=flops.params_matmul(m),
             tokens=tokens,
-            unique_tokens=min(tokens, self.corpus.train_tokens),
+            unique_tokens=trainer.batches.unique_tokens(tokens),
             flops=flops.run_flops(config.model_copy(update={"tokens": tokens})),
             flops_spent=spent,
             seconds_train=seconds,
@@ -272,6 +281,7 @@ class Branches:
             peak_memory_bytes=config.ranks * max(trainer.meter.memory, psutil.Process().memory_info().rss),
             rate_scale=trainer.rate_scale,
             curve=tuple(CurvePoint.model_validate(p) for p in trainer.meter.curve if p["tokens"] <= tokens),
+            forgetting=forgotten,
         )
 
 
@@ -310,12 +320,14 @@ def train_trunk(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     keep: Keep = lambda model, run: None,
     stopping: Stopping | None = None,
+    past: Past | None = None,
 ) -> list[Run]:
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
     `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
     after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
-    finished model; with `config.ranks` above 1 it is sent to another process and called there.
+    finished model; with `config.ranks` above 1 it is sent to another process and called there. `past` says
+    where a run that goes on from a model folder finds it.
 
     Raises TrainError when the loss is not finite twice, the corpus is smaller than a batch, or an option
     cannot be; CorruptError when no checkpoint can be read or the training tokens change; Interrupted,
@@ -325,7 +337,8 @@ def train_trunk(
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
+    past = None if past is None else replace(past, fisher=folder / "fisher")
+    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep, past)
     with heeded(progress) as pressed:
         progress.start(stage, sum(tokens_of_trunk(token_counts, config)), "tokens")
         if config.ranks == 1:
@@ -339,11 +352,11 @@ def train_trunk(
 
 def _work(
     config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
-    checkpoint_seconds: float, keep: Keep, progress: Progress, stopping: Stopping,
+    checkpoint_seconds: float, keep: Keep, past: Past | None, progress: Progress, stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
-        checkpoint_seconds=checkpoint_seconds, stopping=stopping,
+        checkpoint_seconds=checkpoint_seconds, stopping=stopping, past=past,
     )  # fmt: skip
     return branches.run(keep)
 
@@ -364,6 +377,9 @@ def train(
     role: str = "train",
     progress: Progress | None = None,
     keep: Keep = lambda model, run: None,
+    past: Past | None = None,
 ) -> Run:
     """Train one model on `config.tokens` tokens. See `train_trunk`."""
-    return train_trunk(config, [config.tokens], corpus, folder, role=role, progress=progress, keep=keep)[0]
+    return train_trunk(
+        config, [config.tokens], corpus, folder, role=role, progress=progress, keep=keep, past=past
+    )[0]

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model, old_corpus
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
 from isoflop.families import family_of
+from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
 from isoflop.options import check_options
@@ -72,10 +75,16 @@ class Batches:
 
     def __call__(self, step: int) -> Tensor:
         """Token ids (rows of this rank, context + 1) of batch `step`."""
-        starts = [self._window(step * self.rows + row) * self.context for row in self.mine]
-        return torch.from_numpy(
-            np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
-        )
+        return torch.from_numpy(np.stack([self.row(step * self.rows + row) for row in self.mine]))
+
+    def row(self, position: int) -> NDArray[np.int64]:
+        """Token ids (context + 1) of a row, counted from the first batch on."""
+        start = self._window(position) * self.context
+        return self.tokens[start : start + self.context + 1].astype(np.int64)
+
+    def unique_tokens(self, tokens: int) -> int:
+        """How many different tokens a run of `tokens` sees."""
+        return min(tokens, len(self.tokens))
 
 
 @dataclass
@@ -94,7 +103,9 @@ class Meter:
 class Trainer:
     """Model, optimizers and position of one trunk."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, progress: Progress, past: Past | None = None
+    ) -> None:
         if config.ranks != world():
             raise ValueError(f"a run of {config.ranks} ranks was started in {world()}: use train_trunk")
         torch.set_num_threads(config.threads)
@@ -102,20 +113,40 @@ class Trainer:
         self.device = device_for()
         check_options(config)
         check_precision(config.precision, self.device, progress)
-        model = family_of(config.model).build(config.model, config.seed, dropout=config.dropout)
-        self.model = model.to(self.device)
+        self.model = self._first_model(past).to(self.device)
         if config.checkpoint_activations:
             recompute_blocks(self.model, random=config.dropout > 0)
         self.optimizers = make_optimizers(self.model, config)
         self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
-        self.batches = Batches(corpus, config)
         self.objective = OBJECTIVES[config.model.objective]
+        self.batches: Batches | Mixed = Batches(corpus, config)
+        self.consolidation: Consolidation | None = None
+        if config.replay_share or config.ewc:
+            self._remember(past, progress)
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()
         if config.compile:
             self._compile(progress)
+
+    def _first_model(self, past: Past | None) -> LanguageModel:
+        """With its initial weights."""
+        if self.config.initial:
+            return initial_model(self.config, past)
+        config = self.config
+        return family_of(config.model).build(config.model, config.seed, dropout=config.dropout)
+
+    def _remember(self, past: Past | None, progress: Progress) -> None:
+        """Bring in what keeps a continued run from forgetting."""
+        config, corpus = self.config, old_corpus(self.config, past)
+        new, old = Batches(self.corpus, config), Batches(corpus, config)
+        if config.replay_share:
+            self.batches = Mixed(new, old, config.replay_share)
+        if config.ewc:
+            self.consolidation = consolidation(
+                self.model, config, past, old, corpus, self.objective.examples, progress
+            )
 
     def _compile(self, progress: Progress) -> None:
         """Compile one layer; the others reuse its code. The first pass is timed apart."""
@@ -165,6 +196,8 @@ class Trainer:
         context = (config.trunk_model if in_trunk else config.model).context
         loss = average_gradients(self.model, self.gradients(self.step, context))
         self.precision.unscale()
+        if self.consolidation is not None:
+            self.consolidation.add_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         done = self.step * config.batch_tokens
         share = self.rate_scale * rate(done, config.model_copy(update={"tokens": total_tokens}))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from isoflop.corpus import tokenizer
+from isoflop.corpus import end_token, tokenizer
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.evaluate import HeldOut, heldout
-from isoflop.export import end_of_text, load_pretrained, tokenizer_of
+from isoflop.export import load_pretrained, tokenizer_of
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.records import Corpus, Sample
@@ -31,16 +31,17 @@ def sample(
 ) -> list[Sample]:  # fmt: skip
     """Continue each prompt; an empty prompt starts a new document.
 
-    Raises ProjectError for a masked model, CorruptError when the model's vocabulary is not the corpus's.
+    Raises ProjectError for a model that is not causal, CorruptError when its vocabulary is not the corpus's.
     """
     model, tok = load_pretrained(model_folder), tokenizer(corpus)
     if not OBJECTIVES[model.config.objective].compresses:
         raise ProjectError(
-            f"{model_folder} is a masked model, which fills gaps and cannot continue text",
+            f"{model_folder} has learned the objective {model.config.objective!r}: it fills gaps, or the "
+            "second half of a window, and cannot continue text",
             hint="sample a causal one, such as gpt2 or llama",
         )
     check_vocabulary(model, model_folder, corpus)
-    end = end_of_text(tok)
+    end = end_token(corpus)
     out = []
     for i, prompt in enumerate(prompts):
         ids = [end, *tok.encode(prompt).ids]
@@ -75,8 +76,8 @@ def generate(
 def check_vocabulary(model: LanguageModel, folder: Path, corpus: Corpus) -> None:
     """Raises CorruptError unless the model's tokenizer is the corpus's own."""
     theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
-    size = corpus.vocab_size + OBJECTIVES[model.config.objective].extra_ids
-    if model.config.vocab_size != size or not (theirs.exists() and _text(theirs) == ours.to_str()):
+    size = max(corpus.vocab_size, ours.get_vocab_size(with_added_tokens=True))
+    if model.config.vocab_size < size or not (theirs.exists() and _text(theirs) == ours.to_str()):
         raise CorruptError(
             f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
             hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "

@@ -133,7 +133,7 @@ def test_a_masked_model_has_neither_bits_per_byte_nor_samples(tmp_path: Path) ->
     config = run.config.model_copy(update={"model": model})
     project.put("run", run.model_copy(update={"bpb": None, "bpb_se": None, "config": config}))
     page = render(project)
-    assert f"{run.loss:.3f} nats a masked token" in page
+    assert f"{run.loss:.3f} nats a predicted token" in page
     assert "it does not write" in page
     assert "<td>–</td>" in page
 

@@ -7,6 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from isoflop.cli.continuing import (
+    EwcOption,
+    EwcTokensOption,
+    FromOption,
+    OldOption,
+    ReplayOption,
+    ReplayShareOption,
+    check_start,
+    forgetting_options,
+)
 from isoflop.cli.options import (
     DEFAULT_FAMILY,
     DEFAULT_PROJECT,
@@ -182,31 +192,50 @@ def train(
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, changes: SetOption = None,
     precision: PrecisionOption = None, accumulate: AccumulateOption = None, patience: PatienceOption = None,
+    initial: FromOption = None, old: OldOption = None, replay: ReplayOption = None,
+    replay_share: ReplayShareOption = None, ewc: EwcOption = 0.0, ewc_tokens: EwcTokensOption = None,
     seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Train the latest plan's model, or the shape given.
+    """Train the latest plan's model, or the shape given, or go on from a model folder.
 
-    Example: [bold]isoflop train --width 96 --tokens 2000000[/bold]
+    Example: [bold]isoflop train --width 96 --tokens 2000000[/bold] or
+    [bold]isoflop train --from MODEL --tokens 2000000 --replay OLD-PROJECT[/bold]
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
+    from isoflop.starting import continuation
     from isoflop.variant import Variant
 
     options = {"precision": precision, "accumulate": accumulate, "patience": patience}
     said = [f"{name}={value}" for name, value in options.items() if value is not None]
+    forget = forgetting_options(old, replay, replay_share, ewc, ewc_tokens)
+    shaped = width is not None or layers is not None or family != DEFAULT_FAMILY or objective is not None
+    check_start(initial, shaped, forget)
     home, variant = open_project(project), Variant.of(find(family, objective), [*(changes or ()), *said])
     with home.lock(), Terminal() as progress:
-        text = corpus_of(home)
-        config = chosen_config(
-            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
-            variant=variant, progress=progress,
-        )  # fmt: skip
-        done = train_model(home, text, config, progress=progress)
+        text, past = corpus_of(home), None
+        if initial is not None:
+            config, past = continuation(
+                home, text, initial, tokens=tokens, lr_scale=lr_scale, seed=seed, **forget
+            )
+            config = variant.applied(config)
+        else:
+            config = chosen_config(
+                home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
+                variant=variant, progress=progress,
+            )  # fmt: skip
+        role = "train" if past is None else "continued"
+        done = train_model(home, text, config, role=role, progress=progress, past=past)
     if json:
         out(done)
-    else:
-        _runs_table([done])
-        typer.echo(home.folder / str(done.model))
+        return
+    _runs_table([done])
+    if (lost := done.forgetting) is not None:
+        typer.echo(
+            f"old text, nats a token: {lost.before:.4f} before, {lost.after:.4f} after; "
+            f"forgotten {lost.nats:+.4f} +- {lost.nats_se:.4f}"
+        )
+    typer.echo(home.folder / str(done.model))
 
 
 @app.command(name="eval")

@@ -63,13 +63,16 @@ FamilyOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FOLDER",
-        help="Architecture: isoflop (our decoder), gpt2, llama, bert, modernbert, mamba2, or a folder whose "
-        "config.json is scaled.",
+        help="Architecture: isoflop (our decoder), gpt2, llama, bert, modernbert, mamba2, t5, or a folder "
+        "whose config.json is scaled.",
     ),
 ]
 ObjectiveOption = Annotated[
     str | None,
-    typer.Option(help="causal, masked or masked-words (whole words); the family's own when absent."),
+    typer.Option(
+        help="causal, prefix, masked, masked-words (whole words), masked-next (with next-sentence "
+        "prediction) or spans; the family's own when absent."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

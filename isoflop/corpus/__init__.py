@@ -4,9 +4,11 @@ from isoflop.corpus.bpe import vocab_for
 from isoflop.corpus.build import build_corpus
 from isoflop.corpus.load import (
     check_train_tokens,
+    end_token,
     heldout_documents,
     heldout_tokens,
     load_corpus,
+    special_tokens,
     token_bytes,
     tokenizer,
     train_documents,
@@ -18,9 +20,11 @@ from isoflop.corpus.load import (
 __all__ = [
     "build_corpus",
     "check_train_tokens",
+    "end_token",
     "heldout_documents",
     "heldout_tokens",
     "load_corpus",
+    "special_tokens",
     "token_bytes",
     "tokenizer",
     "train_documents",

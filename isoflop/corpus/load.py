@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,24 @@ def word_edges(corpus: Corpus) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 @lru_cache(maxsize=4)
 def _word_edges(path: Path, sha256: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return bpe.word_edges(bpe.read_tokenizer(path))
+
+
+def end_token(corpus: Corpus) -> int:
+    """Id of the token that follows each document."""
+    return _special(corpus.folder / "tokenizer.json", corpus.hashes["tokenizer.json"])[0]
+
+
+def special_tokens(corpus: Corpus) -> Mapping[str, int]:
+    """The special tokens of the corpus's tokenizer, by name."""
+    return _special(corpus.folder / "tokenizer.json", corpus.hashes["tokenizer.json"])[1]
+
+
+@lru_cache(maxsize=4)
+def _special(path: Path, sha256: str) -> tuple[int, Mapping[str, int]]:
+    found = bpe.read_tokenizer(path)
+    end = bpe.end_token(found)
+    assert end is not None  # `read_tokenizer` sees to it
+    return end, {str(token): i for i, token in found.get_added_tokens_decoder().items()}
 
 
 def tokenizer(corpus: Corpus) -> Tokenizer:

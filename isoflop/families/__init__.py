@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from isoflop import flops
 from isoflop.errors import TrainError
 from isoflop.families.decoder import MODEL_TYPE, Decoder
-from isoflop.families.foreign import ARCHITECTURES, Foreign
+from isoflop.families.encoder_decoder import KINDS
+from isoflop.families.foreign import ARCHITECTURES, Foreign, pairs
 from isoflop.model import LanguageModel
-from isoflop.objectives import OBJECTIVES
+from isoflop.objectives import BOTH, OBJECTIVES
 from isoflop.recipe import CONTEXT
 from isoflop.records import ModelConfig
 
@@ -83,15 +84,28 @@ def find(name: str, objective: str | None = None) -> Family:
             hint=f"name one of {', '.join(FAMILIES)}, or a folder with a config.json of transformers",
         )
     found = FAMILIES[name] if name in FAMILIES else Foreign.of_folder(Path(name))
-    if objective is None:
-        return found
-    possible = [o for o in OBJECTIVES if OBJECTIVES[o].test == OBJECTIVES[found.objective].test]
-    if objective not in possible:
-        raise TrainError(
-            f"the family {found.name} cannot learn the objective {objective!r}",
-            hint=f"leave --objective out, or name one of {', '.join(possible)}",
-        )
-    return _with_objective(found, objective)
+    if objective is not None:
+        possible = _possible(found)
+        if objective not in possible:
+            raise TrainError(
+                f"the family {found.name} cannot learn the objective {objective!r}",
+                hint=f"leave --objective out, or name one of {', '.join(possible)}",
+            )
+        found = _with_objective(found, objective)
+    if isinstance(found, Foreign) and (found.template or objective == "prefix"):
+        from isoflop.families.checked import check  # it needs torch's counter, which few do
+
+        check(found)
+    return found
+
+
+def _possible(family: Family) -> list[str]:
+    """The objectives of its architecture."""
+    learner = BOTH if family.name in KINDS else OBJECTIVES[family.objective].learners[0]
+    return [
+        name for name, o in OBJECTIVES.items()
+        if learner in o.learners and (name != "masked-next" or pairs(family.name))
+    ]  # fmt: skip
 
 
 def of_config(raw: Mapping[str, Any]) -> Family:

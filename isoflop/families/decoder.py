@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from isoflop import flops, recipe
 from isoflop.gpt import EPS, GPT
 from isoflop.initial import initialise
+from isoflop.objectives import OBJECTIVES
 from isoflop.records import ModelConfig
 
 MODEL_TYPE = "qwen3"
@@ -32,7 +33,8 @@ class Decoder:
     def shape(
         self, d_model: int, vocab_size: int, *, n_layers: int | None = None, context: int = recipe.CONTEXT
     ) -> ModelConfig:
-        return recipe.shape(d_model, vocab_size, n_layers=n_layers, context=context)
+        shape = recipe.shape(d_model, vocab_size, n_layers=n_layers, context=context)
+        return shape.model_copy(update={"objective": self.objective})
 
     def build(self, model: ModelConfig, seed: int, *, dropout: float = 0.0) -> GPT:
         made = GPT(model, dropout)
@@ -40,7 +42,7 @@ class Decoder:
         return made
 
     def counts(self, model: ModelConfig) -> flops.Counts:
-        return flops.decoder_counts(model)
+        return flops.decoder_counts(model, OBJECTIVES[model.objective].predicted(model.context))
 
     def save(self, model: GPT, folder: Path, end_of_text: int) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -63,6 +65,7 @@ class Decoder:
             context=raw["max_position_embeddings"],
             rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
             tied=raw["tie_word_embeddings"],
+            objective=raw.get("isoflop_objective", "causal"),
         )
         weights = load_file(folder / "model.safetensors")
         model = GPT(config)
@@ -96,4 +99,5 @@ def qwen3_config(config: ModelConfig, end_of_text: int) -> dict[str, object]:
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
+        **({} if config.objective == "causal" else {"isoflop_objective": config.objective}),
     }

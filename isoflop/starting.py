@@ -1,0 +1,101 @@
+"""From a model folder and what is to be learned to the configuration of a run that goes on from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from isoflop import corpus as texts
+from isoflop.continued import HASH_DIGITS, Past
+from isoflop.corpus import load_corpus
+from isoflop.devices import whole_machine
+from isoflop.errors import CorpusError, IsoflopError, TrainError
+from isoflop.export import load_pretrained
+from isoflop.pipeline import corpus_of
+from isoflop.recipe import recipe
+from isoflop.records import Corpus, RunConfig
+from isoflop.store import Project, content_hash
+from isoflop.using import check_vocabulary
+
+# Of the rates from scratch. Ibrahim et al., arXiv 2403.08763, section 6.1, warm up to half of, all of and
+# twice the rate of pre-training: more of it learns the new text better and forgets more of the old.
+RATE_SHARE = 0.5
+LONGEST_CONTEXT = 2048  # of a model that could read further
+REPLAY_SHARE = 0.1
+FISHER_TOKENS = 65_536
+
+
+def continuation(
+    project: Project, corpus: Corpus, folder: Path, *, tokens: int | None, lr_scale: float = 1.0,
+    seed: int = 0, old: Path | None = None, replay_share: float = 0.0, ewc: float = 0.0,
+    ewc_tokens: int = FISHER_TOKENS,
+) -> tuple[RunConfig, Past]:  # fmt: skip
+    """The configuration of `tokens` tokens of training from `folder` on, and where its parts are.
+
+    The folder is kept among the project's artifacts, so that the run can go on without the original. `old` is
+    a project or a corpus folder, of text that the model has learned before.
+
+    Raises TrainError for settings that mean nothing, ProjectError, CorruptError or CorpusError when model,
+    old corpus or their tokenizers do not fit.
+    """
+    _check(tokens, old, replay_share, ewc, ewc_tokens)
+    model = load_pretrained(folder)
+    check_vocabulary(model, folder, corpus)
+    before = None if old is None else _found(old, corpus)
+    shape = model.config.model_copy(update={"context": min(model.config.context, LONGEST_CONTEXT)})
+    kept = _kept(project, folder)
+    config = recipe(
+        shape, tokens or 0, seed=seed, initial=kept.name.rpartition("-")[2],
+        old="" if before is None else before.id, replay_share=replay_share, ewc=ewc,
+        ewc_tokens=ewc_tokens if ewc else 0,
+    )  # fmt: skip
+    rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
+    slower = {name: getattr(config, name) * RATE_SHARE * lr_scale for name in rates}
+    past = Past(kept, None if before is None else before.folder.absolute())
+    return whole_machine(config.model_copy(update=slower)), past
+
+
+def _found(place: Path, corpus: Corpus) -> Corpus:
+    """The corpus of a project, or in a corpus folder. Raises CorpusError when its tokenizer is another."""
+    if (place / "corpus.json").exists():
+        found = load_corpus(place, verify=True)
+    else:
+        try:
+            found = corpus_of(Project(place, create=False))
+        except IsoflopError as error:
+            raise CorpusError(
+                f"there is no old corpus in {place}: {error.message}",
+                hint="name a project folder, or a folder with corpus.json",
+            ) from None
+    if texts.tokenizer(found).to_str() != texts.tokenizer(corpus).to_str():
+        raise CorpusError(
+            f"the tokenizer of the old corpus {found.id} is not the tokenizer of corpus {corpus.id}",
+            hint=f"build one of them with --tokenizer {corpus.folder / 'tokenizer.json'}",
+        )
+    return found
+
+
+def _check(tokens: int | None, old: Path | None, replay_share: float, ewc: float, ewc_tokens: int) -> None:
+    if tokens is None or tokens <= 0:
+        raise TrainError("going on from a model needs --tokens above zero", hint="e.g. --tokens 2000000")
+    if not 0 <= replay_share < 1:
+        raise TrainError(f"a replay share of {replay_share} is not from 0 to below 1", hint="give e.g. 0.1")
+    if ewc < 0 or ewc_tokens <= 0:
+        raise TrainError("elastic weight consolidation cannot be negative", hint="give e.g. --ewc 1")
+    if old is None and (replay_share or ewc):
+        raise TrainError(
+            "replay and elastic weight consolidation need the text that was learned before",
+            hint="name its project: --old PROJECT, or --replay PROJECT",
+        )
+
+
+def _kept(project: Project, folder: Path) -> Path:
+    """The folder among the project's artifacts."""
+    artifacts = (project.folder / "artifacts").absolute()
+    if folder.absolute().parent == artifacts:
+        project.verify_artifact(f"artifacts/{folder.absolute().name}")
+        return folder.absolute()
+    name = f"initial-{content_hash(folder)[:HASH_DIGITS]}"
+    if not (artifacts / name).exists():
+        project.add_artifact("initial", lambda to: shutil.copytree(folder, to, dirs_exist_ok=True))
+    return artifacts / name
