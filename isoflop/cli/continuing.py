@@ -33,8 +33,8 @@ ReplayShareOption = Annotated[
 EwcOption = Annotated[
     float,
     typer.Option(
-        help="Strength of elastic weight consolidation on the old text; n: as if there were n times as much "
-        "of it as of new text."
+        help="Strength of elastic weight consolidation on the old text, such as 1 to 5; n: as if there were "
+        "n times as much of it as of new text."
     ),
 ]
 EwcTokensOption = Annotated[
