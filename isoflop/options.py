@@ -30,8 +30,8 @@ def check_options(config: RunConfig) -> None:
         )
     if config.trunk_context and config.model.objective != "causal":
         raise TrainError(
-            f"trunk_context is {config.trunk_context}, and the objective {config.model.objective} needs whole "
-            "windows",
+            f"trunk_context is {config.trunk_context}, and the objective {config.model.objective} "
+            "needs whole windows",
             hint="leave it at 0",
         )
     if config.evaluate_every and not config.patience:
