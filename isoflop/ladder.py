@@ -317,6 +317,11 @@ def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Progres
     branches = [_run_ids(m, corpus) for m in ladder.members]
     wanted = {id for ids in branches for id in ids}
     done = {r.id: r for r in project.all("run", Run) if r.id in wanted}
+    for run in [
+        r for r in done.values() if r.role == "tune"
+    ]:  # the recipe's own trial, now the law's as well
+        done[run.id] = run.model_copy(update={"role": "ladder"})
+        project.put("run", done[run.id], run.id)
     todo = [m for m, ids in zip(ladder.members, branches, strict=True) if not done.keys() >= ids]
     todo.sort(key=lambda m: -m.seconds)  # longest first packs best
     failures: list[str] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -124,9 +125,9 @@ class Branches:
 
     # -- the loop -------------------------------------------------------------------------------------
 
-    def run(self, keep: Keep) -> list[Run]:
+    def run(self, keep: Keep, first: int) -> list[Run]:
         self.resume()
-        while self.branch < len(self.totals):
+        while self.branch < min(first, len(self.totals)):
             try:
                 self._advance()
             except Diverged:
@@ -276,6 +277,7 @@ def train_trunk(
     corpus: Corpus,
     folder: Path,
     *,
+    first: int = sys.maxsize,
     role: str = "ladder",
     progress: Progress | None = None,
     stage: str = "train",
@@ -285,6 +287,7 @@ def train_trunk(
 ) -> list[Run]:
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
+    Only the `first` so many branches are trained now; asked for more, it goes on from there.
     `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
     after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
     finished model; with `config.ranks` above 1 it is sent to another process and called there.
@@ -296,7 +299,7 @@ def train_trunk(
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
+    work = partial(_work, config, token_counts, first, corpus, folder, role, stage, checkpoint_seconds, keep)
     with heeded(progress) as pressed:
         progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
         if config.ranks == 1:
@@ -309,14 +312,14 @@ def train_trunk(
 
 
 def _work(
-    config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
-    checkpoint_seconds: float, keep: Keep, progress: Progress, stopping: Stopping,
+    config: RunConfig, token_counts: Sequence[int], first: int, corpus: Corpus, folder: Path, role: str,
+    stage: str, checkpoint_seconds: float, keep: Keep, progress: Progress, stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
         checkpoint_seconds=checkpoint_seconds, stopping=stopping,
     )  # fmt: skip
-    return branches.run(keep)
+    return branches.run(keep, first)
 
 
 def _as_rank(work: Callable[[Progress, Stopping], list[Run]], address: Address) -> list[Run]:

@@ -1,4 +1,5 @@
-"""The command line: `job` has the main job's stages, `laws` asks laws, `runs` judges tables of runs."""
+"""The command line: `job` has the main job's stages, `laws` asks laws, `runs` judges tables of runs, `tune`
+searches the recipe's values."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import sys
 import typer
 
 from isoflop import terminal
-from isoflop.cli import job, laws, runs
+from isoflop.cli import job, laws, runs, tune
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -21,6 +22,7 @@ app = typer.Typer(
     "Example: [bold]isoflop run docs/ --budget 5m[/bold]",
 )
 app.add_typer(job.app)
+app.add_typer(tune.app)
 app.add_typer(laws.app)
 app.add_typer(runs.app)
 
