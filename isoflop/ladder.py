@@ -329,6 +329,10 @@ def climb(
     branches = [run_ids(m, corpus) for m in ladder.members]
     wanted = {id for ids in branches for id in ids}
     done = {r.id: r for r in project.all("run", Run) if r.id in wanted}
+    answered = [r for r in done.values() if role == "ladder" != r.role]  # trained for another question
+    for run in answered:
+        done[run.id] = run.model_copy(update={"role": role})
+        project.put("run", done[run.id], run.id)
     todo = [m for m, ids in zip(ladder.members, branches, strict=True) if not done.keys() >= ids]
     todo.sort(key=lambda m: -m.seconds)  # longest first packs best
     failures: list[str] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -132,9 +133,9 @@ class Branches:
 
     # -- the loop -------------------------------------------------------------------------------------
 
-    def run(self, keep: Keep) -> list[Run]:
+    def run(self, keep: Keep, first: int) -> list[Run]:
         self.resume()
-        while self.branch < len(self.totals):
+        while self.branch < min(first, len(self.totals)):
             try:
                 self._advance()
             except Diverged:
@@ -314,6 +315,7 @@ def train_trunk(
     corpus: Corpus,
     folder: Path,
     *,
+    first: int = sys.maxsize,
     role: str = "ladder",
     progress: Progress | None = None,
     stage: str = "train",
@@ -324,6 +326,7 @@ def train_trunk(
 ) -> list[Run]:
     """Train one trunk and a cooldown branch for each of `token_counts`, in order of tokens.
 
+    Only the `first` so many branches are trained now; asked for more, it goes on from there.
     `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
     after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
     finished model; with `config.ranks` above 1 it is sent to another process and called there. `past` says
@@ -338,7 +341,9 @@ def train_trunk(
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     past = None if past is None else replace(past, fisher=folder / "fisher")
-    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep, past)
+    work = partial(
+        _work, config, token_counts, first, corpus, folder, role, stage, checkpoint_seconds, keep, past
+    )
     with heeded(progress) as pressed:
         progress.start(stage, sum(tokens_of_trunk(token_counts, config)), "tokens")
         if config.ranks == 1:
@@ -351,14 +356,15 @@ def train_trunk(
 
 
 def _work(
-    config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
-    checkpoint_seconds: float, keep: Keep, past: Past | None, progress: Progress, stopping: Stopping,
+    config: RunConfig, token_counts: Sequence[int], first: int, corpus: Corpus, folder: Path, role: str,
+    stage: str, checkpoint_seconds: float, keep: Keep, past: Past | None, progress: Progress,
+    stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
         checkpoint_seconds=checkpoint_seconds, stopping=stopping, past=past,
     )  # fmt: skip
-    return branches.run(keep)
+    return branches.run(keep, first)
 
 
 def _as_rank(work: Callable[[Progress, Stopping], list[Run]], address: Address) -> list[Run]:

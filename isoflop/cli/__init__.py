@@ -1,5 +1,5 @@
-"""The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `laws` asks
-laws, `runs` judges tables of runs, `averages` makes one model of several.
+"""The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
+its values, `laws` asks laws, `runs` judges tables of runs, `averages` makes one model of several.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 import typer
 
 from isoflop import terminal
-from isoflop.cli import ablate, averages, job, laws, runs
+from isoflop.cli import ablate, averages, job, laws, runs, tune
 from isoflop.errors import IsoflopError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(job.app)
 app.add_typer(ablate.app)
+app.add_typer(tune.app)
 app.add_typer(laws.app)
 app.add_typer(runs.app)
 app.add_typer(averages.app)

@@ -45,7 +45,8 @@ from isoflop.store import Project
 @dataclass(frozen=True)
 class Scene:
     """What pictures show of a project: the runs of one family on one corpus, the law, the final run and its
-    forecast. The family is the final run's, or else the latest run's."""
+    forecast. The family is the final run's, or else the latest run's. Trials of a tuning and of
+    an ablation are not shown."""
 
     runs: tuple[Run, ...] = ()
     fit: Fit | None = None
@@ -55,7 +56,11 @@ class Scene:
     @classmethod
     def of(cls, project: Project) -> Scene:
         runs, corpus = project.all("run", Run), project.latest("corpus", Corpus)
-        here = tuple(run for run in runs if corpus is None or run.corpus_id == corpus.id)
+        here = tuple(
+            run
+            for run in runs
+            if run.role not in ("tune", "ablation") and (corpus is None or run.corpus_id == corpus.id)
+        )
         plan, result = project.latest("plan", Plan), project.latest("result", Result)
         final = next((run for run in reversed(here) if run.role == "final"), None)
         forecast = None if plan is None else plan.loss
