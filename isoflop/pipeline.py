@@ -13,7 +13,7 @@ from isoflop import ladder as rungs
 from isoflop import plan as planner
 from isoflop.budget import Budget
 from isoflop.corpus import build_corpus, load_corpus, vocab_for
-from isoflop.devices import whole_machine
+from isoflop.devices import present, whole_machine
 from isoflop.errors import BudgetError, ProjectError, TrainError
 from isoflop.export import save_pretrained
 from isoflop.extend import Extender, extend
@@ -41,7 +41,7 @@ from isoflop.records import (
 )
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
-from isoflop.train import run_id, train, whole_batches
+from isoflop.train import job_id, train, whole_batches
 from isoflop.using import sample
 from isoflop.workers import cores
 
@@ -173,12 +173,17 @@ def train_model(
     role: str = "train",
     progress: Progress | None = None,
 ) -> Run:
-    """Train one model and keep it as a Hugging Face folder; a run in the ledger is not trained again."""
-    config = whole_batches(config)
-    kept = project.get("run", run_id(config, corpus), Run)
-    if kept is not None and kept.model is not None:
-        return kept
-    folder = (project.folder / "runs" / run_id(config, corpus)).absolute()
+    """Train one model and keep it as a Hugging Face folder.
+
+    A run in the ledger is not trained again, nor one that differs in the processes that trained it alone; one
+    that was interrupted goes on with the processes that there are now.
+    """
+    config = present(whole_batches(config))
+    job = job_id(config, corpus)
+    for kept in project.all("run", Run):
+        if kept.model and kept.corpus_id == corpus.id and job_id(kept.config, corpus) == job:
+            return kept
+    folder = (project.folder / "runs" / job).absolute()
     saved = folder / "model"
 
     def keep(model: LanguageModel, run: Run) -> None:
@@ -334,7 +339,7 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int, family: Family = OWN,
+    lr_scale: float, seed: int, family: Family = OWN, shard: bool = False,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
@@ -348,6 +353,7 @@ def chosen_config(
                 hint="make one (isoflop plan), or give --width and --tokens",
             )
         config, planned = latest.config, family_of(latest.config.model)
+        config = config.model_copy(update={"shard": shard})
         if family not in (OWN, planned):
             raise ProjectError(
                 f"the latest plan is of the family {planned.name}, not {family.name}",
@@ -361,6 +367,6 @@ def chosen_config(
         )
     else:
         model = family.shape(width, corpus.vocab_size, n_layers=layers)
-        config = whole_machine(recipe(model, tokens, seed=seed))
+        config = whole_machine(recipe(model, tokens, seed=seed, shard=shard))
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})

@@ -115,7 +115,7 @@ class ModelConfig(Growing):
 class RunConfig(Growing):
     """Everything that determines a run's weights, given a corpus."""
 
-    later = ()
+    later = ("shard",)
 
     model: ModelConfig
     tokens: int  # D, training tokens seen
@@ -135,6 +135,7 @@ class RunConfig(Growing):
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
     ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
     threads: int = 1  # of each rank; likewise
+    shard: bool = False  # weights, gradients and optimizer state are shared out to the ranks (FSDP2)
 
 
 class CurvePoint(Record):
@@ -143,6 +144,14 @@ class CurvePoint(Record):
     tokens: int
     seconds: float
     loss: float  # training loss, nats a token, mean since the last point
+
+
+class Stretch(Record):
+    """A part of a run that the same processes trained."""
+
+    tokens: int  # of the run, at its beginning
+    ranks: int
+    threads: int  # of each rank
 
 
 class Run(Record):
@@ -173,6 +182,8 @@ class Run(Record):
     peak_memory_bytes: int  # of all ranks, pages that they share counted for each
     rate_scale: float = 1.0  # below 1 after a non-finite loss
     curve: tuple[CurvePoint, ...] = ()
+    # Of a run that went on in other processes than it began in: weights that its id names up to rounding.
+    stretches: tuple[Stretch, ...] = ()  # empty: all of it in the processes of `config`
     model: str | None = None  # artifact folder, relative to the project
 
 

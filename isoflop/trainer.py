@@ -17,6 +17,7 @@ from isoflop.errors import TrainError
 from isoflop.families import family_of
 from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
+from isoflop.parallel import shard
 from isoflop.progress import Progress
 from isoflop.records import Corpus, RunConfig
 
@@ -25,7 +26,8 @@ class Batches:
     """Training windows in a fixed pseudo-random order: batch i is a function of (seed, i) alone.
 
     Epoch by epoch, all windows are visited once, in steps of a random stride coprime with their number:
-    no permutation is held in memory, and a position is a single integer. Each rank gets its own rows.
+    no permutation is held in memory, and a position is a single integer. A batch is the same for any number
+    of ranks, each of which takes its own rows, `mine`.
     """
 
     def __init__(self, corpus: Corpus, config: RunConfig) -> None:
@@ -40,7 +42,7 @@ class Batches:
                 hint=f"give batch_tokens as a multiple of {config.ranks * self.context}",
             )
         share = self.rows // config.ranks
-        self.mine = range(rank() * share, (rank() + 1) * share)
+        self.mine = slice(rank() * share, (rank() + 1) * share)
         if self.windows < self.rows:
             raise TrainError(
                 f"corpus {corpus.id} has {len(self.tokens)} training tokens, "
@@ -58,8 +60,8 @@ class Batches:
         return (offset + index * stride) % self.windows
 
     def __call__(self, step: int) -> Tensor:
-        """Token ids (rows of this rank, context + 1) of batch `step`."""
-        starts = [self._window(step * self.rows + row) * self.context for row in self.mine]
+        """Token ids (rows, context + 1) of batch `step`."""
+        starts = [self._window(step * self.rows + row) * self.context for row in range(self.rows)]
         return torch.from_numpy(
             np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
         )
@@ -87,7 +89,8 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = device_for()
-        self.model = family_of(config.model).build(config.model, config.seed).to(self.device)
+        model = family_of(config.model).build(config.model, config.seed)
+        self.model = shard(model, self.device) if config.shard else model.to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.corpus = corpus
         self.batches = Batches(corpus, config)
@@ -112,17 +115,18 @@ class Trainer:
         self.meter.compile += time.perf_counter() - start
 
     def examples(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (rows of this rank, context) of batch `step`."""
-        key = (self.config.seed, step, self.batches.mine.start)
+        """Inputs and targets (rows of this rank, context) of batch `step`; random ones are drawn for all."""
+        key = (self.config.seed, step, 0)
         inputs, targets = self.objective.examples(self.batches(step), self.corpus, key)
-        return inputs.to(self.device), targets.to(self.device)
+        mine = self.batches.mine
+        return inputs[mine].to(self.device), targets[mine].to(self.device)
 
     def train_step(self, total_tokens: int) -> float:
         """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token."""
         config = self.config
         loss = self.model.loss(*self.examples(self.step))
         loss.backward()  # type: ignore[no-untyped-call]
-        loss = average_gradients(self.model, loss.detach())
+        loss = average_gradients(self.model, loss.detach(), sharded=self.config.shard)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         done = self.step * config.batch_tokens
         share = self.rate_scale * rate(done, config.model_copy(update={"tokens": total_tokens}))

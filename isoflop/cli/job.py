@@ -175,11 +175,15 @@ def train(
     tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Share weights and optimizer state out to the processes (FSDP2).")
+    ] = False,
     seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Train the latest plan's model, or the shape given.
+    """Train the latest plan's model, or the shape given; under torchrun, by all of its processes.
 
     Example: [bold]isoflop train --width 96 --tokens 2000000[/bold]
+    or [bold]torchrun --nproc-per-node 8 -m isoflop train --shard[/bold]
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
@@ -188,8 +192,9 @@ def train(
     with home.lock(), Terminal() as progress:
         text = corpus_of(home)
         config = chosen_config(
-            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind
-        )
+            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind,
+            shard=shard,
+        )  # fmt: skip
         done = train_model(home, text, config, progress=progress)
     if json:
         out(done)
