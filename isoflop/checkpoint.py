@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +19,58 @@ from isoflop.store import atomic_write
 INDEX = "checkpoints.json"
 KEEP = 2
 
+Entry = dict[str, Any]  # of the index: the checkpoint's name under "file", and its hash or hashes
+State = dict[str, Any]
 
-def save(folder: Path, state: dict[str, Any], step: int) -> None:
+
+def save(folder: Path, state: State, step: int) -> None:
     """Write `state` as checkpoint `step`; at every instant the index names only whole files."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
     name = f"checkpoint-{step:09d}.pt"
     atomic_write(folder / name, bytes(data))
-    entries = [e for e in _index(folder) if e["file"] != name]
-    entries.append({"file": name, "sha256": hashlib.sha256(data).hexdigest()})
-    atomic_write(folder / INDEX, json.dumps(entries[-KEEP:]))
-    for old in (*folder.glob("checkpoint-*.pt"), *folder.glob(".*.tmp")):  # the latter of killed writers
-        if old.name not in {e["file"] for e in entries[-KEEP:]}:
-            old.unlink(missing_ok=True)
+    publish(folder, {"file": name, "sha256": hashlib.sha256(data).hexdigest()})
 
 
-def load(folder: Path, progress: Progress) -> dict[str, Any] | None:
+def load(folder: Path, progress: Progress) -> State | None:
     """The newest whole checkpoint, or None when there never was one.
 
     Raises CorruptError when checkpoints exist and none of them is what was written.
     """
-    entries = _index(folder)
+
+    def read(path: Path, entry: Entry) -> State | None:
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            return None
+        state: State = torch.load(io.BytesIO(data), weights_only=True)
+        return state
+
+    return newest(folder, index(folder), read, progress)
+
+
+def publish(folder: Path, entry: Entry) -> None:
+    """Name a checkpoint that is whole in the index, and delete what that does not name any more."""
+    entries = [*(e for e in index(folder) if e["file"] != entry["file"]), entry][-KEEP:]
+    atomic_write(folder / INDEX, json.dumps(entries))
+    for old in (*folder.glob("checkpoint-*"), *folder.glob(".*.tmp")):  # the latter of killed writers
+        if old.name in {e["file"] for e in entries}:
+            continue
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
+
+
+def newest(
+    folder: Path, entries: list[Entry], read: Callable[[Path, Entry], State | None], progress: Progress
+) -> State | None:
+    """The last of `entries` of which `read` finds what was written. Raises CorruptError when none is."""
     for entry in reversed(entries):
         path = folder / entry["file"]
-        data = path.read_bytes() if path.exists() else b""
-        found = hashlib.sha256(data).hexdigest()
-        if found == entry["sha256"]:
-            state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+        if (state := read(path, entry)) is not None:
             return state
-        progress.log(
-            f"{path} is damaged (sha256 {found[:12]}, written {entry['sha256'][:12]}); trying the one before"
-        )
+        progress.log(f"{path} is damaged: it is not what was written; trying the one before")
     if entries:
         raise CorruptError(
             f"no checkpoint in {folder} is what was written", hint=f"delete {folder} to start this run again"
@@ -56,10 +78,11 @@ def load(folder: Path, progress: Progress) -> dict[str, Any] | None:
     return None
 
 
-def _index(folder: Path) -> list[dict[str, str]]:
+def index(folder: Path) -> list[Entry]:
+    """What the folder's index names, oldest first."""
     path = folder / INDEX
     try:
-        entries: list[dict[str, str]] = json.loads(path.read_text()) if path.exists() else []
+        entries: list[Entry] = json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
         raise CorruptError(
             f"{path} is not a checkpoint index: {error}", hint=f"delete {folder} to start this run again"

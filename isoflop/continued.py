@@ -99,8 +99,8 @@ class Mixed:
         self.mine, self.rows = new.mine, new.rows
 
     def __call__(self, step: int) -> Tensor:
-        """Token ids (rows of this rank, context + 1) of batch `step`."""
-        return torch.from_numpy(np.stack([self.row(step * self.rows + r) for r in self.mine]))
+        """Token ids (rows, context + 1) of batch `step`."""
+        return torch.from_numpy(np.stack([self.row(step * self.rows + r) for r in range(self.rows)]))
 
     def row(self, position: int) -> NDArray[np.int64]:
         """Token ids (context + 1) of a row, counted from the first batch on."""

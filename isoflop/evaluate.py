@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.corpus import heldout_tokens, token_bytes
+from isoflop.devices import rank, summed, world
 from isoflop.errors import CorpusError
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
@@ -49,8 +50,10 @@ def heldout_windows(corpus: Corpus, context: int, eval_tokens: int) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
+def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int, shared: bool = False) -> HeldOut:
     """Score `model` on the fixed held-out sample, each token seeing only its own window, without dropout.
+
+    With `shared`, for which all ranks of a run must come here, each scores its share of the batches.
 
     bpb = sum of nats / (ln 2 * sum of UTF-8 bytes of the predicted tokens). A masked model predicts the same
     masked tokens every time, and has no bits per byte: its predictions are not the factors of a text's
@@ -59,7 +62,7 @@ def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> HeldOu
     context = model.config.context
     objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
     windows = heldout_windows(corpus, context, eval_tokens)
-    nats = _window_nats(model, corpus, windows)
+    nats = _window_nats(model, corpus, windows, shared=shared)
     size = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1)
     n, per_window = len(nats), objective.predicted(context)
     bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
@@ -82,18 +85,26 @@ def window_losses(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> 
 
 
 @torch.no_grad()
-def _window_nats(model: LanguageModel, corpus: Corpus, windows: Tensor) -> NDArray[np.float64]:
+def _window_nats(
+    model: LanguageModel, corpus: Corpus, windows: Tensor, *, shared: bool = False
+) -> NDArray[np.float64]:
     """Sum of the losses of each window, without dropout."""
     device, context = next(model.parameters()).device, model.config.context
     objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
     rows = max(1, EVAL_BATCH_TOKENS // context)
     examples = objective.examples(windows, corpus, (MASK_SEED,))
-    batches = zip(*(torch.split(part.to(device), rows) for part in examples), strict=True)
+    batches = list(zip(*(torch.split(part, rows) for part in examples), strict=True))
+    first, step = (rank(), world()) if shared else (0, 1)
+    nats_n = torch.zeros(len(windows), dtype=torch.float64)
     trains = model.training
     model.eval()
-    nats = [model.token_losses(x, y).double().sum(1).cpu().numpy() for x, y in batches]
+    for turn in range(0, len(batches), step):  # sharded ranks compute at the same times or not at all
+        i = min(turn + first, len(batches) - 1)
+        found = model.token_losses(*(part.to(device) for part in batches[i])).double().sum(1).cpu()
+        if turn + first == i:
+            nats_n[i * rows :][: len(found)] = found
     model.train(trains)
-    return np.concatenate(nats)
+    return (summed(nats_n) if shared else nats_n).numpy()
 
 
 def _bits_per_byte(nats: NDArray[np.float64], size: NDArray[np.int64]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first lets the work save itself and end, the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first lets the work save itself and end; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -10,34 +10,50 @@ from types import FrameType
 
 from isoflop.progress import Progress
 
+ASKING = (signal.SIGINT, signal.SIGTERM)  # what asks a process to end; a scheduler sends the latter
+TERMINATED = 128 + signal.SIGTERM
+
 
 class Interrupted(KeyboardInterrupt):
     """The work was asked to end, saved itself, and goes on when it is started again."""
 
 
+class Terminated(SystemExit):
+    """The same, asked by SIGTERM: the process ends with code 143, as a shell says of one that it killed."""
+
+
 @contextmanager
 def heeded(progress: Progress) -> Iterator[Callable[[], bool]]:
-    """In this block the first Ctrl-C only makes the function that it yields true: look, save, end.
+    """In this block the first Ctrl-C or SIGTERM only makes the function that it yields true: look, save, end.
 
-    A second is a KeyboardInterrupt, and a third kills. Elsewhere than in the main thread, and in a process
-    that ignores Ctrl-C, such as a worker, nothing changes.
+    A Ctrl-C after it is a KeyboardInterrupt, and one more kills. A SIGTERM never does: schedulers repeat it
+    while they wait, and kill when they have waited long enough. Elsewhere than in the main thread nothing
+    changes, nor for a signal that the process ignores, as a worker does.
+
+    Raises Terminated in place of Interrupted when the first was a SIGTERM.
     """
-    presses = 0
+    heard: list[int] = []
 
-    def press(number: int, frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses > 1:
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            progress.log("finishing this step and saving; Ctrl-C again ends at once")
+        elif number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
-        progress.log("finishing this step and saving; Ctrl-C again ends at once")
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, press)
+    before = {number: signal.getsignal(number) for number in ASKING}
+    changed = [number for number in ASKING if before[number] is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        changed = []
+    for number in changed:
+        signal.signal(number, hear)
     try:
-        yield lambda: presses > 0
+        yield lambda: bool(heard)
+    except Interrupted:
+        if heard[:1] == [signal.SIGTERM]:
+            raise Terminated(TERMINATED) from None
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in changed:
+            signal.signal(number, before[number])

@@ -19,7 +19,11 @@ class LanguageModel(nn.Module, ABC):
     """Token ids in, cross-entropies of the targets out."""
 
     config: ModelConfig
-    transposed: tuple[Tensor, ...] = ()  # matrices kept as (in, out), not (out, in)
+
+    @property
+    def transposed(self) -> tuple[Tensor, ...]:
+        """Matrices kept as (in, out), not (out, in)."""
+        return ()
 
     @property
     @abstractmethod
@@ -34,7 +38,7 @@ class LanguageModel(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers, which are compiled one by one."""
+        """The layers, which are compiled and sharded one by one."""
 
     @abstractmethod
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

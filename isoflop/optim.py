@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,36 @@ def orthogonalise(g_nrc: Tensor, steps: int = NS_STEPS) -> Tensor:
     return x.mT if tall else x
 
 
+def _orthogonalised(g_nrc: Tensor) -> Tensor:
+    """The same, also of matrices that are shared out by rows: laid out by matrices for the while."""
+    if not hasattr(g_nrc, "device_mesh"):
+        return orthogonalise(g_nrc)
+    from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+    assert isinstance(g_nrc, DTensor)
+    mesh = g_nrc.device_mesh
+
+    def laid_out(x: DTensor, by: Sequence[Placement]) -> DTensor:
+        if mesh.device_type == "cpu":
+            x = x.redistribute(placements=[Replicate()])
+        return x.redistribute(placements=by)
+
+    wholes = laid_out(g_nrc, [Shard(0)])
+    x_nrc = orthogonalise(wholes.to_local())
+    out = DTensor.from_local(x_nrc, mesh, [Shard(0)], shape=wholes.shape, stride=wholes.stride())
+    return laid_out(out, g_nrc.placements)
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024); matrices of one shape are done in one batch.
 
     The step has spectral norm lr * sqrt(max(1, rows / columns)), so that a learning rate found at one
     width holds at another (Bernstein and Newhouse, arXiv 2409.20325). Weight decay is decoupled. Matrices of
     a group that says `transposed` have their rows as columns.
+
+    Matrices that are shared out by rows (`parallel.shard`) are exchanged, so that each rank orthogonalises
+    its share of those of one shape as wholes, and exchanged back: a rank sends and receives twice its part of
+    every matrix a step on CUDA (all-to-all), and twice every matrix on a CPU, where gloo can only gather.
     """
 
     def __init__(
@@ -67,7 +91,7 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
-        update = orthogonalise(torch.stack(nesterov))
+        update = _orthogonalised(torch.stack(nesterov))
         rows, columns = params[0].T.shape if group.get("transposed") else params[0].shape
         weights: list[Tensor] = [p.data for p in params]
         torch._foreach_mul_(weights, 1 - lr * decay)

@@ -28,6 +28,11 @@ def check_options(config: RunConfig) -> None:
             f"dropout is {config.dropout}, and a model that goes on from a folder has none",
             hint="leave it at 0",
         )
+    if config.shard and config.old:
+        raise TrainError(
+            "what a run forgets of its old text is measured on whole weights, and this run's are sharded",
+            hint="leave out --shard, or the old text",
+        )
     if config.trunk_context and config.model.objective != "causal":
         raise TrainError(
             f"trunk_context is {config.trunk_context}, and the objective {config.model.objective} "

@@ -14,7 +14,7 @@ from isoflop import plan as planner
 from isoflop.budget import Budget
 from isoflop.continued import Past
 from isoflop.corpus import build_corpus, load_corpus, vocab_for
-from isoflop.devices import whole_machine
+from isoflop.devices import present, whole_machine
 from isoflop.errors import BudgetError, ProjectError, TrainError
 from isoflop.export import save_pretrained
 from isoflop.extend import Extender, extend
@@ -40,7 +40,7 @@ from isoflop.records import (
 )
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
-from isoflop.train import run_id, train, whole_batches
+from isoflop.train import job_id, train, whole_batches
 from isoflop.using import sample
 from isoflop.variant import DEFAULT, Variant
 from isoflop.workers import cores
@@ -185,12 +185,17 @@ def train_model(
     progress: Progress | None = None,
     past: Past | None = None,
 ) -> Run:
-    """Train one model and keep it as a Hugging Face folder; a run in the ledger is not trained again."""
-    config = whole_batches(config)
-    kept = project.get("run", run_id(config, corpus), Run)
-    if kept is not None and kept.model is not None:
-        return kept
-    folder = (project.folder / "runs" / run_id(config, corpus)).absolute()
+    """Train one model and keep it as a Hugging Face folder.
+
+    A run in the ledger is not trained again, nor one that differs in the processes that trained it alone; one
+    that was interrupted goes on with the processes that there are now.
+    """
+    config = present(whole_batches(config))
+    job = job_id(config, corpus)
+    for kept in project.all("run", Run):
+        if kept.model and kept.corpus_id == corpus.id and job_id(kept.config, corpus) == job:
+            return kept
+    folder = (project.folder / "runs" / job).absolute()
     saved = folder / "model"
 
     def keep(model: LanguageModel, run: Run) -> None:

@@ -117,8 +117,9 @@ class Paced(Growing):
     """What the speed of a run depends on, beside the machine."""
 
     later = (
-        "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "label_smoothing",
-        "patience", "evaluate_every", "initial", "old", "replay_share", "ewc", "ewc_tokens",
+        "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
+        "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
+        "ewc_tokens",
     )  # fmt: skip
 
     model: ModelConfig
@@ -132,6 +133,7 @@ class Paced(Growing):
     precision: str = "float32"  # of `precision.PRECISIONS`
     checkpoint_activations: bool = False  # backward computes each block again: less memory, more time
     dropout: float = 0.0  # while training
+    shard: bool = False  # weights, gradients and optimizer state are shared out to the ranks (FSDP2)
 
     def trunk_steps(self, steps: int) -> int:
         """Those at a constant rate, of a run of so many optimizer steps."""
@@ -191,6 +193,14 @@ class Forgetting(Record):
     windows: int
 
 
+class Stretch(Record):
+    """A part of a run that the same processes trained."""
+
+    tokens: int  # of the run, at its beginning
+    ranks: int
+    threads: int  # of each rank
+
+
 class Run(Record):
     """A finished training run and its exact accounting."""
 
@@ -219,6 +229,8 @@ class Run(Record):
     peak_memory_bytes: int  # of all ranks, pages that they share counted for each
     rate_scale: float = 1.0  # below 1 after a non-finite loss
     curve: tuple[CurvePoint, ...] = ()
+    # Of a run that went on in other processes than it began in: weights that its id names up to rounding.
+    stretches: tuple[Stretch, ...] = ()  # empty: all of it in the processes of `config`
     model: str | None = None  # artifact folder, relative to the project
     forgetting: Forgetting | None = None  # of a continued run whose old corpus is known
 

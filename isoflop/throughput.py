@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from isoflop import flops
-from isoflop.devices import agreed, run_ranks
+from isoflop.devices import agreed, in_group, run_ranks
 from isoflop.evaluate import heldout
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Paced, RunConfig, Throughput
@@ -34,7 +34,7 @@ def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PR
     step = (1 - config.cooldown) * trunk + config.cooldown * cooldown
     memory = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    scored = heldout(trainer.model, corpus, eval_tokens=8192)
+    scored = heldout(trainer.model, corpus, eval_tokens=8192, shared=True)
     eval_seconds = time.perf_counter() - start
     return Throughput(
         **{name: value for name, value in config if name in Paced.model_fields},
@@ -97,7 +97,7 @@ class SpeedModel:
 def probe_alone(config: RunConfig, corpus: Corpus) -> Throughput:
     """`probe` of a run that has the machine to itself, in as many processes as it has ranks."""
     task = partial(probe, config, corpus, packed=1)
-    return task() if config.ranks == 1 else run_ranks(config.ranks, task)
+    return run_ranks(config.ranks, task, fresh=config.shard) if in_group(config) else task()
 
 
 def probe_in(folder: Path, config: RunConfig, packed: int) -> Throughput:

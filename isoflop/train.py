@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
-from isoflop import checkpoint, flops
+from isoflop import checkpoint, flops, launched, parallel, sharded
 from isoflop.continued import Past, forgetting
 from isoflop.corpus import check_train_tokens, train_stamp
-from isoflop.devices import agreed, rank, run_ranks
+from isoflop.devices import agreed, any_rank, in_group, rank, run_ranks
 from isoflop.errors import TrainError
 from isoflop.evaluate import HeldOut, heldout
 from isoflop.interrupt import Interrupted, heeded
@@ -31,7 +30,7 @@ from isoflop.model import LanguageModel
 from isoflop.patience import Patience, check_patience
 from isoflop.progress import Address, Progress, Relay, Silent, gather
 from isoflop.quantities import bits
-from isoflop.records import Corpus, CurvePoint, Run, RunConfig, digest
+from isoflop.records import Corpus, CurvePoint, Forgetting, Run, RunConfig, Stretch, digest
 from isoflop.trainer import Meter, Trainer
 
 CHECKPOINT_SECONDS = 20.0
@@ -49,7 +48,8 @@ class Diverged(Exception):
 class Branches:
     """Trains a trunk and its cooldown branches in order, saving itself as it goes.
 
-    Of several ranks all train, the first also scores and saves: the others hold the same bits.
+    Of several ranks all train and score; the first also saves, for the others hold the same bits. Those of a
+    sharded model all save what they hold.
     """
 
     def __init__(
@@ -75,6 +75,9 @@ class Branches:
         self.past = past
         self.trainer = Trainer(config, corpus, progress, past)
         self.patience = Patience(config, self.totals[-1])
+        # Ranks that could not leave one by one do it, and save, at the same step.
+        self.together = config.shard or launched.group() is not None
+        self.stretches: list[Stretch] = []
         self.branch = 0  # index of the branch being trained
         self.fork: dict[str, Any] | None = None  # the trunk where the running branch left it
         self.runs: list[Run] = []
@@ -86,11 +89,21 @@ class Branches:
     # -- saving ---------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        if rank() > 0:
-            return
-        check_train_tokens(self.corpus, self.stamp)
+        """Write a checkpoint; ranks that leave together wait for it."""
+        if rank() == 0:
+            check_train_tokens(self.corpus, self.stamp)
         start = time.monotonic()
-        state = {
+        if self.config.shard:
+            sharded.save(self.folder, self._state(), self.done_steps)
+        elif rank() == 0:
+            checkpoint.save(self.folder, self._state(), self.done_steps)
+        self.last_save = time.monotonic()
+        self.save_seconds = self.last_save - start
+        if self.together:
+            agreed(0)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "stamp": self.stamp,
             "trainer": self.trainer.state(),
             "branch": self.branch,
@@ -100,21 +113,26 @@ class Branches:
             "spent_steps": self.spent_steps,
             "done_steps": self.done_steps,
             "patience": self.patience.state(),
+            "stretches": [s.to_json() for s in self.stretches],
         }
-        checkpoint.save(self.folder, state, self.done_steps)
-        self.last_save = time.monotonic()
-        self.save_seconds = self.last_save - start
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one; all ranks from the same."""
-        state = checkpoint.load(self.folder, self.progress)
+        if self.config.shard:
+            state = sharded.load(self.folder, parallel.mesh_of(self.trainer.model), self.progress)
+        else:
+            state = checkpoint.load(self.folder, self.progress)
         step = -1 if state is None else state["done_steps"]
         if agreed(step) != step:
             raise TrainError(
-                f"the processes of run {self.trunk} read different checkpoints", hint="run it again"
+                f"the processes of run {self.trunk} read different checkpoints",
+                hint="run it again; on several machines keep the project on a disk that they share",
             )
-        if state is None:
-            return
+        if state is not None:
+            self._restore(state)
+        self._go_on(state is not None)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         check_train_tokens(self.corpus, state.get("stamp", ()))
         compiled = self.trainer.meter.compile
         self.trainer.load(state["trainer"])
@@ -124,6 +142,24 @@ class Branches:
         self.runs = [Run.from_json(r) for r in state["runs"]]
         self.spent_steps, self.done_steps = state["spent_steps"], state["done_steps"]
         self.patience.load(state.get("patience", self.patience.state()))  # checkpoints of before have none
+        self.stretches = [Stretch.from_json(s) for s in state.get("stretches", ())]
+
+    def _go_on(self, resumed: bool) -> None:
+        """Note which processes train from here on, and say when they are not those of the checkpoint."""
+        config = self.config
+        here = Stretch(
+            tokens=self.trainer.step * config.batch_tokens, ranks=config.ranks, threads=config.threads
+        )
+        before = self.stretches[-1] if resumed and self.stretches else None
+        if before is None:
+            self.stretches = [here]
+        elif (before.ranks, before.threads) != (here.ranks, here.threads):
+            self.stretches.append(here)
+            self.progress.log(
+                f"this run was trained by {before.ranks} process(es) of {before.threads} thread(s) up to "
+                f"{here.tokens:,} tokens and goes on with {here.ranks} of {here.threads}: the result is the "
+                "same up to rounding"
+            )
 
     def _pause(self) -> float:
         """Seconds until the next checkpoint."""
@@ -158,23 +194,27 @@ class Branches:
             self._account(loss, time.perf_counter() - start, every)
             if self.patience.due(self.trainer.step):
                 self._judge()
-            stopping = self.stopping()
-            if stopping or time.monotonic() - self.last_save > self._pause():
+            stopping, due = self._wishes()
+            if stopping or due:
                 self.save()
             if stopping:
                 raise Interrupted
 
     def _judge(self) -> None:
-        """Score the trunk as it stands: all ranks learn whether its cooldown begins here."""
+        """Score the trunk as it stands: does its cooldown begin here?"""
         patience, step = self.patience, self.trainer.step
-        if rank() == 0:
-            patience.hear(self._heldout().loss, step)
-        patience.end = agreed(patience.end)
+        patience.hear(self._scores().loss, step)
         if patience.worse >= patience.limit:
             self.progress.log(
                 f"held-out loss not below {patience.best:.4f} for {patience.limit} scores: "
                 f"cooling down from step {step} to {patience.end}"
             )
+
+    def _wishes(self) -> tuple[bool, ...]:
+        """Whether to stop, and whether a checkpoint is due."""
+        stopping = self.stopping()
+        due = rank() == 0 and time.monotonic() - self.last_save > self._pause()
+        return any_rank(stopping, due) if self.together else (stopping, due)
 
     def _account(self, loss: float, seconds: float, every: int) -> None:
         meter = self.trainer.meter
@@ -213,9 +253,13 @@ class Branches:
         self.trainer.rate_scale = 0.5
 
     def _finish_branch(self, keep: Keep) -> None:
+        scores = self._scores()
+        model = self.trainer.model
+        if self.config.shard:
+            model = parallel.whole(model, self.config)
         if rank() == 0:
-            run = self._score()
-            keep(self.trainer.model, run)
+            run = self._run(scores)
+            keep(model, run)
             self.runs.append(run)
         self.branch += 1
         self.spent_steps = 0
@@ -223,27 +267,33 @@ class Branches:
             self.trainer.load(self.fork)
             del self.trainer.meter.curve[self.fork["curve"] :]  # the cooldown is not the trunk's
             self.fork = None
+            here = self.trainer.step * self.config.batch_tokens
+            self.stretches = [s.model_copy(update={"tokens": min(s.tokens, here)}) for s in self.stretches]
         self.save()
 
-    def _heldout(self) -> HeldOut:
-        """Scores of the model as it stands, by the first rank while the others wait."""
-        config, start = self.config, time.perf_counter()
-        torch.set_num_threads(config.ranks * config.threads)
-        scores = heldout(self.trainer.model, self.corpus, eval_tokens=config.eval_tokens)
-        torch.set_num_threads(config.threads)
-        self.trainer.meter.eval += time.perf_counter() - start
-        return scores
-
-    def _score(self) -> Run:
-        trainer, config, m = self.trainer, self.config, self.trainer.config.model
-        scores = self._heldout()
+    def _scores(self) -> HeldOut:
+        """Of the model as it stands; all ranks come here, and get the same."""
+        trainer = self.trainer
         start = time.perf_counter()
-        forgotten = forgetting(trainer.model, config, self.past) if self.past and config.old else None
+        scores = heldout(trainer.model, self.corpus, eval_tokens=self.config.eval_tokens, shared=True)
         trainer.meter.eval += time.perf_counter() - start
         if not math.isfinite(scores.loss):
             raise TrainError(
                 f"the held-out loss of run {self.trunk} is not finite", hint="lower the learning rates"
             )
+        return scores
+
+    def _forgotten(self) -> Forgetting | None:
+        """Of a continued run, on the first rank."""
+        if self.past is None or not self.config.old:
+            return None
+        start = time.perf_counter()
+        found = forgetting(self.trainer.model, self.config, self.past)
+        self.trainer.meter.eval += time.perf_counter() - start
+        return found
+
+    def _run(self, scores: HeldOut) -> Run:
+        trainer, config, m = self.trainer, self.config, self.trainer.config.model
         tokens = trainer.step * config.batch_tokens
         before = (sum(r.seconds_train for r in self.runs), sum(r.seconds_eval for r in self.runs))
         seconds = trainer.meter.train - before[0]
@@ -282,7 +332,8 @@ class Branches:
             peak_memory_bytes=config.ranks * max(trainer.meter.memory, psutil.Process().memory_info().rss),
             rate_scale=trainer.rate_scale,
             curve=tuple(CurvePoint.model_validate(p) for p in trainer.meter.curve if p["tokens"] <= tokens),
-            forgetting=forgotten,
+            forgetting=self._forgotten(),
+            stretches=tuple(self.stretches) if len(self.stretches) > 1 else (),
         )
 
 
@@ -294,6 +345,16 @@ def run_id(config: RunConfig, corpus: Corpus) -> str:
 def trunk_id(config: RunConfig, corpus: Corpus) -> str:
     """Shared by runs that differ in their number of tokens alone."""
     return run_id(config.model_copy(update={"tokens": 0}), corpus)
+
+
+def job_id(config: RunConfig, corpus: Corpus) -> str:
+    """Shared by runs that differ in the processes that train them alone: up to rounding they are one.
+
+    It names the folder of their checkpoints, so that the same command goes on with another number of
+    processes where the run was interrupted. The `Run` then has the id and config of the processes that
+    finished it, and says in `stretches` which ones trained what.
+    """
+    return run_id(config.model_copy(update={"ranks": 1, "threads": 1}), corpus)
 
 
 def whole_batches(config: RunConfig) -> RunConfig:
@@ -329,8 +390,9 @@ def train_trunk(
     Only the `first` so many branches are trained now; asked for more, it goes on from there.
     `folder` holds the checkpoints, at least `checkpoint_seconds` apart (0: one a step): called again
     after a kill at any instant it goes on, and ends with the same bits. `keep(model, run)` may store each
-    finished model; with `config.ranks` above 1 it is sent to another process and called there. `past` says
-    where a run that goes on from a model folder finds it.
+    finished model; of a run in a group it is sent to another process and called there. `past` says where a
+    run that goes on from a model folder finds it. A run with another number of ranks or threads may go on
+    from the checkpoints (`job_id`).
 
     Raises TrainError when the loss is not finite twice, the corpus is smaller than a batch, or an option
     cannot be; CorruptError when no checkpoint can be read or the training tokens change; Interrupted,
@@ -346,11 +408,11 @@ def train_trunk(
     )
     with heeded(progress) as pressed:
         progress.start(stage, sum(tokens_of_trunk(token_counts, config)), "tokens")
-        if config.ranks == 1:
+        if not in_group(config):
             runs = work(progress, stopping or pressed)
         else:
             with gather(progress, stage, stopping or pressed) as address:
-                runs = run_ranks(config.ranks, partial(_as_rank, work, address))
+                runs = run_ranks(config.ranks, partial(_as_rank, work, address), fresh=config.shard)
     progress.finish(stage, f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}")
     return runs
 
@@ -368,9 +430,9 @@ def _work(
 
 
 def _as_rank(work: Callable[[Progress, Stopping], list[Run]], address: Address) -> list[Run]:
-    """In a joined process: the first rank speaks and hears for all. When it ends, so do the others."""
+    """In a joined process: the first rank speaks for all. When it ends, so do the others."""
     if rank() > 0:
-        return work(Silent(), lambda: False)
+        return work(Silent(), launched.asked)
     relay = Relay(address, "training", 1.0)
     return work(relay, relay.stopping)
 

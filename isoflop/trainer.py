@@ -21,6 +21,7 @@ from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
 from isoflop.options import check_options
+from isoflop.parallel import shard
 from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
 from isoflop.recompute import recompute_blocks
@@ -31,7 +32,8 @@ class Batches:
     """Training windows in a fixed pseudo-random order: batch i is a function of (seed, i) alone.
 
     Epoch by epoch, all windows are visited once, in steps of a random stride coprime with their number:
-    no permutation is held in memory, and a position is a single integer. Each rank gets its own rows.
+    no permutation is held in memory, and a position is a single integer. A batch is the same for any number
+    of ranks, each of which takes its own rows, `mine`.
     """
 
     def __init__(self, corpus: Corpus, config: RunConfig) -> None:
@@ -56,7 +58,7 @@ class Batches:
                 f"the {share} rows of a batch that a rank takes are not {config.accumulate} equal parts",
                 hint=f"give an accumulate that divides {share}, or a larger batch_tokens",
             )
-        self.mine = range(rank() * share, (rank() + 1) * share)
+        self.mine = slice(rank() * share, (rank() + 1) * share)
         if self.windows < self.rows:
             raise TrainError(
                 f"corpus {corpus.id} has {len(self.tokens)} training tokens, "
@@ -74,8 +76,8 @@ class Batches:
         return (offset + index * stride) % self.windows
 
     def __call__(self, step: int) -> Tensor:
-        """Token ids (rows of this rank, context + 1) of batch `step`."""
-        return torch.from_numpy(np.stack([self.row(step * self.rows + row) for row in self.mine]))
+        """Token ids (rows, context + 1) of batch `step`."""
+        return torch.from_numpy(np.stack([self.row(step * self.rows + row) for row in range(self.rows)]))
 
     def row(self, position: int) -> NDArray[np.int64]:
         """Token ids (context + 1) of a row, counted from the first batch on."""
@@ -113,9 +115,10 @@ class Trainer:
         self.device = device_for()
         check_options(config)
         check_precision(config.precision, self.device, progress)
-        self.model = self._first_model(past).to(self.device)
+        model = self._first_model(past)
         if config.checkpoint_activations:
-            recompute_blocks(self.model, random=config.dropout > 0)
+            recompute_blocks(model, random=config.dropout > 0)
+        self.model = shard(model, self.device) if config.shard else model.to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
@@ -163,15 +166,16 @@ class Trainer:
         self.meter.compile += time.perf_counter() - start
 
     def examples(self, step: int, context: int | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (rows, context) of batch `step`: this rank's windows, cut to that context."""
-        context = context or self.config.model.context
-        windows = self.batches(step).unfold(1, context + 1, context).flatten(0, 1)
-        inputs, targets = self.objective.examples(windows, self.corpus, self._key(step))
-        return inputs.to(self.device), targets.to(self.device)
+        """Inputs and targets (rows of this rank, context) of batch `step`, its windows cut to that context.
 
-    def _key(self, step: int) -> tuple[int, ...]:
-        """All that this rank draws in a step is a function of it, whatever came before."""
-        return self.config.seed, step, self.batches.mine.start
+        What is random is drawn for all ranks at once.
+        """
+        parts = self.config.model.context // (context or self.config.model.context)
+        length = self.config.model.context // parts
+        windows = self.batches(step).unfold(1, length + 1, length).flatten(0, 1)
+        inputs, targets = self.objective.examples(windows, self.corpus, (self.config.seed, step, 0))
+        mine = slice(parts * self.batches.mine.start, parts * self.batches.mine.stop)
+        return inputs[mine].to(self.device), targets[mine].to(self.device)
 
     def gradients(self, step: int, context: int | None = None) -> Tensor:
         """Add up the gradients of this rank's rows of batch `step`, part by part; returns the mean loss.
@@ -180,7 +184,8 @@ class Trainer:
         """
         config = self.config
         if config.dropout:
-            draw = np.random.SeedSequence(self._key(step)).generate_state(1, np.uint64)
+            key = (config.seed, step, self.batches.mine.start)  # whatever came before
+            draw = np.random.SeedSequence(key).generate_state(1, np.uint64)
             torch.manual_seed(int(draw[0]))
         total = torch.zeros((), device=self.device)
         for part in zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True):
@@ -194,7 +199,7 @@ class Trainer:
         config = self.config
         in_trunk = self.step < config.trunk_steps(total_tokens // config.batch_tokens)
         context = (config.trunk_model if in_trunk else config.model).context
-        loss = average_gradients(self.model, self.gradients(self.step, context))
+        loss = average_gradients(self.model, self.gradients(self.step, context), sharded=config.shard)
         self.precision.unscale()
         if self.consolidation is not None:
             self.consolidation.add_gradients()

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 from loky import ProcessPoolExecutor, get_reusable_executor
 
+from isoflop.interrupt import ASKING
+
 # The processes are the parallelism.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -35,14 +37,16 @@ def cores() -> int:
 
 
 @contextmanager
-def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def pool(workers: int, *, fresh: bool = False) -> Iterator[ProcessPoolExecutor]:
     """`workers` processes with one thread each, killed when the block fails and when this process dies.
 
-    They are kept for the next block for a while: importing torch takes them seconds.
+    They are kept for the next block for a while, unless that wants `fresh` ones: importing torch takes them
+    seconds.
     """
     executor = get_reusable_executor(
-        workers, timeout=IDLE_SECONDS, initializer=_begin, initargs=(_life()[0],), env=ONE_THREAD
-    )
+        workers, timeout=IDLE_SECONDS, initializer=_begin, initargs=(_life()[0],), env=ONE_THREAD,
+        reuse=False if fresh else "auto",
+    )  # fmt: skip
     with _unheard():
         executor._ensure_executor_running()  # starts the processes, which loky does at the first task
     try:
@@ -54,11 +58,11 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def _unheard() -> Iterator[None]:
-    """What starts in this block is deaf to Ctrl-C from birth; this process hears of it afterwards."""
+    """What starts in this block is deaf to what asks to end from birth; this process hears it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         yield
     finally:
@@ -95,8 +99,10 @@ def stream(
 
 
 def _begin(parent: Connection) -> None:
-    """Leave Ctrl-C to the parent and die with it: an orphan would go on writing what its successor writes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C and SIGTERM to the parent and die with it: an orphan would go on writing what its
+    successor writes."""
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         parent.poll(None)  # until the other end closes, which nobody else holds

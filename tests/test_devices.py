@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from isoflop import devices, flops
-from isoflop.devices import average_gradients, rank, run_ranks, whole_machine
+from isoflop.devices import average_gradients, collected, rank, run_ranks, whole_machine
 from isoflop.errors import TrainError
+from isoflop.families import find
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, RunConfig
@@ -46,16 +47,17 @@ def test_ranks_train_as_one_process_does_and_stay_equal(corpus: Corpus, small: R
 
 
 def rows_of(config: RunConfig, corpus: Corpus) -> list[torch.Tensor]:
-    mine = Batches(corpus, config)(3)
-    parts = [torch.empty_like(mine) for _ in range(config.ranks)]
-    dist.all_gather(parts, mine)
-    return parts
+    """Inputs and targets of batch 3, each of all ranks."""
+    parts = collected(Trainer(config, corpus, Silent()).examples(3))
+    return [torch.cat(of_all) for of_all in zip(*parts, strict=True)]
 
 
-def test_ranks_share_the_rows_of_one_batch(corpus: Corpus, small: RunConfig) -> None:
-    whole = Batches(corpus, small)(3)
-    parts = run_ranks(2, partial(rows_of, small.model_copy(update={"ranks": 2}), corpus))
-    assert torch.equal(torch.cat(parts), whole)
+@pytest.mark.parametrize("family", ["isoflop", "bert"])
+def test_ranks_share_the_rows_of_one_batch(corpus: Corpus, small: RunConfig, family: str) -> None:
+    config = small.model_copy(update={"model": find(family).shape(32, corpus.vocab_size, context=64)})
+    whole = Trainer(config, corpus, Silent()).examples(3)
+    shared = run_ranks(2, partial(rows_of, config.model_copy(update={"ranks": 2}), corpus))
+    assert all(map(torch.equal, shared, whole))
     with pytest.raises(TrainError, match="4 rows cannot be shared evenly by 3 ranks"):
         Batches(corpus, small.model_copy(update={"ranks": 3}))
 

@@ -3,12 +3,15 @@
 fault                                      tests
 killed at any moment                       test_train: killed_again_and_again
 killed while a checkpoint is written       here: killed_in_the_middle_of_a_checkpoint
-Ctrl-C, once and twice                     test_interrupt
+Ctrl-C, once and twice; SIGTERM            test_interrupt
 a worker killed                            test_ladder: a_killed_worker; test_devices: a_rank_that_is_killed
+a process of torchrun killed               test_distributed: torchrun_trains_is_killed_and_goes_on
+other processes than before                test_distributed: goes_on_in_another_number_of_processes
 disk full: ledger, file, artifact          test_store: full_disk; e2e: a_disk_that_fills_up
 disk full: corpus                          test_corpus_build
 disk full: checkpoint, ladder              here: full_disk
-checkpoint truncated or changed            here: damaged_checkpoint; test_train: a_damaged_checkpoint
+checkpoint truncated or changed            here: damaged_checkpoint; test_train: a_damaged_checkpoint;
+                                           test_distributed: checkpoints_of_shards
 token files changed before a command       test_pipeline: damaged_token_files; here: known_corpus
 token files changed under a run            here: tokens_that_change
 ledger damaged, or made by another version test_store

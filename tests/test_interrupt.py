@@ -1,4 +1,6 @@
-"""Ctrl-C in real processes: once saves, twice ends at once, and the same command ends with the same bits."""
+"""Ctrl-C and SIGTERM in real processes: the first saves, a second Ctrl-C ends at once, and the same command
+ends with the same bits.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import pytest
 from isoflop import checkpoint
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
+from isoflop.interrupt import ASKING, Interrupted, Terminated, heeded
 from isoflop.pipeline import chosen_config, corpus_of, key_of, sweep, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
@@ -87,11 +90,11 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def ended(process: subprocess.Popen[str], said: list[str]) -> str:
+def ended(process: subprocess.Popen[str], said: list[str], code: int = 130) -> str:
     """What it said in all, once it has ended as one that was interrupted does."""
     out, rest = process.communicate(timeout=120)
     err = "".join(said) + rest
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err, err
     assert err.strip().splitlines()[-1] == RESUMES
@@ -124,6 +127,41 @@ def swept(folder: Path) -> list[tuple[str, float]]:
     return [(r.id, r.loss) for r in runs]
 
 
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.said.append(message)
+
+
+def signalled(*numbers: int, listener: Silent) -> None:
+    """Work that gets these signals, and then does as it was asked."""
+    with heeded(listener) as asked:
+        assert not asked()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        assert asked()
+        raise Interrupted
+
+
+def test_sigterm_asks_and_a_ctrl_c_after_it_ends_at_once() -> None:
+    listener = Listener()
+    before = [signal.getsignal(number) for number in ASKING]
+    with pytest.raises(Terminated) as stop:
+        signalled(*3 * [signal.SIGTERM], listener=listener)  # a scheduler may repeat it
+    assert stop.value.code == 143
+    assert len(listener.said) == 1
+    with pytest.raises(KeyboardInterrupt) as pressed:
+        signalled(signal.SIGTERM, signal.SIGINT, listener=listener)
+    assert not isinstance(pressed.value, Interrupted)
+    with pytest.raises(Interrupted):  # a Ctrl-C that came first ends with its own code
+        signalled(signal.SIGINT, signal.SIGTERM, listener=listener)
+    assert [signal.getsignal(number) for number in ASKING] == before
+
+
 def test_once_saves_twice_ends_at_once_and_the_same_command_goes_on(home: Path, tmp_path: Path) -> None:
     folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
     words = (*TRAIN, "--project", str(folder))
@@ -153,8 +191,8 @@ def test_a_run_of_several_ranks_saves_and_goes_on(home: Path, tmp_path: Path) ->
     folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
     process = start(*TRAIN, "--project", str(folder))
     said = heard(process, "train ...")
-    os.kill(process.pid, signal.SIGINT)
-    ended(process, said)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, the ranks too
+    ended(process, said, code=143)
     assert len(steps(folder)) == 1
     ranks = min(2, cores())
     assert trained(folder, ranks) == trained(other, ranks)

@@ -5,12 +5,16 @@ its values, `laws` asks laws, `runs` judges tables of runs, `averages` makes one
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import typer
 
 from isoflop import terminal
 from isoflop.cli import ablate, averages, job, laws, runs, tune
 from isoflop.errors import IsoflopError
+from isoflop.interrupt import TERMINATED, Terminated
+from isoflop.launched import by_torchrun
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -31,17 +35,34 @@ app.add_typer(averages.app)
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's exits with 2, an interruption with 130."""
+    """Run the command line, as torchrun's rank 0 or its helper where torchrun started it.
+
+    A mistake of the user's exits with 2, an interruption with 130, or 143 when it was by SIGTERM.
+    """
+    if not by_torchrun():
+        sys.exit(_code_of(_typed))
+    from isoflop.devices import take_part
+
+    sys.exit(_code_of(partial(take_part, partial(_code_of, _typed))))
+
+
+def _typed() -> int:
+    code = int(app(standalone_mode=False) or 0)
+    if code == INTERRUPTED:  # typer returns the code of an exit, 130 after Ctrl-C
+        raise KeyboardInterrupt
+    return code
+
+
+def _code_of(call: Callable[[], int]) -> int:
+    """What `call` returns, or the code of its error, which is shown."""
     try:
-        code = int(app(standalone_mode=False) or 0)  # typer returns the code of an exit, 130 after Ctrl-C
+        return call()
     except IsoflopError as error:
         terminal.show_error(error)
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return 2
     except typer._click.exceptions.ClickException as error:  # usage errors
         error.show()
-        code = error.exit_code
-    if code == INTERRUPTED:
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort, Terminated) as error:
         sys.stderr.write("interrupted; the same command goes on from here\n")
-    sys.exit(code)
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED

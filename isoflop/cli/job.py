@@ -194,19 +194,25 @@ def train(
     precision: PrecisionOption = None, accumulate: AccumulateOption = None, patience: PatienceOption = None,
     initial: FromOption = None, old: OldOption = None, replay: ReplayOption = None,
     replay_share: ReplayShareOption = None, ewc: EwcOption = 0.0, ewc_tokens: EwcTokensOption = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Share weights and optimizer state out to the processes (FSDP2).")
+    ] = False,
     seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given, or go on from a model folder.
 
+    Under torchrun, all of its processes train.
+
     Example: [bold]isoflop train --width 96 --tokens 2000000[/bold] or
-    [bold]isoflop train --from MODEL --tokens 2000000 --replay OLD-PROJECT[/bold]
+    [bold]isoflop train --from MODEL --tokens 2000000 --replay OLD-PROJECT[/bold] or
+    [bold]torchrun --nproc-per-node 8 -m isoflop train --shard[/bold]
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
     from isoflop.starting import continuation
     from isoflop.variant import Variant
 
-    options = {"precision": precision, "accumulate": accumulate, "patience": patience}
+    options = {"precision": precision, "accumulate": accumulate, "patience": patience, "shard": shard or None}
     said = [f"{name}={value}" for name, value in options.items() if value is not None]
     forget = forgetting_options(old, replay, replay_share, ewc, ewc_tokens)
     shaped = width is not None or layers is not None or family != DEFAULT_FAMILY or objective is not None

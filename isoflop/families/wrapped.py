@@ -33,12 +33,15 @@ class Wrapped(LanguageModel):
     """`net` is transformers' decoder or encoder. The head works on the predicted positions only."""
 
     def __init__(self, config: ModelConfig, net: Any) -> None:
-        from transformers.pytorch_utils import Conv1D
-
         super().__init__()
         self.config = config
         self.net = net
-        self.transposed = tuple(m.weight for m in net.modules() if isinstance(m, Conv1D))
+
+    @property
+    def transposed(self) -> tuple[Tensor, ...]:
+        from transformers.pytorch_utils import Conv1D
+
+        return tuple(m.weight for m in self.net.modules() if isinstance(m, Conv1D))
 
     @property
     def table(self) -> Tensor:

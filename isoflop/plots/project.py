@@ -41,6 +41,8 @@ from isoflop.plots.style import (
 from isoflop.records import Corpus, Interval, Plan, Result, Run
 from isoflop.store import Project
 
+ASIDE = ("tune", "ablation")  # roles of runs that are not shown
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -56,11 +58,7 @@ class Scene:
     @classmethod
     def of(cls, project: Project) -> Scene:
         runs, corpus = project.all("run", Run), project.latest("corpus", Corpus)
-        here = tuple(
-            run
-            for run in runs
-            if run.role not in ("tune", "ablation") and (corpus is None or run.corpus_id == corpus.id)
-        )
+        here = tuple(r for r in runs if r.role not in ASIDE and (corpus is None or r.corpus_id == corpus.id))
         plan, result = project.latest("plan", Plan), project.latest("result", Result)
         final = next((run for run in reversed(here) if run.role == "final"), None)
         forecast = None if plan is None else plan.loss

@@ -1,0 +1,297 @@
+"""Runs of several processes: the losses of one, sharded or not, wherever they go on, and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from isoflop import checkpoint, devices, launched, parallel, sharded
+from isoflop.devices import device_for, run_ranks, whole_machine
+from isoflop.errors import CorruptError, TrainError
+from isoflop.families import find
+from isoflop.interrupt import Interrupted
+from isoflop.model import LanguageModel
+from isoflop.pipeline import chosen_config, corpus_of, train_model
+from isoflop.progress import Silent
+from isoflop.recipe import recipe
+from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
+from isoflop.store import Project
+from isoflop.train import job_id, run_id, train_trunk
+from isoflop.trainer import Trainer
+
+STEPS = 8
+CLOSE = 1e-5
+
+Losses = dict[tuple[str, bool], list[float]]  # by family, and whether sharded
+
+
+def of_family(name: str, corpus: Corpus) -> RunConfig:
+    model = find(name).shape(32, corpus.vocab_size, n_layers=2, context=64)
+    return recipe(model, STEPS * 256, batch_tokens=256, warmup_tokens=1024, seed=1)
+
+
+def losses(config: RunConfig, corpus: Corpus) -> list[float]:
+    trainer = Trainer(config, corpus, Silent())
+    return [trainer.train_step(STEPS * config.batch_tokens) for _ in range(STEPS)]
+
+
+def all_losses(configs: dict[tuple[str, bool], RunConfig], corpus: Corpus) -> Losses:
+    return {key: losses(config, corpus) for key, config in configs.items()}
+
+
+@pytest.fixture(scope="module")
+def shared(corpus: Corpus) -> Losses:
+    """Losses of two ranks."""
+    configs = {
+        (family, shard): of_family(family, corpus).model_copy(update={"ranks": 2, "shard": shard})
+        for family in ("isoflop", "gpt2")
+        for shard in (False, True)
+    }
+    return run_ranks(2, partial(all_losses, configs, corpus), fresh=True)
+
+
+@pytest.mark.parametrize("family", ["isoflop", "gpt2"])
+def test_ranks_have_the_losses_of_one_process(corpus: Corpus, shared: Losses, family: str) -> None:
+    alone = losses(of_family(family, corpus), corpus)
+    assert alone[-1] < alone[0] - 0.05  # it learns: what is compared depends on every step
+    assert shared[family, False] == pytest.approx(alone, abs=CLOSE)
+    assert shared[family, True] == pytest.approx(alone, abs=CLOSE)
+
+
+# -- going on in other processes ----------------------------------------------------------------------
+
+
+class Listener(Silent):
+    """Asks the run to stop at a step, and keeps what it says."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.reached = tokens, False
+        self.said: list[str] = []
+
+    def update(self, stage: str, done: float, note: str = "") -> None:
+        self.reached |= done >= self.tokens
+
+    def log(self, message: str) -> None:
+        self.said.append(message)
+
+
+def save_to(path: Path, model: LanguageModel, run: Run) -> None:
+    torch.save(model.state_dict(), path)
+
+
+def trained(
+    config: RunConfig, corpus: Corpus, folder: Path, *, ranks: int = 1, stop: int = 10**9
+) -> tuple[Run | None, list[str]]:
+    """The run, None when it was asked to stop after `stop` steps, and what it said."""
+    listener = Listener(stop * config.batch_tokens)
+    try:
+        (run,) = train_trunk(
+            config.model_copy(update={"ranks": ranks}), [config.tokens], corpus, folder, progress=listener,
+            stopping=lambda: listener.reached, keep=partial(save_to, folder / "weights.pt"),
+        )  # fmt: skip
+    except Interrupted:
+        return None, listener.said
+    return run, listener.said
+
+
+@pytest.fixture
+def slow(small: RunConfig) -> RunConfig:
+    """Steps enough to be stopped twice, and so small that rounding grows slowly."""
+    rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
+    smaller = {name: 0.1 * getattr(small, name) for name in rates}
+    return small.model_copy(update={"tokens": 150 * small.batch_tokens, **smaller})
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_run_goes_on_in_another_number_of_processes(
+    corpus: Corpus, slow: RunConfig, tmp_path: Path, shard: bool
+) -> None:
+    expected, _ = trained(slow, corpus, tmp_path / "undisturbed")
+    config, folder = slow.model_copy(update={"shard": shard}), tmp_path / "moved"
+    assert trained(config, corpus, folder, ranks=2, stop=2)[0] is None
+    run, said = trained(config, corpus, folder, ranks=1, stop=60)
+    assert run is None
+    assert [line for line in said if "by 2 process(es)" in line and "goes on with 1" in line]
+    run, said = trained(config, corpus, folder, ranks=2)
+    assert [line for line in said if "by 1 process(es)" in line and "goes on with 2" in line]
+    assert run is not None
+    assert expected is not None
+    assert run.loss == pytest.approx(expected.loss, abs=CLOSE)
+    weights, others = (torch.load(path / "weights.pt") for path in (folder, tmp_path / "undisturbed"))
+    assert weights.keys() == others.keys()
+    assert all(torch.allclose(w, others[name], atol=1e-4) for name, w in weights.items())
+    # The record says what happened.
+    assert expected.stretches == ()
+    assert (run.config.ranks, run.config.shard) == (2, shard)
+    assert [s.ranks for s in run.stretches] == [2, 1, 2]
+    first, second, third = (s.tokens for s in run.stretches)
+    assert 0 == first < second < third < run.tokens
+
+
+def test_a_job_is_the_same_in_any_number_of_processes(corpus: Corpus, small: RunConfig) -> None:
+    others = [small.model_copy(update={"ranks": 2}), small.model_copy(update={"threads": 3})]
+    assert {job_id(c, corpus) for c in others} == {job_id(small, corpus)} == {run_id(small, corpus)}
+    assert len({run_id(c, corpus) for c in (small, *others)}) == 3
+    assert job_id(small.model_copy(update={"shard": True}), corpus) != job_id(small, corpus)
+
+
+# -- checkpoints of shards ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sole_rank() -> Iterator[None]:
+    """This process in a group of its own."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield
+    dist.destroy_process_group()
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def weight(state: dict[str, object] | None) -> float:
+    """The first element of what `Shards` saved."""
+    assert state is not None
+    return float(state["nested"][0]["weight"].full_tensor()[0, 0])  # type: ignore[index]
+
+
+def test_checkpoints_of_shards_are_whole_or_not_there(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, sole_rank: None
+) -> None:
+    model = parallel.shard(find("isoflop").build(small.model, 0), device_for())
+    mesh = parallel.mesh_of(model)
+
+    def save(step: int, name: str) -> None:
+        with torch.no_grad():
+            model.table.fill_(step)
+        sharded.save(tmp_path, {"nested": [{"weight": model.table}], "other": (step, None)}, step)
+        assert checkpoint.index(tmp_path)[-1]["file"] == name
+
+    def load() -> dict[str, object] | None:
+        return sharded.load(tmp_path, mesh, Silent())
+
+    assert load() is None
+    (tmp_path / ".checkpoint-000000001.tmp").mkdir()  # of a writer that was killed in the middle ...
+    (tmp_path / "checkpoint-000000001").mkdir()  # ... or just before it named its folder
+    save(1, "checkpoint-000000001")
+    save(2, "checkpoint-000000002")
+    save(3, "checkpoint-000000003")
+    save(3, "checkpoint-000000003.1")  # the end of a branch, after a checkpoint at its last step
+    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    assert [path.name for path in folders] == ["checkpoint-000000003", "checkpoint-000000003.1"]
+    save(4, "checkpoint-000000004")
+    state = load()
+    assert weight(state) == 4
+    assert state is not None
+    assert state["other"] == (4, None)
+    damage(max((tmp_path / "checkpoint-000000004").glob("*.distcp")))
+    assert weight(load()) == 3
+    (tmp_path / "checkpoint-000000003.1" / "rest.pt").unlink()
+    with pytest.raises(CorruptError, match="no checkpoint"):
+        load()
+
+
+# -- torchrun -----------------------------------------------------------------------------------------
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+TRAIN = ("train", "--width", "64", "--tokens", "60000", "--shard", "--json")
+
+# A checkpoint a step.
+EAGER = """
+from isoflop.cli import main
+from isoflop.train import train_trunk
+train_trunk.__kwdefaults__["checkpoint_seconds"] = 0
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) -> Path:
+    """A project with a corpus."""
+    folder = tmp_path_factory.mktemp("distributed") / "project"
+    corpus_of(Project(folder), CorpusConfig(sources=sources, vocab_size=512, heldout_share=0.02))
+    return folder
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": devices._loopback(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, words)], env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ours(err: str) -> list[str]:
+    """What the command said, among the lines of torchrun."""
+    return [line for line in err.splitlines() if line.startswith(("error: ", "hint: ", "train", "this run"))]
+
+
+def test_torchrun_trains_is_killed_and_goes_on(home: Path, tmp_path: Path) -> None:
+    program = tmp_path / "eager.py"
+    program.write_text(EAGER)
+    process = start("--no-python", sys.executable, program, *TRAIN, "--project", home)
+    while process.poll() is None and not list(home.glob("runs/*/checkpoints.json")):
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    helper = next(
+        child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"
+    )
+    helper.kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert out == ""
+    assert [line for line in ours(err) if not line.startswith("train")] == [
+        "error: one of the 2 processes of this run was killed",
+        "hint: look for a lack of memory, then run the same command again: it goes on where it was",
+    ], err
+    process = start("-m", "isoflop", *TRAIN, "--project", home)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert ours(err)[0] == "train ..."
+    assert len(ours(err)) == 2
+    run = Run.model_validate(json.loads(out))
+    assert (run.config.ranks, run.config.shard, run.stretches) == (2, True, ())
+    project = Project(home)
+    corpus = corpus_of(project)
+    config = chosen_config(project, corpus, width=64, layers=None, tokens=60000, lr_scale=1.0, seed=0)
+    alone = train_model(project, corpus, config.model_copy(update={"ranks": 1, "threads": 1}))
+    assert run.loss == pytest.approx(alone.loss, abs=1e-4)
+    # What other processes finished is not trained again.
+    assert train_model(project, corpus, run.config.model_copy(update={"ranks": 1, "threads": 5})) == run
+
+
+def test_processes_of_torchrun_are_the_ranks_and_share_the_cores(
+    corpus: Corpus, small: RunConfig, sole_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launched, "_group", launched.Group(None, 0))
+    monkeypatch.setattr(devices, "cores", lambda: 12)
+    monkeypatch.setattr(devices, "world", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # two machines
+    found = whole_machine(small)
+    assert (found.ranks, found.threads) == (8, 3)
+    assert devices.present(small.model_copy(update={"ranks": 2})) == found
+
+
+def test_each_process_of_a_machine_has_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_for() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_for() == torch.device("cuda", 1)
+    assert device_for("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(TrainError, match="started process 3 on a machine with 2 CUDA devices"):
+        device_for()
