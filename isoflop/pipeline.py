@@ -41,6 +41,7 @@ from isoflop.records import (
 )
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
+from isoflop.trackers import check, tracked
 from isoflop.train import run_id, train, whole_batches
 from isoflop.using import sample
 from isoflop.workers import cores
@@ -198,13 +199,15 @@ def run(
     project: str | Path | Project = "isoflop-project",
     seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
     family: str = OWN.name, objective: str | None = None,
-    corpus_config: CorpusConfig | None = None, progress: Progress | None = None,
+    corpus_config: CorpusConfig | None = None, track: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
     `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
     apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
-    budget is spent. `family` and `objective` are those of `families.find`. Raises IsoflopError (see
+    budget is spent. `family` and `objective` are those of `families.find`; `track` names trackers
+    (`isoflop.trackers`). Raises IsoflopError (see
     `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
@@ -213,9 +216,10 @@ def run(
         raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
     _check_target(whole.share(ladder_share), whole, within)
     kind = find(family, objective)
+    check(track)
     home = project if isinstance(project, Project) else Project(project)
-    with home.lock():
-        return _run(home, tuple(sources), whole, seed, ladder_share, within, kind, corpus_config, progress)
+    with home.lock(), tracked(track, home, progress) as heard:
+        return _run(home, tuple(sources), whole, seed, ladder_share, within, kind, corpus_config, heard)
 
 
 def _run(

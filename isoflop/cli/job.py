@@ -21,6 +21,7 @@ from isoflop.cli.options import (
     ShareOption,
     SourcesArgument,
     TokenizerOption,
+    TrackOption,
     VocabOption,
     WithinOption,
     open_project,
@@ -48,7 +49,7 @@ def run(
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
     heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, seed: SeedOption = 0,
-    json: JsonOption = False,
+    track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -59,9 +60,8 @@ def run(
     with Terminal() as progress:
         result = run_job(
             sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
-            within=within, family=family, objective=objective, corpus_config=_corpus_config(
-                sources, field, vocab, tokenizer, heldout
-            ), progress=progress,
+            within=within, family=family, objective=objective, track=track or (), progress=progress,
+            corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout),
         )  # fmt: skip
     if json:
         out(result)
@@ -123,7 +123,7 @@ def sweep(
     ] = None,
     within: WithinOption = 0.05, family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
-    json: JsonOption = False,
+    track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the ladder of small runs that the law is fitted to; all of the budget is the ladder's.
 
@@ -135,10 +135,11 @@ def sweep(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
+    from isoflop.trackers import tracked
 
     parsed, home, kind = Budget.parse(budget), open_project(project), find(family, objective)
     whole = None if target is None else Budget.parse(target)
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text = corpus_of(home)
         key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, kind)
         ladder, runs = sweep_ladder(
@@ -175,7 +176,7 @@ def train(
     tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    seed: SeedOption = 0, json: JsonOption = False,
+    seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given.
 
@@ -183,9 +184,10 @@ def train(
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
+    from isoflop.trackers import tracked
 
     home, kind = open_project(project), find(family, objective)
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text = corpus_of(home)
         config = chosen_config(
             home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind

@@ -71,6 +71,12 @@ ObjectiveOption = Annotated[
     str | None,
     typer.Option(help="causal, masked or masked-words (whole words); the family's own when absent."),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TOOL", help="Also write to tensorboard, wandb (offline), mlflow or trackio; may be repeated."
+    ),
+]
 DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[
