@@ -25,6 +25,7 @@ import psutil
 
 from isoflop.corpus import build_corpus
 from isoflop.corpus.sources import find_files
+from isoflop.progress import Live
 from isoflop.records import CorpusConfig
 
 WORD = re.compile(r"\b[A-Za-z]{4,}\b")
@@ -152,6 +153,8 @@ class _Stages:
         self.seconds[stage] += time.monotonic()
 
     def log(self, message: str) -> None: ...
+
+    def live(self, point: Live) -> None: ...
 
 
 def write_record(folder: Path, result: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from isoflop.records import (
 )
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
+from isoflop.trackers import check, tracked
 from isoflop.train import job_id, train, whole_batches
 from isoflop.using import sample
 from isoflop.variant import DEFAULT, Variant
@@ -215,14 +216,15 @@ def run(
     project: str | Path | Project = "isoflop-project",
     seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
     family: str = OWN.name, objective: str | None = None, changes: Sequence[str] = (),
-    corpus_config: CorpusConfig | None = None, progress: Progress | None = None,
+    corpus_config: CorpusConfig | None = None, track: Sequence[str] = (), progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
     `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
     apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
     budget is spent. `family` and `objective` are those of `families.find`; `changes` to the recipe are
-    those of `variant.Variant`: `["cooldown=0.5", "model.d_ff=x1.5"]`. Raises IsoflopError (see
+    those of `variant.Variant`: `["cooldown=0.5", "model.d_ff=x1.5"]`; `track` names trackers
+    (`isoflop.trackers`). Raises IsoflopError (see
     `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
@@ -231,9 +233,10 @@ def run(
         raise BudgetError(f"a ladder share of {ladder_share} is not between 0 and 1", hint="give e.g. 0.33")
     _check_target(whole.share(ladder_share), whole, within)
     variant = Variant.of(find(family, objective), changes)
+    check(track)
     home = project if isinstance(project, Project) else Project(project)
-    with home.lock():
-        return _run(home, tuple(sources), whole, seed, ladder_share, within, variant, corpus_config, progress)
+    with home.lock(), tracked(track, home, progress) as heard:
+        return _run(home, tuple(sources), whole, seed, ladder_share, within, variant, corpus_config, heard)
 
 
 def _run(

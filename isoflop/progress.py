@@ -7,7 +7,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Connection, Listener
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from isoflop.records import CurvePoint, RunConfig
+
+
+class Live(NamedTuple):
+    """A new point on the curve of a run that is being trained."""
+
+    id: str  # that the run will have
+    role: str
+    config: RunConfig
+    point: CurvePoint
 
 
 class Progress(Protocol):
@@ -25,6 +36,9 @@ class Progress(Protocol):
     def log(self, message: str) -> None:
         """One line for the reader."""
 
+    def live(self, point: Live) -> None:
+        """A run has come so far: for who keeps curves."""
+
 
 class Silent:
     """Shows nothing: the default of the library."""
@@ -36,6 +50,8 @@ class Silent:
     def finish(self, stage: str, note: str = "") -> None: ...
 
     def log(self, message: str) -> None: ...
+
+    def live(self, point: Live) -> None: ...
 
 
 Address = tuple[str, bytes]  # of a `gather`, and its key
@@ -49,7 +65,7 @@ class Relay:
         self._part, self._scale = part, scale
         self._connection = Client(address[0], authkey=address[1])
 
-    def _send(self, done: float | None, text: str) -> None:
+    def _send(self, done: float | Live | None, text: str) -> None:
         with suppress(OSError):  # the parent is gone: its watcher ends this process
             self._connection.send((self._part, done, text))
 
@@ -63,6 +79,9 @@ class Relay:
 
     def log(self, message: str) -> None:
         self._send(None, f"{self._part}: {message}")
+
+    def live(self, point: Live) -> None:
+        self._send(point, "")
 
     def stopping(self) -> bool:
         """Whether the parent wants this part to save itself and end."""
@@ -92,6 +111,8 @@ def gather(progress: Progress, stage: str, stopping: Callable[[], bool]) -> Iter
                 with lock:
                     if amount is None:
                         progress.log(text)
+                    elif isinstance(amount, Live):
+                        progress.live(amount)
                     else:
                         done[part] = amount
                         progress.update(stage, sum(done.values()), text)

@@ -60,6 +60,7 @@ class Project:
             with disk_errors(f"the project {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(url or self.folder / "ledger.db", create=create)
+        self.listeners: list[Callable[[str, str, Record], None]] = []  # told kind, id and record of each put
 
     def put(self, kind: str, record: Record, id: str | None = None) -> str:
         """Keep `record` under `id` (else its own `id`, else its digest), which is returned.
@@ -68,6 +69,8 @@ class Project:
         """
         name: str = id or getattr(record, "id", None) or record.digest()
         self.ledger.write(Row(kind, name, record.to_json()))
+        for tell in self.listeners:
+            tell(kind, name, record)
         return name
 
     def get(self, kind: str, id: str, cls: type[R]) -> R | None:

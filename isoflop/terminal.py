@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from isoflop.errors import IsoflopError
+from isoflop.progress import Live
 
 
 class Terminal:
@@ -58,6 +59,8 @@ class Terminal:
 
     def log(self, message: str) -> None:
         self.console.print(message, markup=False, soft_wrap=True)
+
+    def live(self, point: Live) -> None: ...
 
 
 def out(document: BaseModel | dict[str, Any] | list[Any]) -> None:

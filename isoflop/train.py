@@ -28,7 +28,7 @@ from isoflop.evaluate import HeldOut, heldout
 from isoflop.interrupt import Interrupted, heeded
 from isoflop.model import LanguageModel
 from isoflop.patience import Patience, check_patience
-from isoflop.progress import Address, Progress, Relay, Silent, gather
+from isoflop.progress import Address, Live, Progress, Relay, Silent, gather
 from isoflop.quantities import bits
 from isoflop.records import Corpus, CurvePoint, Forgetting, Run, RunConfig, Stretch, digest
 from isoflop.trainer import Meter, Trainer
@@ -228,14 +228,15 @@ class Branches:
             meter.loss_count += 1
         if self.done_steps % every == 0 and meter.loss_count:
             meter.memory = max(meter.memory, psutil.Process().memory_info().rss)
-            meter.curve.append(
-                {
-                    "tokens": self.trainer.step * self.config.batch_tokens,
-                    "seconds": meter.train,
-                    "loss": meter.loss_sum / meter.loss_count,
-                }
-            )
+            point = CurvePoint(
+                tokens=self.trainer.step * self.config.batch_tokens, seconds=meter.train,
+                loss=meter.loss_sum / meter.loss_count,
+            )  # fmt: skip
+            meter.curve.append(point.model_dump())
             meter.loss_sum, meter.loss_count = 0.0, 0
+            total = self.totals[self.branch] * self.config.batch_tokens
+            config = self.config.model_copy(update={"tokens": total})
+            self.progress.live(Live(run_id(config, self.corpus), self.role, config, point))
         self.progress.update(self.stage, self.done_steps * self.config.batch_tokens, f"loss {loss:.3f}")
 
     def _go_back(self) -> None:

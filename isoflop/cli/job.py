@@ -35,6 +35,7 @@ from isoflop.cli.options import (
     ShareOption,
     SourcesArgument,
     TokenizerOption,
+    TrackOption,
     VocabOption,
     WithinOption,
     open_project,
@@ -62,7 +63,7 @@ def run(
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
     heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    changes: SetOption = None, seed: SeedOption = 0, json: JsonOption = False,
+    changes: SetOption = None, seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -73,7 +74,7 @@ def run(
     with Terminal() as progress:
         result = run_job(
             sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
-            within=within, family=family, objective=objective, changes=changes or (),
+            within=within, family=family, objective=objective, changes=changes or (), track=track or (),
             corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress,
         )  # fmt: skip
     if json:
@@ -137,7 +138,7 @@ def sweep(
     within: WithinOption = 0.05, family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
     changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
-    json: JsonOption = False,
+    track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the ladder of small runs that the law is fitted to; all of the budget is the ladder's.
 
@@ -149,12 +150,13 @@ def sweep(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
+    from isoflop.trackers import tracked
     from isoflop.variant import Variant
 
     parsed, home = Budget.parse(budget), open_project(project)
     variant = Variant.of(find(family, objective), changes or ())
     whole = None if target is None else Budget.parse(target)
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text = corpus_of(home)
         key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, variant)
         ladder, runs = sweep_ladder(
@@ -197,7 +199,7 @@ def train(
     shard: Annotated[
         bool, typer.Option("--shard", help="Share weights and optimizer state out to the processes (FSDP2).")
     ] = False,
-    seed: SeedOption = 0, json: JsonOption = False,
+    seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given, or go on from a model folder.
 
@@ -210,6 +212,7 @@ def train(
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
     from isoflop.starting import continuation
+    from isoflop.trackers import tracked
     from isoflop.variant import Variant
 
     options = {"precision": precision, "accumulate": accumulate, "patience": patience, "shard": shard or None}
@@ -218,7 +221,7 @@ def train(
     shaped = width is not None or layers is not None or family != DEFAULT_FAMILY or objective is not None
     check_start(initial, shaped, forget)
     home, variant = open_project(project), Variant.of(find(family, objective), [*(changes or ()), *said])
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text, past = corpus_of(home), None
         if initial is not None:
             config, past = continuation(

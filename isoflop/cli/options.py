@@ -93,6 +93,12 @@ PatienceOption = Annotated[
     int | None,
     typer.Option(min=0, help="Cool down once held-out loss has not fallen this many scores in a row."),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TOOL", help="Also write to tensorboard, wandb (offline), mlflow or trackio; may be repeated."
+    ),
+]
 DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[
