@@ -17,7 +17,7 @@ R = TypeVar("R", bound=Record)
 
 SHAPE = "model."
 FIXED = {  # what has an option of its own, or is decided by the machine
-    "model", "tokens", "seed", "ranks", "threads",
+    "model", "tokens", "seed", "ranks", "threads", "initial", "old", "replay_share", "ewc", "ewc_tokens",
     "model.vocab_size", "model.d_model", "model.family", "model.objective", "model.template",
 }  # fmt: skip
 KNOWN = {
@@ -102,7 +102,7 @@ def _unknown(change: str, name: str) -> TrainError:
     if name in FIXED:
         return TrainError(
             f"{name!r} {PLACE} is decided elsewhere",
-            hint="by --width, --tokens, --seed, --family, --objective, the corpus or the machine",
+            hint="by an option of its own, the corpus or the machine",
         )
     if name in KNOWN:
         return TrainError(f"{change!r} {PLACE} has no value", hint=f"write {name}=VALUE, or {name}=x2")
