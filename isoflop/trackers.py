@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -113,8 +112,9 @@ class MLflow:
 
     def write(self, values: Values, tokens: int) -> None:
         from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
 
-        now = round(1000 * time.time())
+        now = get_current_time_millis()
         self.client.log_batch(self.id, metrics=[Metric(k, v, now, tokens) for k, v in values.items()])
 
     def close(self) -> None:

@@ -441,4 +441,6 @@ def test_too_little_is_refused(corpus: Corpus, small: RunConfig, tmp_path: Path)
 def test_batches_are_whole_windows(small: RunConfig) -> None:
     assert batches(small) == (64, 128, 256, 512, 1024)
     assert batches(small.model_copy(update={"batch_tokens": 64})) == (64, 128, 256)
+    assert with_values(small, {"batch_tokens": 512}).warmup_tokens == 2 * small.warmup_tokens
+    assert with_values(small, {"batch_tokens": 512, "warmup_tokens": 99}).warmup_tokens == 99
     assert chosen(["lr_head", "lr_matrix", "lr_head"]) == ("lr_matrix", "lr_head")

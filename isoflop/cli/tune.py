@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -84,8 +83,9 @@ def _show(done: Tuning) -> None:
     typer.echo(done.sentence)
     if done.better:
         typer.echo(f"To use it: {command(done)}")
-        for sentence in widths(done):
-            typer.echo(f"- {sentence}")
+        typer.echo(
+            f"It was found at width {done.config.model.d_model}; x is times the recipe's value at each width."
+        )
 
 
 def _rank(trial: Trial) -> tuple[int, float]:
@@ -94,28 +94,21 @@ def _rank(trial: Trial) -> tuple[int, float]:
 
 
 def _row(trial: Trial, done: Tuning) -> list[str]:
+    from isoflop.tuning.values import number
+
     names = {0: "the recipe", done.best: "the best"} if done.best else {0: "the recipe, the best"}
     words = [str(trial.number), names.get(trial.number, ""), "" if trial.state == "done" else trial.state]
     losses = [f"{loss:.4f}" for loss in trial.losses]
     missing = ["–"] * (len(done.token_counts) - len(losses))
-    tried = [_number(trial.values[name]) for name in done.values]
+    tried = [number(trial.values[name]) for name in done.values]
     return [", ".join(filter(None, words)), *tried, *losses, *missing, f"{trial.flops:.2g}"]
 
 
 def command(done: Tuning) -> str:
     """The line that uses what was found."""
+    from isoflop.tuning.values import setting
+
     found = done.trials[done.best].values
-    return " ".join(["isoflop sweep", *(f"--set {name}={_number(found[name])}" for name in done.values)])
-
-
-def widths(done: Tuning) -> Iterator[str]:
-    """What to know of the values found before they are used at another width."""
-    from isoflop.tuning.values import VALUES
-
-    for name in done.values:
-        if rule := VALUES[name].with_width:
-            yield f"{name} was found at width {done.config.model.d_model}; in the recipe it {rule}."
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) >= 1 else f"{value:.3g}"
+    return " ".join(
+        ["isoflop sweep", *(f"--set {name}={setting(name, found, done.config)}" for name in done.values)]
+    )

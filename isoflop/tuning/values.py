@@ -32,16 +32,16 @@ class Value:
     factor: float = 0.0
     low: float = 0.0
     high: float = 0.0
-    with_width: str = ""  # how the recipe's rule changes it from width to width
+    scales: bool = False  # the recipe's rule changes it with the width: what is found is a factor of it
 
 
 VALUES = {
     "lr_matrix": Value(factor=8.0),
-    "lr_embed": Value(factor=8.0, with_width="falls as 1/sqrt(width)"),
-    "lr_head": Value(factor=8.0, with_width="falls as 1/sqrt(width)"),
+    "lr_embed": Value(factor=8.0, scales=True),
+    "lr_head": Value(factor=8.0, scales=True),
     "lr_vector": Value(factor=8.0),
-    "batch_tokens": Value(factor=4.0, with_width="grows as the square root of the parameters"),
-    "warmup_tokens": Value(factor=8.0, with_width="is ten batches"),
+    "batch_tokens": Value(factor=4.0, scales=True),
+    "warmup_tokens": Value(factor=8.0, scales=True),
     "weight_decay": Value(low=0.0, high=0.3),  # an e-folding in 80 steps at the recipe's rate, or none
     "cooldown": Value(low=0.1, high=0.6),
 }
@@ -80,8 +80,26 @@ def batches(config: RunConfig) -> tuple[int, ...]:
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """`config` with these values, as they are trained."""
-    return config.model_copy(update={name: rounded(value) for name, value in values.items()})
+    """`config` with these values, as they are trained; a warm-up that is not among them follows the batch."""
+    update = {name: rounded(value) for name, value in values.items()}
+    batches = update.get("batch_tokens", config.batch_tokens) / config.batch_tokens
+    warmup = {"warmup_tokens": round(config.warmup_tokens * batches)}
+    return config.model_copy(update=warmup | update)
+
+
+def setting(name: str, values: dict[str, float], config: RunConfig) -> str:
+    """What `--set` needs for a value found beside the recipe's `config`: itself, or x and a factor."""
+    value, own = values[name], getattr(config, name)
+    if not VALUES[name].scales:
+        return number(value)
+    if name == "warmup_tokens":  # follows the batch
+        own *= values.get("batch_tokens", config.batch_tokens) / config.batch_tokens
+    return f"x{value / own:.3g}"
+
+
+def number(value: float) -> str:
+    """As it was trained."""
+    return str(int(value)) if value == int(value) and abs(value) >= 1 else f"{value:.{DIGITS}g}"
 
 
 def rounded(value: float) -> float:

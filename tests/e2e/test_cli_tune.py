@@ -61,17 +61,19 @@ def test_what_to_type_is_what_was_found(
     from isoflop.cli.tune import _show
     from isoflop.records import Trial
 
-    values = [{"lr_head": 0.02, "batch_tokens": 256}, {"lr_head": 0.0573, "batch_tokens": 1024}]
+    own = {"lr_matrix": small.lr_matrix, "lr_head": small.lr_head, "batch_tokens": 256, "warmup_tokens": 1024}
+    values = [own, {"lr_matrix": 0.0573, "lr_head": 0.04, "batch_tokens": 512, "warmup_tokens": 1024}]
     trials = tuple(
         Trial(number=n, values=v, state="done", losses=(3.3, 3.2, 3.1 - n), runs=(), flops=1e9)
         for n, v in enumerate(values)
     )  # fmt: skip
     tuning = laid_out(corpus, small).tuning
-    names = ("lr_head", "batch_tokens")
+    names = tuple(own)
     _show(tuning.model_copy(update={"trials": trials, "values": names, "best": 1, "better": True}))
     out = capfd.readouterr().out
-    assert "isoflop sweep --set lr_head=0.0573 --set batch_tokens=1024\n" in out
-    assert "- lr_head was found at width 32; in the recipe it falls as 1/sqrt(width)." in out
+    settings = "--set lr_matrix=0.0573 --set lr_head=x2 --set batch_tokens=x2 --set warmup_tokens=x0.5"
+    assert f"isoflop sweep {settings}\n" in out
+    assert "found at width 32" in out
 
 
 @pytest.mark.parametrize(
