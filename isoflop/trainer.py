@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Batches:
         if self.rows % config.ranks:
             raise TrainError(
                 f"a batch of {self.rows} rows cannot be shared evenly by {config.ranks} ranks",
-                hint=f"give batch_tokens as a multiple of {config.ranks * self.context}",
+                hint=f"give batch_tokens as a multiple of {config.ranks * self.context}, or fewer processes",
             )
         share = self.rows // config.ranks
         self.mine = slice(rank() * share, (rank() + 1) * share)
@@ -52,11 +53,7 @@ class Batches:
 
     def _window(self, position: int) -> int:
         epoch, index = divmod(position, self.windows)
-        generator = np.random.default_rng((self.seed, epoch))
-        offset = int(generator.integers(self.windows))
-        stride = int(generator.integers(self.windows // 3, self.windows)) or 1
-        while math.gcd(stride, self.windows) != 1:
-            stride += 1
+        offset, stride = _order(self.seed, epoch, self.windows)
         return (offset + index * stride) % self.windows
 
     def __call__(self, step: int) -> Tensor:
@@ -65,6 +62,17 @@ class Batches:
         return torch.from_numpy(
             np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
         )
+
+
+@lru_cache
+def _order(seed: int, epoch: int, windows: int) -> tuple[int, int]:
+    """The first of the windows in an epoch, and the stride to the next."""
+    generator = np.random.default_rng((seed, epoch))
+    offset = int(generator.integers(windows))
+    stride = int(generator.integers(windows // 3, windows)) or 1
+    while math.gcd(stride, windows) != 1:
+        stride += 1
+    return offset, stride
 
 
 @dataclass
