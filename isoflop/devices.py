@@ -31,7 +31,8 @@ from isoflop.records import RunConfig
 from isoflop.workers import cores, pool
 
 MEMORY_SHARE = 0.5  # of the machine's, at most, for the copies of model and optimizers, and activations
-PATIENCE = timedelta(days=1)  # ranks wait for one that scores, saves or is stopped; a dead one is noticed
+# Ranks wait for one that saves or is stopped, torchrun's for all that rank 0 does; a dead one is noticed.
+PATIENCE = timedelta(days=30)
 GRACE_SECONDS = 3.0  # for the error behind a broken connection to arrive
 
 Result = TypeVar("Result")

@@ -4,14 +4,15 @@ The others wait for what rank 0 wants done by all, do it at the same time as ran
 it says that the command is over. They are silent and open no project; Ctrl-C and SIGTERM do not end them, but
 let the training loop save and end in all.
 
-An error is told by the first rank that has one, whichever it is; what breaks in the other ranks because that
-one has left is not told again. A rank that is killed cannot tell anything: the first that misses it does.
+An error is told once: by rank 0 if it has one as well, or else by the first rank that has. What breaks in the
+other ranks because that one has left is not told again, and of a rank that is killed those tell that miss it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -22,6 +23,7 @@ from isoflop.interrupt import ASKING, Interrupted
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FAILED = 1  # exit code of a rank that fails in silence
+GRACE_SECONDS = 3.0  # for rank 0, which the user watches, to tell of an error that all have
 
 Result = TypeVar("Result")
 
@@ -77,7 +79,7 @@ class Group:
 
     @contextmanager
     def speaking_once(self) -> Iterator[None]:
-        """Let an error out on the first rank that has one; others, and those that were asked to end, exit."""
+        """Let an error out on the rank that tells of it; others, and those that were asked to end, exit."""
         try:
             yield
         except Interrupted:
@@ -99,6 +101,8 @@ class Group:
 
     def _first(self) -> bool:
         """Whether no other rank has told of an error before."""
+        if self._number > 0:
+            time.sleep(GRACE_SECONDS)
         mine = str(self._number)
         with suppress(RuntimeError):  # the machine that keeps the store is gone
             return bool(self._store.compare_set("told by", "", mine).decode() == mine)

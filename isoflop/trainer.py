@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Batches:
         if self.rows % config.ranks:
             raise TrainError(
                 f"a batch of {self.rows} rows cannot be shared evenly by {config.ranks} ranks",
-                hint=f"give batch_tokens as a multiple of {config.ranks * self.context}",
+                hint=f"give batch_tokens as a multiple of {config.ranks * self.context}, or fewer processes",
             )
         if self.context % config.trunk_model.context:
             raise TrainError(
@@ -68,11 +69,7 @@ class Batches:
 
     def _window(self, position: int) -> int:
         epoch, index = divmod(position, self.windows)
-        generator = np.random.default_rng((self.seed, epoch))
-        offset = int(generator.integers(self.windows))
-        stride = int(generator.integers(self.windows // 3, self.windows)) or 1
-        while math.gcd(stride, self.windows) != 1:
-            stride += 1
+        offset, stride = _order(self.seed, epoch, self.windows)
         return (offset + index * stride) % self.windows
 
     def __call__(self, step: int) -> Tensor:
@@ -87,6 +84,17 @@ class Batches:
     def unique_tokens(self, tokens: int) -> int:
         """How many different tokens a run of `tokens` sees."""
         return min(tokens, len(self.tokens))
+
+
+@lru_cache
+def _order(seed: int, epoch: int, windows: int) -> tuple[int, int]:
+    """The first of the windows in an epoch, and the stride to the next."""
+    generator = np.random.default_rng((seed, epoch))
+    offset = int(generator.integers(windows))
+    stride = int(generator.integers(windows // 3, windows)) or 1
+    while math.gcd(stride, windows) != 1:
+        stride += 1
+    return offset, stride
 
 
 @dataclass

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -26,7 +27,7 @@ from isoflop.progress import Silent
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
 from isoflop.store import Project
-from isoflop.train import job_id, run_id, train_trunk
+from isoflop.train import Branches, job_id, run_id, train_trunk
 from isoflop.trainer import Trainer
 
 STEPS = 8
@@ -202,6 +203,32 @@ def test_checkpoints_of_shards_are_whole_or_not_there(
     (tmp_path / "checkpoint-000000003.1" / "rest.pt").unlink()
     with pytest.raises(CorruptError, match="no checkpoint"):
         load()
+
+
+def branches(config: RunConfig, corpus: Corpus, folder: Path, stop: int) -> list[float] | None:
+    """The losses of a trunk's branches in this process, or None when it was stopped after `stop` steps."""
+    folder.mkdir(exist_ok=True)
+    calls = count(1)
+    work = Branches(
+        config, [20 * 256, 40 * 256], corpus, folder, role="ladder", progress=Silent(), stage="train",
+        checkpoint_seconds=1e9, stopping=lambda: next(calls) >= stop,
+    )  # fmt: skip
+    try:
+        return [run.loss for run in work.run(partial(save_to, folder / "weights.pt"))]
+    except Interrupted:
+        return None
+
+
+def test_a_sharded_trunk_that_is_stopped_in_a_cooldown_goes_on(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, sole_rank: None
+) -> None:
+    expected = branches(small, corpus, tmp_path / "undisturbed", stop=10**9)
+    config = small.model_copy(update={"shard": True})
+    assert branches(config, corpus, tmp_path / "sharded", stop=18) is None
+    assert branches(config, corpus, tmp_path / "sharded", stop=10**9) == pytest.approx(expected, abs=CLOSE)
+    weights, others = (torch.load(tmp_path / name / "weights.pt") for name in ("sharded", "undisturbed"))
+    assert weights.keys() == others.keys()
+    assert all(torch.allclose(w, others[name], atol=1e-4) for name, w in weights.items())
 
 
 # -- torchrun -----------------------------------------------------------------------------------------
