@@ -214,7 +214,7 @@ def branches(config: RunConfig, corpus: Corpus, folder: Path, stop: int) -> list
         checkpoint_seconds=1e9, stopping=lambda: next(calls) >= stop,
     )  # fmt: skip
     try:
-        return [run.loss for run in work.run(partial(save_to, folder / "weights.pt"))]
+        return [run.loss for run in work.run(partial(save_to, folder / "weights.pt"), 2)]
     except Interrupted:
         return None
 
