@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from datetime import timedelta
 from pathlib import Path
@@ -44,14 +44,14 @@ def device_for(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def whole_machine(config: RunConfig) -> RunConfig:
-    """`config` for a run that has the machine to itself.
+def whole_machine(config: RunConfig, most: int | None = None, memory: float | None = None) -> RunConfig:
+    """`config` for a run that has the machine to itself: `most` cores and `memory` bytes, else those here.
 
     On a CPU the ranks and threads that use most cores, as far as batch rows and memory allow; rather ranks
     than threads.
     """
-    most, rows = cores(), config.batch_tokens // config.model.context
-    room = MEMORY_SHARE * psutil.virtual_memory().total
+    most, rows = most or cores(), config.batch_tokens // config.model.context
+    room = MEMORY_SHARE * (memory or psutil.virtual_memory().total)
     ranks = 1
     if device_for().type == "cpu" and dist.is_available():
         for r in range(2, min(most, rows) + 1):
@@ -73,7 +73,9 @@ def run_ranks(ranks: int, task: Callable[[], Result]) -> Result:
     """
     with tempfile.TemporaryDirectory() as meeting, pool(ranks) as executor:
         try:
-            futures = [executor.submit(_join, r, ranks, Path(meeting, "store"), task) for r in range(ranks)]
+            futures = [
+                executor.submit(_join_here, r, ranks, Path(meeting, "store"), task) for r in range(ranks)
+            ]
             if (error := _first_error(futures)) is not None:
                 raise error
         except TerminatedWorkerError:
@@ -91,15 +93,33 @@ def _first_error(futures: list[Future[Result]]) -> BaseException | None:
     if all(f.exception() is None for f in first):
         return None
     later, _ = wait(left, timeout=GRACE_SECONDS)
-    errors = [e for f in (*first, *later) if (e := f.exception()) is not None]
+    return root_cause([e for f in (*first, *later) if (e := f.exception()) is not None])
+
+
+def root_cause(errors: Iterable[BaseException]) -> BaseException:
+    """The error of one rank that broke the connections of the others."""
     # torch tells of a broken connection by a RuntimeError.
     return min(errors, key=lambda e: (not isinstance(e, IsoflopError), isinstance(e, RuntimeError)))
 
 
-def _join(number: int, ranks: int, store: Path, task: Callable[[], Result]) -> Result | None:
-    """In a worker: meet the others on this machine, then work; only rank 0 reports."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+def _join_here(number: int, ranks: int, store: Path, task: Callable[[], Result]) -> Result | None:
+    """In a worker: meet the others on this machine, then work."""
     meeting = dist.FileStore(str(store), ranks)  # type: ignore[attr-defined]
+    return join(number, ranks, meeting, "127.", task)
+
+
+def join(
+    number: int,
+    ranks: int,
+    meeting: dist.Store,  # type: ignore[name-defined]
+    address: str,
+    task: Callable[[], Result],
+) -> Result | None:
+    """Be one of `ranks` processes that meet in a store, then work; only rank 0 reports.
+
+    They talk over this machine's network interface whose address begins with `address`.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address))
     dist.init_process_group("gloo", store=meeting, rank=number, world_size=ranks, timeout=PATIENCE)
     try:
         result = task()
@@ -108,10 +128,10 @@ def _join(number: int, ranks: int, store: Path, task: Callable[[], Result]) -> R
     return result if number == 0 else None
 
 
-def _loopback() -> str:
-    """Name of the network interface that leads nowhere else."""
+def _interface(address: str) -> str:
+    """Name of the network interface whose address begins so; else of the one that leads nowhere else."""
     for name, addresses in psutil.net_if_addrs().items():
-        if any(a.family == socket.AF_INET and a.address.startswith("127.") for a in addresses):
+        if any(a.family == socket.AF_INET and a.address.startswith(address) for a in addresses):
             return str(name)
     return "lo"
 

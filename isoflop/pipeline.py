@@ -13,7 +13,6 @@ from isoflop import ladder as rungs
 from isoflop import plan as planner
 from isoflop.budget import Budget
 from isoflop.corpus import build_corpus, load_corpus, vocab_for
-from isoflop.devices import whole_machine
 from isoflop.errors import BudgetError, ProjectError, TrainError
 from isoflop.export import save_pretrained
 from isoflop.extend import Extender, extend
@@ -25,6 +24,7 @@ from isoflop.laws.design import WANTED
 from isoflop.laws.intervals import NOISE_PRIOR
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
+from isoflop.places import Place, here, place_at
 from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe
 from isoflop.records import (
@@ -41,7 +41,7 @@ from isoflop.records import (
 )
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
-from isoflop.train import run_id, train, whole_batches
+from isoflop.train import run_id, whole_batches
 from isoflop.using import sample
 from isoflop.workers import cores
 
@@ -81,6 +81,7 @@ def key_of(
 def sweep(
     project: Project, corpus: Corpus, budget: Budget, *, target: Budget | None = None, within: float = WANTED,
     seed: int = 0, key: str, dry_run: bool = False, family: Family = OWN, progress: Progress | None = None,
+    place: Place | None = None,
 ) -> tuple[Ladder, list[Run]]:  # fmt: skip
     """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs.
 
@@ -92,21 +93,23 @@ def sweep(
         _check_target(budget, target, within)
     ladder = rungs.design(
         project, corpus, budget, seed=seed, progress=progress, key=key, growing=target is not None,
-        family=family,
+        family=family, place=place,
     )  # fmt: skip
     if dry_run:
         return ladder, []
     project.put("ladder", ladder, key)
-    runs = rungs.climb(project, corpus, ladder, progress=progress)
+    runs = rungs.climb(project, corpus, ladder, progress=progress, place=place)
     if target is None:
         return ladder, runs
     speed = rungs.measure(
-        project, corpus, [m.config for m in ladder.members], packed=ladder.packed, progress=progress
-    )
+        project, corpus, [m.config for m in ladder.members], packed=ladder.packed, progress=progress,
+        place=place,
+    )  # fmt: skip
     extender = Extender(corpus, budget, target, speed, within, seed, family)
     return extend(
-        project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress
-    )
+        project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress,
+        place=place,
+    )  # fmt: skip
 
 
 def _check_target(budget: Budget, target: Budget, within: float) -> None:
@@ -152,16 +155,17 @@ def _law_of(runs: Sequence[Run], **options: Any) -> Fit:
 
 def make_plan(
     project: Project, corpus: Corpus, fitted: Fit, fit_id: str, budget: Budget, *, key: str, seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | None = None, place: Place | None = None,
 ) -> Plan:  # fmt: skip
     """What `budget`, all of it for one run, buys by the fitted law; written to the ledger."""
-    progress = progress or Silent()
+    progress, place = progress or Silent(), place or here()
     configs = [m.config for m in _swept(project, corpus)]
     configs = configs or [recipe(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)]
-    speed = rungs.measure(project, corpus, configs, packed=cores(), progress=progress)
+    speed = rungs.measure(project, corpus, configs, packed=place.cores, progress=progress, place=place)
     return planner.plan(
         project, corpus, fitted, budget, key=key, fit_id=fit_id, seed=seed, speed=speed,
         eval_tokens=configs[0].eval_tokens, family=family_of(configs[0].model), progress=progress,
+        place=place,
     )  # fmt: skip
 
 
@@ -172,11 +176,12 @@ def train_model(
     *,
     role: str = "train",
     progress: Progress | None = None,
+    place: Place | None = None,
 ) -> Run:
-    """Train one model and keep it as a Hugging Face folder; a run in the ledger is not trained again."""
+    """Train one model and keep it as a Hugging Face folder; one that is here already is not trained again."""
     config = whole_batches(config)
     kept = project.get("run", run_id(config, corpus), Run)
-    if kept is not None and kept.model is not None:
+    if kept is not None and kept.model is not None and (project.folder / kept.model).is_dir():
         return kept
     folder = (project.folder / "runs" / run_id(config, corpus)).absolute()
     saved = folder / "model"
@@ -185,7 +190,7 @@ def train_model(
         with disk_errors(f"the model {saved}"):
             save_pretrained(model, corpus, saved)
 
-    run = train(config, corpus, folder, role=role, progress=progress, keep=keep)
+    run = (place or here()).train(config, corpus, folder, role=role, progress=progress, keep=keep)
     model = project.add_artifact(f"model-{run.id}", lambda to: shutil.copytree(saved, to, dirs_exist_ok=True))
     run = run.model_copy(update={"model": model})
     project.put("run", run, run.id)
@@ -198,14 +203,15 @@ def run(
     project: str | Path | Project = "isoflop-project",
     seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
     family: str = OWN.name, objective: str | None = None,
-    corpus_config: CorpusConfig | None = None, progress: Progress | None = None,
+    corpus_config: CorpusConfig | None = None, ray: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
     `budget` covers ladder, final run, their compilation and evaluation; the corpus is cached and timed
     apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
-    budget is spent. `family` and `objective` are those of `families.find`. Raises IsoflopError (see
-    `isoflop.errors`) for what the user can mend.
+    budget is spent. `family` and `objective` are those of `families.find`. With `ray`, the address of a Ray
+    cluster or "local", runs are trained there; every node must see the project's folder. Raises IsoflopError
+    (see `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
     whole = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -214,13 +220,15 @@ def run(
     _check_target(whole.share(ladder_share), whole, within)
     kind = find(family, objective)
     home = project if isinstance(project, Project) else Project(project)
-    with home.lock():
-        return _run(home, tuple(sources), whole, seed, ladder_share, within, kind, corpus_config, progress)
+    with home.lock(), place_at(ray, progress) as place:
+        return _run(
+            home, tuple(sources), whole, seed, ladder_share, within, kind, corpus_config, progress, place
+        )
 
 
 def _run(
     project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float, within: float,
-    family: Family, config: CorpusConfig | None, progress: Progress,
+    family: Family, config: CorpusConfig | None, progress: Progress, place: Place,
 ) -> Result:  # fmt: skip
     start = time.perf_counter()
     config = config or CorpusConfig()
@@ -236,20 +244,22 @@ def _run(
     clock = time.perf_counter()
     ladder, runs = sweep(
         project, corpus, budget.share(share), target=budget, within=within, seed=seed, key=key,
-        family=family, progress=progress,
+        family=family, progress=progress, place=place,
     )  # fmt: skip
     seconds["ladder"] = max(time.perf_counter() - clock, ladder.seconds if not runs else 0.0)
     middle = time.perf_counter()
     fit_id, fitted = fit_runs(project, corpus, seed=seed)
     left = _left(budget, seconds["ladder"] + time.perf_counter() - middle, ladder.flops)
-    plan = make_plan(project, corpus, fitted, fit_id, left, key=key, seed=seed, progress=progress)
+    plan = make_plan(
+        project, corpus, fitted, fit_id, left, key=key, seed=seed, progress=progress, place=place
+    )
     seconds["plan"] = time.perf_counter() - middle
     progress.log(
         f"plan: {plan.params:,} parameters, {plan.tokens:,} tokens, loss {plan.loss.value:.3f} "
         f"[{plan.loss.low:.3f}, {plan.loss.high:.3f}]"
     )
     training = time.perf_counter()
-    final = train_model(project, corpus, plan.config, role="final", progress=progress)
+    final = train_model(project, corpus, plan.config, role="final", progress=progress, place=place)
     parts = {
         "compile": final.seconds_compile,
         "train": final.seconds_train,
@@ -334,7 +344,7 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int, family: Family = OWN,
+    lr_scale: float, seed: int, family: Family = OWN, place: Place | None = None,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
@@ -361,6 +371,6 @@ def chosen_config(
         )
     else:
         model = family.shape(width, corpus.vocab_size, n_layers=layers)
-        config = whole_machine(recipe(model, tokens, seed=seed))
+        config = (place or here()).whole(recipe(model, tokens, seed=seed))
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})

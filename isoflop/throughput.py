@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from isoflop.evaluate import heldout
 from isoflop.progress import Silent
 from isoflop.records import Corpus, RunConfig, Throughput, digest
 from isoflop.trainer import Trainer
+from isoflop.workers import pool
 
 PROBE_SECONDS = 1.2
 
@@ -59,12 +60,12 @@ def probe(config: RunConfig, corpus: Corpus, *, packed: int, seconds: float = PR
     )
 
 
-def speed_key(config: RunConfig, packed: int) -> str:
-    """`Throughput.key` of a measurement of this configuration here."""
+def speed_key(config: RunConfig, packed: int, on: str) -> str:
+    """`Throughput.key` of a measurement of this configuration on that machine."""
     return digest({
         "model": config.model.model_dump(mode="json"), "batch_tokens": config.batch_tokens,
         "ranks": config.ranks, "threads": config.threads, "packed": packed, "compile": config.compile,
-        "machine": machine(),
+        "machine": on,
     })  # fmt: skip
 
 
@@ -105,6 +106,13 @@ def probe_alone(config: RunConfig, corpus: Corpus) -> Throughput:
     """`probe` of a run that has the machine to itself, in as many processes as it has ranks."""
     task = partial(probe, config, corpus, packed=1)
     return task() if config.ranks == 1 else run_ranks(config.ranks, task)
+
+
+def probe_packed(corpus: Corpus, configs: Sequence[RunConfig], packed: int) -> Iterator[Throughput]:
+    """`probe` of each configuration, `packed` of them at a time."""
+    n = len(configs)
+    with pool(packed) as executor:
+        yield from executor.map(probe_in, [corpus.folder] * n, configs, [packed] * n)
 
 
 def probe_in(folder: Path, config: RunConfig, packed: int) -> Throughput:

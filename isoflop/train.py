@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -36,6 +36,15 @@ MAX_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints
 
 Keep = Callable[[LanguageModel, Run], None]
 Stopping = Callable[[], bool]
+
+
+class Train(Protocol):
+    """As `train` does, here or on a cluster."""
+
+    def __call__(
+        self, config: RunConfig, corpus: Corpus, folder: Path, *, role: str, progress: Progress | None,
+        keep: Keep,
+    ) -> Run: ...  # fmt: skip
 
 
 class Diverged(Exception):
@@ -296,7 +305,7 @@ def train_trunk(
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_work, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
+    work = partial(train_part, config, token_counts, corpus, folder, role, stage, checkpoint_seconds, keep)
     with heeded(progress) as pressed:
         progress.start(stage, steps_of_trunk(token_counts, config) * config.batch_tokens, "tokens")
         if config.ranks == 1:
@@ -304,14 +313,20 @@ def train_trunk(
         else:
             with gather(progress, stage, stopping or pressed) as address:
                 runs = run_ranks(config.ranks, partial(_as_rank, work, address))
-    progress.finish(stage, f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}")
+    progress.finish(stage, outcome(runs))
     return runs
 
 
-def _work(
+def outcome(runs: Sequence[Run]) -> str:
+    """What a trunk's longest branch came to."""
+    return f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}"
+
+
+def train_part(
     config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, role: str, stage: str,
     checkpoint_seconds: float, keep: Keep, progress: Progress, stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
+    """What each process of a `train_trunk` does, alone or joined with the other ranks."""
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
         checkpoint_seconds=checkpoint_seconds, stopping=stopping,

@@ -169,7 +169,9 @@ def test_sizes_grow_and_the_default_stays_ours(corpus: Corpus) -> None:
     ours = OWN.shape(64, corpus.vocab_size)
     assert "family" not in json.loads(ours.to_json())
     assert family_of(ModelConfig.from_json(ours.to_json())) == OWN
-    assert speed_key(recipe(ours, 0), 1) != speed_key(recipe(FAMILIES["llama"].shape(64, 512), 0), 1)
+    assert speed_key(recipe(ours, 0), 1, "m") != speed_key(
+        recipe(FAMILIES["llama"].shape(64, 512), 0), 1, "m"
+    )
     saved = flops.counts(FAMILIES["llama"].shape(64, 512)).saved
     assert 0.5 < saved / flops.counts(ours).saved < 2.5  # attention's probabilities come on top
 

@@ -5,6 +5,9 @@ killed at any moment                       test_train: killed_again_and_again
 killed while a checkpoint is written       here: killed_in_the_middle_of_a_checkpoint
 Ctrl-C, once and twice                     test_interrupt
 a worker killed                            test_ladder: a_killed_worker; test_devices: a_rank_that_is_killed
+a Ray node killed                          test_cluster: a_killed_node
+a Ray worker, rank, or driver killed       test_cluster: a_killed_worker, outlive_a_killed, a_killed_driver
+a ledger's server stopped, or gone         test_store: a_server_that_is_stopped, was_cut_in_its_turn
 disk full: ledger, file, artifact          test_store: full_disk; e2e: a_disk_that_fills_up
 disk full: corpus                          test_corpus_build
 disk full: checkpoint, ladder              here: full_disk
@@ -264,4 +267,4 @@ def test_a_clock_that_goes_back_harms_nothing(
     assert run.seconds_eval > 0
     assert [p.seconds for p in run.curve] == sorted(p.seconds for p in run.curve)
     users = [path.name for path in PACKAGE.rglob("*.py") if "time.time()" in path.read_text()]
-    assert users == ["store.py"], "a duration is measured by time.monotonic or time.perf_counter"
+    assert users == ["ledger.py"], "a duration is measured by time.monotonic or time.perf_counter"

@@ -15,8 +15,10 @@ from isoflop.cli.options import (
     FieldOption,
     HeldoutOption,
     JsonOption,
+    LedgerOption,
     ObjectiveOption,
     ProjectOption,
+    RayOption,
     SeedOption,
     ShareOption,
     SourcesArgument,
@@ -48,7 +50,7 @@ def run(
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
     heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None, seed: SeedOption = 0,
-    json: JsonOption = False,
+    ray: RayOption = None, ledger: LedgerOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -56,12 +58,13 @@ def run(
     """
     from isoflop.pipeline import run as run_job
 
+    home = project if ledger is None else open_project(project, create=True, ledger=ledger)
     with Terminal() as progress:
         result = run_job(
-            sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
+            sources or (), budget=budget, project=home, seed=seed, ladder_share=ladder_share,
             within=within, family=family, objective=objective, corpus_config=_corpus_config(
                 sources, field, vocab, tokenizer, heldout
-            ), progress=progress,
+            ), ray=ray, progress=progress,
         )  # fmt: skip
     if json:
         out(result)
@@ -87,7 +90,7 @@ def run(
 def corpus(
     sources: SourcesArgument = None, project: ProjectOption = DEFAULT_PROJECT, field: FieldOption = "text",
     vocab: VocabOption = None, tokenizer: TokenizerOption = None, heldout: HeldoutOption = 0.02,
-    json: JsonOption = False,
+    ledger: LedgerOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Read, clean, deduplicate, split and pack text into token files.
 
@@ -95,7 +98,7 @@ def corpus(
     """
     from isoflop.pipeline import corpus_of
 
-    home = open_project(project, create=True)
+    home = open_project(project, create=True, ledger=ledger)
     with home.lock(), Terminal() as progress:
         built = corpus_of(home, _corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress)
     if json:
@@ -123,7 +126,7 @@ def sweep(
     ] = None,
     within: WithinOption = 0.05, family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
-    json: JsonOption = False,
+    ray: RayOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the ladder of small runs that the law is fitted to; all of the budget is the ladder's.
 
@@ -135,15 +138,16 @@ def sweep(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
+    from isoflop.places import place_at
 
     parsed, home, kind = Budget.parse(budget), open_project(project), find(family, objective)
     whole = None if target is None else Budget.parse(target)
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as progress, place_at(ray, progress) as place:
         text = corpus_of(home)
         key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, kind)
         ladder, runs = sweep_ladder(
             home, text, parsed, target=whole, within=within, seed=seed, key=key, dry_run=dry_run,
-            family=kind, progress=progress,
+            family=kind, progress=progress, place=place,
         )  # fmt: skip
     if json:
         out({"ladder": ladder.model_dump(mode="json"), "runs": [r.model_dump(mode="json") for r in runs]})
@@ -175,7 +179,7 @@ def train(
     tokens: Annotated[int | None, typer.Option(help="Training tokens.")] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    seed: SeedOption = 0, json: JsonOption = False,
+    seed: SeedOption = 0, ray: RayOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given.
 
@@ -183,14 +187,16 @@ def train(
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
+    from isoflop.places import place_at
 
     home, kind = open_project(project), find(family, objective)
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as progress, place_at(ray, progress) as place:
         text = corpus_of(home)
         config = chosen_config(
-            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind
-        )
-        done = train_model(home, text, config, progress=progress)
+            home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed, family=kind,
+            place=place,
+        )  # fmt: skip
+        done = train_model(home, text, config, progress=progress, place=place)
     if json:
         out(done)
     else:
