@@ -77,7 +77,9 @@ def one(project: Project, truth: Fit, budget: float, seed: int) -> dict[str, Any
         wanted = width(simulated(truth, seed, fixed.members), left)
         row = {"budget": budget, "seed": seed, "fixed": wanted, "opening": opening.flops / fixed.flops}
 
-        def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Silent) -> list[Run]:
+        def climb(
+            project: Project, corpus: Corpus, ladder: Ladder, *, progress: Silent, place: None
+        ) -> list[Run]:
             return simulated(truth, seed, ladder.members)
 
         growing.climb = climb  # type: ignore[attr-defined, assignment]

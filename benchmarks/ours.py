@@ -27,6 +27,7 @@ from isoflop.evaluate import heldout
 from isoflop.export import load_pretrained, save_pretrained
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
+from isoflop.places import here
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Run, RunConfig
 from isoflop.store import Project
@@ -53,7 +54,7 @@ class Clock(Silent):
 def as_trained(config: RunConfig, corpus: Corpus, project: Project, seconds: float) -> RunConfig:
     """With the whole machine, and compiled where a plan of a run of that length would compile it."""
     config = whole_machine(config)
-    pays = plan._compiling(project, corpus, config, seconds, Silent()) is not None
+    pays = plan._compiling(project, corpus, config, seconds, Silent(), here()) is not None
     return config.model_copy(update={"compile": pays})
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from isoflop.workers import cores, pool
 MEMORY_SHARE = 0.5  # of the machine's, at most, for the copies of model and optimizers, and activations
 # Ranks wait for one that saves or is stopped, torchrun's for all that rank 0 does; a dead one is noticed.
 PATIENCE = timedelta(days=30)
+LOOPBACK = "127."  # how addresses begin that lead nowhere else
 GRACE_SECONDS = 3.0  # for the error behind a broken connection to arrive
 
 Result = TypeVar("Result")
@@ -67,18 +68,20 @@ def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def whole_machine(config: RunConfig) -> RunConfig:
+def whole_machine(config: RunConfig, most: int | None = None, memory: float | None = None) -> RunConfig:
     """`config` for a run that has the machine to itself, or all of torchrun's processes.
+
+    The machine has `most` cores and `memory` bytes, else those here.
 
     On a CPU the ranks and threads that use most cores, as far as batch rows and memory allow; rather ranks
     than threads. Raises TrainError for options that cannot be.
     """
     check_options(config)
-    most, rows = cores(), config.batch_tokens // config.model.context
+    most, rows = most or cores(), config.batch_tokens // config.model.context
     if launched.group() is not None:
         layout = {"ranks": world(), "threads": max(1, most // launched.on_this_machine())}
         return config.model_copy(update=layout)
-    room = MEMORY_SHARE * psutil.virtual_memory().total
+    room = MEMORY_SHARE * (memory or psutil.virtual_memory().total)
     ranks = 1
     if device_for().type == "cpu" and dist.is_available():
         for r in range(2, min(most, rows) + 1):
@@ -116,7 +119,9 @@ def run_ranks(ranks: int, task: Callable[[], Result], *, fresh: bool = False) ->
         return group.share(task)
     with tempfile.TemporaryDirectory() as meeting, pool(ranks, fresh=fresh) as executor:
         try:
-            futures = [executor.submit(_join, r, ranks, Path(meeting, "store"), task) for r in range(ranks)]
+            futures = [
+                executor.submit(_join_here, r, ranks, Path(meeting, "store"), task) for r in range(ranks)
+            ]
             if (error := _first_error(futures)) is not None:
                 raise error
         except TerminatedWorkerError:
@@ -131,15 +136,33 @@ def _first_error(futures: list[Future[Result]]) -> BaseException | None:
     if all(f.exception() is None for f in first):
         return None
     later, _ = wait(left, timeout=GRACE_SECONDS)
-    errors = [e for f in (*first, *later) if (e := f.exception()) is not None]
+    return root_cause([e for f in (*first, *later) if (e := f.exception()) is not None])
+
+
+def root_cause(errors: Iterable[BaseException]) -> BaseException:
+    """The error of one rank that broke the connections of the others."""
     # torch tells of a broken connection by a RuntimeError.
     return min(errors, key=lambda e: (not isinstance(e, IsoflopError), isinstance(e, RuntimeError)))
 
 
-def _join(number: int, ranks: int, store: Path, task: Callable[[], Result]) -> Result | None:
-    """In a worker: meet the others on this machine, then work; only rank 0 reports."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+def _join_here(number: int, ranks: int, store: Path, task: Callable[[], Result]) -> Result | None:
+    """In a worker: meet the others on this machine, then work."""
     meeting = dist.FileStore(str(store), ranks)  # type: ignore[attr-defined]
+    return join(number, ranks, meeting, LOOPBACK, task)
+
+
+def join(
+    number: int,
+    ranks: int,
+    meeting: dist.Store,  # type: ignore[name-defined]
+    address: str,
+    task: Callable[[], Result],
+) -> Result | None:
+    """Be one of `ranks` processes that meet in a store, then work; only rank 0 reports.
+
+    They talk over this machine's network interface whose address begins with `address`.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address))
     backend = _backend(device_for())
     dist.init_process_group(backend, store=meeting, rank=number, world_size=ranks, timeout=PATIENCE)
     try:
@@ -162,7 +185,7 @@ def take_part(command: Callable[[], int]) -> int:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             if launched.on_this_machine() == ranks:
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(LOOPBACK))
             dist.init_process_group(
                 _backend(device), store=store, rank=number, world_size=ranks, timeout=PATIENCE
             )
@@ -172,10 +195,10 @@ def take_part(command: Callable[[], int]) -> int:
             dist.destroy_process_group()
 
 
-def _loopback() -> str:
-    """Name of the network interface that leads nowhere else."""
+def _interface(address: str) -> str:
+    """Name of the network interface whose address begins so; else of the one that leads nowhere else."""
     for name, addresses in psutil.net_if_addrs().items():
-        if any(a.family == socket.AF_INET and a.address.startswith("127.") for a in addresses):
+        if any(a.family == socket.AF_INET and a.address.startswith(address) for a in addresses):
             return str(name)
     return "lo"
 

@@ -21,6 +21,7 @@ from isoflop.ladder import GOOD_STEPS, START_SECONDS, climb, member
 from isoflop.laws import Fit
 from isoflop.laws.design import Designer, choose
 from isoflop.laws.intervals import tails
+from isoflop.places import Place
 from isoflop.plan import JOINED_EFFICIENCY
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Ladder, Member, Run
@@ -37,8 +38,9 @@ COUNTS = 10  # token counts of a size, each twice the one before
 
 
 def extend(
-    project: Project, ladder: Ladder, runs: list[Run], extender: Extender, law: Law, *, progress: Progress
-) -> tuple[Ladder, list[Run]]:
+    project: Project, ladder: Ladder, runs: list[Run], extender: Extender, law: Law, *, progress: Progress,
+    place: Place | None = None,
+) -> tuple[Ladder, list[Run]]:  # fmt: skip
     """Add rounds of runs to a trained ladder until it ends; kept in the ledger round by round, and resumed.
 
     `law` fits runs. Returns the ladder, which says why it ended, and all of its runs.
@@ -56,7 +58,7 @@ def extend(
             })  # fmt: skip
         project.put("ladder", ladder, ladder.id)
         if not ladder.ended:
-            runs = climb(project, extender.corpus, ladder, progress=progress)
+            runs = climb(project, extender.corpus, ladder, progress=progress, place=place)
     return ladder, runs
 
 

@@ -13,15 +13,15 @@ from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError, ProjectError
 from isoflop.families import shapes
 from isoflop.interrupt import heeded
-from isoflop.packed import folder_of, train_packed
+from isoflop.packed import folder_of
 from isoflop.patience import check_patience
+from isoflop.places import Place, here
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
 from isoflop.store import Project
-from isoflop.throughput import SpeedModel, machine, probe_in
+from isoflop.throughput import SpeedModel
 from isoflop.train import run_id, tokens_of_trunk
 from isoflop.variant import DEFAULT, Variant
-from isoflop.workers import cores, pool
 
 FEWEST_SIZES = 3  # a law needs
 MOST_BRANCHES, FEWEST_BRANCHES = 4, 2  # token counts of a size, each half of the next
@@ -183,6 +183,7 @@ def design(
     workers: int | None = None,
     growing: bool = False,
     variant: Variant = DEFAULT,
+    place: Place | None = None,
 ) -> Ladder:
     """The ladder that `budget` (the ladder's own share) buys; kept under `key`, so asked twice it is one.
 
@@ -193,18 +194,18 @@ def design(
     kept = project.get("ladder", key, Ladder)
     if kept is not None:
         return kept
-    packed = workers or cores()
+    place = place or here()
+    packed = workers or place.cores
     pilot = variant.config(shapes(corpus.vocab_size, largest=1, family=variant)[0], 0)
-    speed = measure(project, corpus, [pilot], packed=packed, progress=progress)
+    speed = measure(project, corpus, [pilot], packed=packed, progress=progress, place=place)
     if growing:
         budget = _opening(budget, packed, seed, speed, corpus, variant)
     members: list[Member] = []
     enough: list[list[Member]] = []
     for wanted in DESIGNS:
         models, each, seeds = _laid_out(wanted, budget, packed, seed, speed, corpus, variant)
-        speed = measure(
-            project, corpus, [variant.config(m, 0) for m in models], packed=packed, progress=progress
-        )
+        pilots = [variant.config(m, 0) for m in models]
+        speed = measure(project, corpus, pilots, packed=packed, progress=progress, place=place)
         members = members_for(models, partial(_costs, speed, corpus), each, seeds, wanted[1], variant)
         if _is_enough(members, models, seeds):
             enough.append(members)
@@ -292,14 +293,16 @@ def _costs(speed: SpeedModel, corpus: Corpus, config: RunConfig) -> tuple[float,
 
 
 def measure(
-    project: Project, corpus: Corpus, configs: Sequence[RunConfig], *, packed: int, progress: Progress
-) -> SpeedModel:
+    project: Project, corpus: Corpus, configs: Sequence[RunConfig], *, packed: int, progress: Progress,
+    place: Place | None = None,
+) -> SpeedModel:  # fmt: skip
     """Speeds of these configurations with every core busy; those in the ledger are not measured again."""
+    place = place or here()
     known = {t.key: t for t in project.all("throughput", Throughput)}
     found: list[Throughput] = []
     missing: list[RunConfig] = []
     for config in configs:
-        wanted = config.speed_key(packed, machine())
+        wanted = config.speed_key(packed, place.machine)
         if wanted in known:
             found.append(known[wanted])
         else:
@@ -308,10 +311,9 @@ def measure(
         progress.log(f"measuring the speed of {len(missing)} shape(s), {packed} side by side")
         # Every core must be busy while one is timed, so short lists are repeated.
         jobs = missing * math.ceil(packed / len(missing))
-        with pool(packed) as executor:
-            for measured in executor.map(probe_in, [corpus.folder] * len(jobs), jobs, [packed] * len(jobs)):
-                project.put("throughput", measured, measured.key)
-                found.append(measured)
+        for measured in place.probe(corpus, jobs, packed):
+            project.put("throughput", measured, measured.key)
+            found.append(measured)
     return SpeedModel(found)
 
 
@@ -319,7 +321,13 @@ def measure(
 
 
 def climb(
-    project: Project, corpus: Corpus, ladder: Ladder, *, role: str = "ladder", progress: Progress
+    project: Project,
+    corpus: Corpus,
+    ladder: Ladder,
+    *,
+    role: str = "ladder",
+    progress: Progress,
+    place: Place | None = None,
 ) -> list[Run]:
     """Train every member that the ledger does not have; returns all runs of the ladder.
 
@@ -339,7 +347,8 @@ def climb(
     if todo:
         with heeded(progress) as pressed:  # from before the first line on: whoever reads it may press
             progress.start("ladder", sum(m.flops for m in todo), "FLOPs")
-            for member, result in train_packed(project, corpus, todo, ladder.packed, progress, pressed):
+            train_members = (place or here()).train_members
+            for member, result in train_members(project, corpus, todo, ladder.packed, progress, pressed):
                 if isinstance(result, ProjectError):
                     raise result  # the disk, which the others need as well
                 if isinstance(result, Exception):

@@ -16,6 +16,17 @@ from isoflop.store import Project
 from isoflop.train import tokens_of_trunk, train_trunk, trunk_id
 from isoflop.workers import pool
 
+# As `train_packed` does, here or on a cluster.
+TrainMembers = Callable[
+    [Project, Corpus, Sequence[Member], int, Progress, Callable[[], bool]],
+    Iterator[tuple[Member, list[Run] | Exception]],
+]
+
+
+def label_of(member: Member) -> str:
+    """What its lines of progress begin with."""
+    return f"{member.params:,} parameters, seed {member.config.seed}"
+
 
 def folder_of(project: Project, corpus: Corpus, member: Member) -> Path:
     """Where a member keeps its checkpoints: another ladder may want other branches of the same trunk."""
@@ -63,7 +74,7 @@ def _train_member(member: Member, corpus_folder: Path, folder: Path, address: Ad
     from isoflop.corpus import load_corpus
 
     scale = member.flops / sum(tokens_of_trunk(member.token_counts, member.config))
-    relay = Relay(address, f"{member.params:,} parameters, seed {member.config.seed}", scale)
+    relay = Relay(address, label_of(member), scale)
     corpus = load_corpus(corpus_folder)
     return train_trunk(
         member.config, member.token_counts, corpus, folder, progress=relay, stopping=relay.stopping

@@ -14,7 +14,7 @@ from isoflop import plan as planner
 from isoflop.budget import Budget
 from isoflop.continued import Past
 from isoflop.corpus import build_corpus, load_corpus, vocab_for
-from isoflop.devices import present, whole_machine
+from isoflop.devices import present
 from isoflop.errors import BudgetError, ProjectError, TrainError
 from isoflop.export import save_pretrained
 from isoflop.extend import Extender, extend
@@ -26,6 +26,7 @@ from isoflop.laws.design import WANTED
 from isoflop.laws.intervals import NOISE_PRIOR
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
+from isoflop.places import Place, here, place_at
 from isoflop.progress import Progress, Silent
 from isoflop.records import (
     Corpus,
@@ -41,7 +42,7 @@ from isoflop.records import (
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
 from isoflop.trackers import check, tracked
-from isoflop.train import job_id, train, whole_batches
+from isoflop.train import job_id, whole_batches
 from isoflop.using import sample
 from isoflop.variant import DEFAULT, Variant
 from isoflop.workers import cores
@@ -83,7 +84,7 @@ def key_of(
 def sweep(
     project: Project, corpus: Corpus, budget: Budget, *, target: Budget | None = None, within: float = WANTED,
     seed: int = 0, key: str, dry_run: bool = False, variant: Variant = DEFAULT,
-    progress: Progress | None = None,
+    progress: Progress | None = None, place: Place | None = None,
 ) -> tuple[Ladder, list[Run]]:  # fmt: skip
     """Design the ladder that `budget` buys and train what is missing of it; `dry_run` only designs.
 
@@ -95,21 +96,23 @@ def sweep(
         _check_target(budget, target, within)
     ladder = rungs.design(
         project, corpus, budget, seed=seed, progress=progress, key=key, growing=target is not None,
-        variant=variant,
+        variant=variant, place=place,
     )  # fmt: skip
     if dry_run:
         return ladder, []
     project.put("ladder", ladder, key)
-    runs = rungs.climb(project, corpus, ladder, progress=progress)
+    runs = rungs.climb(project, corpus, ladder, progress=progress, place=place)
     if target is None:
         return ladder, runs
     speed = rungs.measure(
-        project, corpus, [m.config for m in ladder.members], packed=ladder.packed, progress=progress
-    )
+        project, corpus, [m.config for m in ladder.members], packed=ladder.packed, progress=progress,
+        place=place,
+    )  # fmt: skip
     extender = Extender(corpus, budget, target, speed, within, seed, variant)
     return extend(
-        project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress
-    )
+        project, ladder, runs, extender, partial(_law_of, seed=seed, bootstrap=0), progress=progress,
+        place=place,
+    )  # fmt: skip
 
 
 def _check_target(budget: Budget, target: Budget, within: float) -> None:
@@ -160,20 +163,20 @@ def _law_of(runs: Sequence[Run], **options: Any) -> Fit:
 
 def make_plan(
     project: Project, corpus: Corpus, fitted: Fit, fit_id: str, budget: Budget, *, key: str, seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | None = None, place: Place | None = None,
 ) -> Plan:  # fmt: skip
     """What `budget`, all of it for one run, buys by the fitted law; written to the ledger."""
-    progress = progress or Silent()
+    progress, place = progress or Silent(), place or here()
     ladders = _swept(project, corpus)
     if ladders:
         configs = [m.config for m in ladders[-1].members]
         variant = Variant(family_of(configs[0].model), ladders[-1].changes)
     else:
         configs, variant = [DEFAULT.config(rungs.choose_shapes(corpus.vocab_size, 1e12)[0], 0)], DEFAULT
-    speed = rungs.measure(project, corpus, configs, packed=cores(), progress=progress)
+    speed = rungs.measure(project, corpus, configs, packed=place.cores, progress=progress, place=place)
     return planner.plan(
         project, corpus, fitted, budget, key=key, fit_id=fit_id, seed=seed, speed=speed,
-        eval_tokens=configs[0].eval_tokens, variant=variant, progress=progress,
+        eval_tokens=configs[0].eval_tokens, variant=variant, progress=progress, place=place,
     )  # fmt: skip
 
 
@@ -185,16 +188,18 @@ def train_model(
     role: str = "train",
     progress: Progress | None = None,
     past: Past | None = None,
+    place: Place | None = None,
 ) -> Run:
     """Train one model and keep it as a Hugging Face folder.
 
-    A run in the ledger is not trained again, nor one that differs in the processes that trained it alone; one
-    that was interrupted goes on with the processes that there are now.
+    A run whose model is here is not trained again, nor one that differs in the processes that trained it
+    alone; one that was interrupted goes on with the processes that there are now.
     """
     config = present(whole_batches(config))
     job = job_id(config, corpus)
     for kept in project.all("run", Run):
-        if kept.model and kept.corpus_id == corpus.id and job_id(kept.config, corpus) == job:
+        same = kept.corpus_id == corpus.id and job_id(kept.config, corpus) == job
+        if same and kept.model and (project.folder / kept.model).is_dir():
             return kept
     folder = (project.folder / "runs" / job).absolute()
     saved = folder / "model"
@@ -203,7 +208,7 @@ def train_model(
         with disk_errors(f"the model {saved}"):
             save_pretrained(model, corpus, saved)
 
-    run = train(config, corpus, folder, role=role, progress=progress, keep=keep, past=past)
+    run = (place or here()).train(config, corpus, folder, role=role, progress=progress, keep=keep, past=past)
     model = project.add_artifact(f"model-{run.id}", lambda to: shutil.copytree(saved, to, dirs_exist_ok=True))
     run = run.model_copy(update={"model": model})
     project.put("run", run, run.id)
@@ -216,7 +221,8 @@ def run(
     project: str | Path | Project = "isoflop-project",
     seed: int = 0, ladder_share: float = LADDER_SHARE, within: float = WANTED,
     family: str = OWN.name, objective: str | None = None, changes: Sequence[str] = (),
-    corpus_config: CorpusConfig | None = None, track: Sequence[str] = (), progress: Progress | None = None,
+    corpus_config: CorpusConfig | None = None, ray: str | None = None, track: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """All of it: corpus, ladder, law, plan, final run, gain, report. What is done is not done again.
 
@@ -224,8 +230,8 @@ def run(
     apart. The ladder ends when the final run's loss is known `within` that share, or `ladder_share` of the
     budget is spent. `family` and `objective` are those of `families.find`; `changes` to the recipe are
     those of `variant.Variant`: `["cooldown=0.5", "model.d_ff=x1.5"]`; `track` names trackers
-    (`isoflop.trackers`). Raises IsoflopError (see
-    `isoflop.errors`) for what the user can mend.
+    (`isoflop.trackers`). With `ray`, the address of a Ray cluster or "local", runs are trained there; every
+    node must see the project's folder. Raises IsoflopError (see `isoflop.errors`) for what the user can mend.
     """
     progress = progress or Silent()
     whole = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -235,13 +241,15 @@ def run(
     variant = Variant.of(find(family, objective), changes)
     check(track)
     home = project if isinstance(project, Project) else Project(project)
-    with home.lock(), tracked(track, home, progress) as heard:
-        return _run(home, tuple(sources), whole, seed, ladder_share, within, variant, corpus_config, heard)
+    with home.lock(), tracked(track, home, progress) as heard, place_at(ray, heard) as place:
+        return _run(
+            home, tuple(sources), whole, seed, ladder_share, within, variant, corpus_config, heard, place
+        )
 
 
 def _run(
     project: Project, sources: tuple[str, ...], budget: Budget, seed: int, share: float, within: float,
-    variant: Variant, config: CorpusConfig | None, progress: Progress,
+    variant: Variant, config: CorpusConfig | None, progress: Progress, place: Place,
 ) -> Result:  # fmt: skip
     start = time.perf_counter()
     config = config or CorpusConfig()
@@ -257,20 +265,22 @@ def _run(
     clock = time.perf_counter()
     ladder, runs = sweep(
         project, corpus, budget.share(share), target=budget, within=within, seed=seed, key=key,
-        variant=variant, progress=progress,
+        variant=variant, progress=progress, place=place,
     )  # fmt: skip
     seconds["ladder"] = max(time.perf_counter() - clock, ladder.seconds if not runs else 0.0)
     middle = time.perf_counter()
     fit_id, fitted = fit_runs(project, corpus, seed=seed)
     left = _left(budget, seconds["ladder"] + time.perf_counter() - middle, ladder.flops)
-    plan = make_plan(project, corpus, fitted, fit_id, left, key=key, seed=seed, progress=progress)
+    plan = make_plan(
+        project, corpus, fitted, fit_id, left, key=key, seed=seed, progress=progress, place=place
+    )
     seconds["plan"] = time.perf_counter() - middle
     progress.log(
         f"plan: {plan.params:,} parameters, {plan.tokens:,} tokens, loss {plan.loss.value:.3f} "
         f"[{plan.loss.low:.3f}, {plan.loss.high:.3f}]"
     )
     training = time.perf_counter()
-    final = train_model(project, corpus, plan.config, role="final", progress=progress)
+    final = train_model(project, corpus, plan.config, role="final", progress=progress, place=place)
     parts = {
         "compile": final.seconds_compile,
         "train": final.seconds_train,
@@ -356,6 +366,7 @@ def opening_lines(corpus: Corpus, count: int = 2, chars: int = 60) -> list[str]:
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
     lr_scale: float, seed: int, variant: Variant = DEFAULT, progress: Progress | None = None,
+    place: Place | None = None,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
@@ -379,14 +390,15 @@ def chosen_config(
         if tokens is not None:
             config = config.model_copy(update={"tokens": tokens})
         if variant.changes:
-            config = whole_machine(variant.applied(config))
+            config = (place or here()).whole(variant.applied(config))
     elif tokens is None or tokens <= 0 or width <= 0:
         raise ProjectError(
             "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
         )
     else:
+        place = place or here()
         model = variant.shape(width, corpus.vocab_size, n_layers=layers)
-        config = whole_machine(variant.config(model, tokens, seed=seed))
-        config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent())
+        config = place.whole(variant.config(model, tokens, seed=seed))
+        config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent(), place)
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * lr_scale for name in rates})

@@ -12,17 +12,17 @@ import numpy as np
 
 from isoflop import flops
 from isoflop.budget import Budget
-from isoflop.devices import has_compiler, whole_machine
+from isoflop.devices import has_compiler
 from isoflop.errors import BudgetError, FitError
 from isoflop.families import shapes
 from isoflop.laws import Fit
 from isoflop.laws.intervals import quantiles
+from isoflop.places import Place, here
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Interval, Plan, RunConfig, Throughput
 from isoflop.store import Project
-from isoflop.throughput import SpeedModel, machine, probe_alone
+from isoflop.throughput import SpeedModel
 from isoflop.variant import DEFAULT, Variant
-from isoflop.workers import cores
 
 JOINED_EFFICIENCY = 0.85  # first guess of one run on all cores against packed ones; then it is measured
 COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
@@ -47,6 +47,7 @@ class Candidate:
 def plan(
     project: Project, corpus: Corpus, fit: Fit, budget: Budget, *, key: str, fit_id: str, seed: int,
     speed: SpeedModel, eval_tokens: int, variant: Variant = DEFAULT, progress: Progress,
+    place: Place | None = None,
 ) -> Plan:  # fmt: skip
     """The best model that `budget` (what is left for the final run) buys by `fit`; kept under `key`.
 
@@ -57,15 +58,16 @@ def plan(
     kept = project.get("plan", key, Plan)
     if kept is not None:
         return kept
+    place = place or here()
     # Sizes that the law has seen, and up to LARGER times beyond: below them it knows nothing of too small.
     measured = fit.observations.params
     largest = int(LARGER * max(measured))
     sizes = [
-        whole_machine(variant.config(m, 0, seed=seed, eval_tokens=eval_tokens))
+        place.whole(variant.config(m, 0, seed=seed, eval_tokens=eval_tokens))
         for m in shapes(corpus.vocab_size, largest=largest, family=variant)
         if flops.params_matmul(m) >= min(measured)
     ]
-    rater = _Rater(corpus, fit, speed, {}, JOINED_EFFICIENCY * cores())
+    rater = _Rater(corpus, fit, speed, {}, JOINED_EFFICIENCY * place.cores_alone, place)
     if budget.seconds is not None:
         start = time.perf_counter()
         rater, sizes = _measured(project, rater, sizes, budget, progress)
@@ -86,7 +88,7 @@ def _measured(
     while family[best := rater.best(family, budget)] not in measured:
         near = family[max(0, best - 1) : best + 2]
         measured += [c for c in near if c not in measured]
-        alone = measure_alone(project, rater.corpus, measured, progress)
+        alone = measure_alone(project, rater.corpus, measured, progress, rater.place)
         by_layout: dict[tuple[int, int], list[float]] = {}
         for c in measured:
             found = alone.tokens_per_second(c) / rater.speed.tokens_per_second(c)
@@ -94,7 +96,7 @@ def _measured(
         # One factor for the sizes of a layout: a neighbour that disturbs one measurement must not choose.
         factors = {layout: statistics.median(ratios) for layout, ratios in by_layout.items()}
         rater = replace(rater, factors=factors, factor=statistics.median(factors.values()))
-    gained = _compiling(project, rater.corpus, family[best], budget.seconds or 0.0, progress)
+    gained = _compiling(project, rater.corpus, family[best], budget.seconds or 0.0, progress, rater.place)
     if gained is not None:
         rater = replace(rater, compiled=gained)
         family = [c.model_copy(update={"compile": True}) if i == best else c for i, c in enumerate(family)]
@@ -110,6 +112,7 @@ class _Rater:
     speed: SpeedModel  # of packed runs
     factors: Mapping[tuple[int, int], float]  # a run that has the machine against one packed run, by layout
     factor: float  # the same for layouts (ranks, threads) that were not measured
+    place: Place
     compiled: tuple[float, float] = (1.0, 0.0)  # of compiled sizes: speed over uncompiled, seconds it costs
 
     def rate(self, family: Sequence[RunConfig], budget: Budget) -> list[Candidate]:
@@ -145,43 +148,45 @@ class _Rater:
 
 
 def measure_alone(
-    project: Project, corpus: Corpus, configs: Sequence[RunConfig], progress: Progress
+    project: Project, corpus: Corpus, configs: Sequence[RunConfig], progress: Progress, place: Place
 ) -> SpeedModel:
     """Speeds of runs that have the machine to themselves; those in the ledger are not measured again."""
     known = {t.key: t for t in project.all("throughput", Throughput)}
     found = []
     for config in configs:
-        measured = known.get(config.speed_key(1, machine()))
+        measured = known.get(config.speed_key(1, place.machine))
         if measured is None:
             size = flops.params_matmul(config.model)
             progress.log(
                 f"measuring the speed of {size:,} parameters in {config.ranks} process(es) "
                 f"of {config.threads} thread(s)"
             )
-            measured = probe_alone(config, corpus)
+            measured = place.probe_alone(config, corpus)
             project.put("throughput", measured, measured.key)
         found.append(measured)
     return SpeedModel(found)
 
 
 def _compiling(
-    project: Project, corpus: Corpus, config: RunConfig, seconds: float, progress: Progress
+    project: Project, corpus: Corpus, config: RunConfig, seconds: float, progress: Progress, place: Place
 ) -> tuple[float, float] | None:
     """Speed over uncompiled and seconds of compilation, as measured, when that buys more tokens."""
     if seconds < COMPILE_FROM_SECONDS or not has_compiler():
         return None
     compiled = config.model_copy(update={"compile": True})
-    plain = measure_alone(project, corpus, [config], progress).tokens_per_second(config)
-    fast = measure_alone(project, corpus, [compiled], progress).tokens_per_second(compiled)
+    plain = measure_alone(project, corpus, [config], progress, place).tokens_per_second(config)
+    fast = measure_alone(project, corpus, [compiled], progress, place).tokens_per_second(compiled)
     known = {t.key: t for t in project.all("throughput", Throughput)}
-    cost = known[compiled.speed_key(1, machine())].compile_seconds
+    cost = known[compiled.speed_key(1, place.machine)].compile_seconds
     if fast * (seconds - cost) <= plain * seconds:
         return None
     progress.log(f"compiling pays: {fast / plain:.2f}x for {cost:.0f} s")
     return fast / plain, cost
 
 
-def compiled_if_it_pays(project: Project, corpus: Corpus, config: RunConfig, progress: Progress) -> RunConfig:
+def compiled_if_it_pays(
+    project: Project, corpus: Corpus, config: RunConfig, progress: Progress, place: Place
+) -> RunConfig:
     """`config`, compiled where that makes its run end sooner.
 
     Speeds are measured once and kept, so that the same command comes to the same decision; runs that are
@@ -190,8 +195,8 @@ def compiled_if_it_pays(project: Project, corpus: Corpus, config: RunConfig, pro
     compute = flops.run_flops(config)
     if compute < COMPILE_FROM_SECONDS * SLOW_CORE * config.ranks * config.threads:
         return config
-    plain = measure_alone(project, corpus, [config], progress).tokens_per_second(config)
-    gained = _compiling(project, corpus, config, config.tokens / plain, progress)
+    plain = measure_alone(project, corpus, [config], progress, place).tokens_per_second(config)
+    gained = _compiling(project, corpus, config, config.tokens / plain, progress, place)
     return config if gained is None else config.model_copy(update={"compile": True})
 
 

@@ -54,6 +54,20 @@ class Silent:
     def live(self, point: Live) -> None: ...
 
 
+class Tally:
+    """The sum of what the parts of a stage have done, each of which says how much it has done in all."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, float] = {}
+        self.total = 0.0
+
+    def set(self, part: str, done: float) -> float:
+        """`part` has done so much; returns the sum."""
+        self.total += done - self._done.get(part, 0.0)
+        self._done[part] = done
+        return self.total
+
+
 Address = tuple[str, bytes]  # of a `gather`, and its key
 LISTEN_SECONDS = 0.1  # after which a stop is passed on
 
@@ -95,7 +109,7 @@ def gather(progress: Progress, stage: str, stopping: Callable[[], bool]) -> Iter
     Once `stopping()` is true they are told to stop.
     """
     key = secrets.token_bytes(16)
-    done: dict[str, float] = {}
+    tally = Tally()
     lock = threading.Lock()
 
     def read(connection: Connection) -> None:
@@ -114,8 +128,7 @@ def gather(progress: Progress, stage: str, stopping: Callable[[], bool]) -> Iter
                     elif isinstance(amount, Live):
                         progress.live(amount)
                     else:
-                        done[part] = amount
-                        progress.update(stage, sum(done.values()), text)
+                        progress.update(stage, tally.set(part, amount), text)
 
     with Listener(authkey=key) as listener:
 

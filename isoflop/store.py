@@ -1,8 +1,12 @@
 """The project folder: a ledger of records, artifacts named by their content, one lock.
 
-    PROJECT/ledger.db               every record, one row each (SQLite, or any SQLAlchemy URL)
+    PROJECT/ledger.db               every record, one row each; or, in its place,
+    PROJECT/ledger.url              the PostgreSQL server that has them, without a password
     PROJECT/artifacts/NAME-HASH/    weights and other files
     PROJECT/.lock, .lock.owner      held by the one process that does the work; readers never need it
+
+The lock is the folder's: machines with folders of their own may fill one ledger at the same time. Each trains
+what the ledger has not when it looks; what two do at once is done twice and kept once.
 
 A record that was put is on disk; an artifact's folder exists only when it is complete.
 """
@@ -11,46 +15,38 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import re
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TypeVar
 
 import psutil
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from isoflop.errors import CorruptError, IsoflopError, ProjectError
+from isoflop.errors import CorruptError, ProjectError
+from isoflop.ledger import Ledger, Row, place_url, without_password
 from isoflop.records import Record
 
-if TYPE_CHECKING:  # SQLAlchemy takes 0.2 s to import, so only a ledger that is opened does it
-    import sqlalchemy as sa
+LEDGER_URL = "ledger.url"
 
 R = TypeVar("R", bound=Record)
-
-
-class Row(NamedTuple):
-    """A record as the ledger keeps it: `body` is its JSON."""
-
-    kind: str
-    id: str
-    body: str
 
 
 class Project:
     """A folder that holds everything one study made: `folder` is its path, `ledger` its records.
 
-    `url` puts the ledger in another database. With `create=False` it must be there already.
+    `url` puts the ledger in another database, which the folder remembers without the password. With
+    `create=False` it must be there already.
 
     Raises:
-        ProjectError: not a project, not writable, out of reach, or made by a newer isoflop.
+        ProjectError: not a project, not writable, out of reach, made by a newer isoflop, or its ledger is
+            elsewhere than `url` says.
         CorruptError: the ledger is damaged.
     """
 
@@ -59,8 +55,27 @@ class Project:
         if create:
             with disk_errors(f"the project {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(url or self.folder / "ledger.db", create=create)
+        place = self._ledger_place(url)
+        self.ledger = Ledger(place, create=create)
+        if isinstance(place, str) and self.folder.is_dir():
+            atomic_write(self.folder / LEDGER_URL, without_password(place_url(place)).render_as_string())
         self.listeners: list[Callable[[str, str, Record], None]] = []  # told kind, id and record of each put
+
+    def _ledger_place(self, url: str | None) -> Path | str:
+        """Where the ledger is; a second one beside it would hide the first."""
+        file, remembered = self.folder / "ledger.db", self.folder / LEDGER_URL
+        known: Path | str | None = file if file.is_file() else None
+        with suppress(FileNotFoundError, NotADirectoryError):
+            known = remembered.read_text()
+        if url is None:
+            return known or file
+        if known is not None and place_url(known) != without_password(place_url(url)):
+            shown = place_url(url).render_as_string()
+            raise ProjectError(
+                f"the ledger of {self.folder} is {known}, not {shown}",
+                hint="leave --ledger out, or use another --project",
+            )
+        return url
 
     def put(self, kind: str, record: Record, id: str | None = None) -> str:
         """Keep `record` under `id` (else its own `id`, else its digest), which is returned.
@@ -183,159 +198,6 @@ class Project:
             raise CorruptError(f"the artifact {folder} is damaged: its content's hash is {found}", hint=hint)
 
 
-class Ledger:
-    """The table of records, in any database that SQLAlchemy knows; safe for many writers at once.
-
-    Each call is one short transaction on its own connection, so a ledger crosses forks and threads.
-    """
-
-    def __init__(self, place: Path | str, *, create: bool) -> None:
-        import sqlalchemy as sa
-
-        self.name = "of that URL"
-        try:
-            file = isinstance(place, Path)
-            url = sa.URL.create("sqlite", database=str(place)) if file else sa.make_url(str(place))
-            self.name = url.render_as_string().removeprefix("sqlite:///")  # without the password
-            self._engine = _engine(url)
-        except (sa.exc.SQLAlchemyError, ImportError) as exc:
-            hint = "give a SQLAlchemy URL, such as postgresql+psycopg://HOST/NAME, and install its driver"
-            raise ProjectError(f"the ledger {self.name} cannot be opened: {exc}", hint=hint) from exc
-        self._writer = self._engine.execution_options(immediate=True)
-        self._table = _tables()[0]
-        with self._errors():
-            self._open(create, missing=isinstance(place, Path) and not place.is_file())
-
-    def _open(self, create: bool, missing: bool) -> None:
-        version, known = 0, len(MIGRATIONS)
-        if not missing:
-            with self._engine.connect() as connection:
-                version = _version(connection)
-        if version > known:
-            made = f"was made by a newer isoflop (schema {version}, this one knows {known})"
-            hint = "upgrade isoflop (pip install --upgrade isoflop), or use another project"
-            raise ProjectError(f"the ledger {self.name} {made}", hint=hint)
-        if version == 0 and not create:
-            hint = "check the path; `isoflop run --project FOLDER` makes a project"
-            raise ProjectError(f"there is no project here: {self.name} is not a ledger", hint=hint)
-        if version < known:
-            self._migrate()
-
-    def _migrate(self) -> None:
-        if self._engine.dialect.name == "sqlite":
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # is kept in the file
-        meta = _tables()[1]
-        with self._writer.begin() as connection:
-            for step in MIGRATIONS[_version(connection) :]:
-                step(connection)
-            connection.execute(meta.delete().where(meta.c.key == "schema_version"))
-            connection.execute(meta.insert().values(key="schema_version", value=str(len(MIGRATIONS))))
-
-    def write(self, row: Row) -> None:
-        """Insert or replace one row, later than every other of its kind."""
-        table, now = self._table, time.time()
-        peers = table.select().where(table.c.kind == row.kind)
-        with self._errors(), self._writer.begin() as connection:
-            last = connection.execute(peers.order_by(table.c.created.desc()).limit(1)).first()
-            created = max(now, math.nextafter(last.created, math.inf)) if last else now
-            connection.execute(table.delete().where(table.c.kind == row.kind, table.c.id == row.id))
-            values = {**row._asdict(), "sha256": _sha256(row.body), "created": created}
-            connection.execute(table.insert().values(values))
-
-    def rows(
-        self, kind: str | None, *, id: str | None = None, prefix: str = "", newest: bool = False
-    ) -> Iterator[Row]:
-        """The rows of a kind, an id or its prefix, oldest first; or the newest only."""
-        table = self._table
-        wanted = [table.c[name] == value for name, value in (("kind", kind), ("id", id)) if value is not None]
-        query = table.select().where(table.c.id.startswith(prefix, autoescape=True), *wanted)
-        query = query.order_by(table.c.created.desc()).limit(1) if newest else query.order_by("created")
-        with self._errors(), self._engine.connect() as connection:
-            found = connection.execute(query).all()
-        for row in found:
-            if _sha256(row.body) != row.sha256:
-                message = f"the record {row.kind} {row.id} in {self.name} is damaged: its hash does not match"
-                hint = "restore the ledger from a copy, or delete this record and make it again"
-                raise CorruptError(message, hint=hint)
-            yield Row(row.kind, row.id, row.body)
-
-    def delete(self, kind: str, id: str) -> None:
-        """Remove one row, if it is there."""
-        table = self._table
-        with self._errors(), self._writer.begin() as connection:
-            connection.execute(table.delete().where(table.c.kind == kind, table.c.id == id))
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Say in a sentence what the database means."""
-        from sqlalchemy.exc import DBAPIError
-
-        try:
-            yield
-        except DBAPIError as exc:
-            raise _explain(self.name, exc.orig) from exc
-
-
-def _create_tables(connection: sa.Connection) -> None:
-    _tables()[0].metadata.create_all(connection)
-
-
-# The schema's version is the number of steps done. Never change a step: append one.
-MIGRATIONS: list[Callable[[sa.Connection], None]] = [_create_tables]
-
-
-def _tables() -> tuple[sa.Table, sa.Table]:
-    """The tables `records` and `meta`."""
-    from sqlalchemy import Column, Double, Index, MetaData, String, Table, Text
-
-    records = Table(
-        "records",
-        MetaData(),
-        Column("kind", String(64), primary_key=True),
-        Column("id", String(128), primary_key=True),
-        Column("body", Text, nullable=False),  # JSON
-        Column("sha256", String(64), nullable=False),  # of the body
-        Column("created", Double, nullable=False),  # seconds since 1970, rising within a kind
-        Index("records_by_age", "kind", "created"),
-    )
-    key, value = Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
-    return records, Table("meta", records.metadata, key, value)
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    import sqlalchemy as sa
-
-    sqlite = url.get_backend_name() == "sqlite"  # there a read locks nothing, and a write waits its turn
-    options = {"isolation_level": None, "timeout": 60.0} if sqlite else {}
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=options)
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        if sqlite and connection.get_execution_options().get("immediate"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _version(connection: sa.Connection) -> int:
-    import sqlalchemy as sa
-
-    if not sa.inspect(connection).has_table("meta"):
-        return 0
-    meta = _tables()[1]
-    return int(connection.execute(meta.select().where(meta.c.key == "schema_version")).one().value)
-
-
-def _explain(ledger: str, cause: BaseException | None) -> IsoflopError:
-    code = getattr(cause, "sqlite_errorname", "")
-    if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or "Could not decode" in str(cause):
-        hint = "restore it from a copy; or move it away and start again, the artifacts are kept"
-        return CorruptError(f"the ledger {ledger} is damaged: {cause}", hint=hint)
-    hint = "check that its disk has room, its folder can be written, its server answers"
-    return ProjectError(f"the ledger {ledger} cannot be used: {cause}", hint=hint)
-
-
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
@@ -362,11 +224,7 @@ def content_hash(folder: Path) -> str:
     for name in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()):
         with (folder / name).open("rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return _sha256("".join(lines))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from isoflop.evaluate import heldout
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Paced, RunConfig, Throughput
 from isoflop.trainer import Trainer
+from isoflop.workers import pool
 
 PROBE_SECONDS = 1.2
 
@@ -98,6 +99,13 @@ def probe_alone(config: RunConfig, corpus: Corpus) -> Throughput:
     """`probe` of a run that has the machine to itself, in as many processes as it has ranks."""
     task = partial(probe, config, corpus, packed=1)
     return run_ranks(config.ranks, task, fresh=config.shard) if in_group(config) else task()
+
+
+def probe_packed(corpus: Corpus, configs: Sequence[RunConfig], packed: int) -> Iterator[Throughput]:
+    """`probe` of each configuration, `packed` of them at a time."""
+    n = len(configs)
+    with pool(packed) as executor:
+        yield from executor.map(probe_in, [corpus.folder] * n, configs, [packed] * n)
 
 
 def probe_in(folder: Path, config: RunConfig, packed: int) -> Throughput:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -39,6 +39,15 @@ MAX_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints
 
 Keep = Callable[[LanguageModel, Run], None]
 Stopping = Callable[[], bool]
+
+
+class Train(Protocol):
+    """As `train` does, here or on a cluster."""
+
+    def __call__(
+        self, config: RunConfig, corpus: Corpus, folder: Path, *, role: str, progress: Progress | None,
+        keep: Keep, past: Past | None,
+    ) -> Run: ...  # fmt: skip
 
 
 class Diverged(Exception):
@@ -403,9 +412,8 @@ def train_trunk(
     progress = progress or Silent()
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    past = None if past is None else replace(past, fisher=folder / "fisher")
     work = partial(
-        _work, config, token_counts, first, corpus, folder, role, stage, checkpoint_seconds, keep, past
+        train_part, config, token_counts, first, corpus, folder, role, stage, checkpoint_seconds, keep, past
     )
     with heeded(progress) as pressed:
         progress.start(stage, sum(tokens_of_trunk(token_counts, config)), "tokens")
@@ -414,15 +422,22 @@ def train_trunk(
         else:
             with gather(progress, stage, stopping or pressed) as address:
                 runs = run_ranks(config.ranks, partial(_as_rank, work, address), fresh=config.shard)
-    progress.finish(stage, f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}")
+    progress.finish(stage, outcome(runs))
     return runs
 
 
-def _work(
+def outcome(runs: Sequence[Run]) -> str:
+    """What a trunk's longest branch came to."""
+    return f"loss {runs[-1].loss:.4f}, {bits(runs[-1].bpb)}"
+
+
+def train_part(
     config: RunConfig, token_counts: Sequence[int], first: int, corpus: Corpus, folder: Path, role: str,
     stage: str, checkpoint_seconds: float, keep: Keep, past: Past | None, progress: Progress,
     stopping: Stopping,
 ) -> list[Run]:  # fmt: skip
+    """What each process of a `train_trunk` does, alone or joined with the other ranks."""
+    past = None if past is None else replace(past, fisher=folder / "fisher")
     branches = Branches(
         config, token_counts, corpus, folder, role=role, progress=progress, stage=stage,
         checkpoint_seconds=checkpoint_seconds, stopping=stopping, past=past,

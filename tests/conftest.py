@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sysconfig
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import PASSWORD, Server
 
 from isoflop.corpus import build_corpus
 from isoflop.recipe import recipe, shape
@@ -31,6 +34,17 @@ def small(corpus: Corpus) -> RunConfig:
     """A run of some seconds' fraction: 60 steps of a tiny model."""
     model = shape(32, corpus.vocab_size, n_layers=2, context=64)
     return recipe(model, 60 * 256, batch_tokens=256, warmup_tokens=1024, eval_tokens=2048)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server of this session's own; its user's password is where its driver looks for it."""
+    with tempfile.TemporaryDirectory(prefix="isoflop-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", PASSWORD)
+        server = Server(Path(folder))
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="session")

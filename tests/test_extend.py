@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isoflop import extend as growing
-from isoflop import flops
+from isoflop import flops, places
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
@@ -82,7 +82,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Member, ...]]:
     """Training replaced by the truth; holds the members of every round."""
     rounds: list[tuple[Member, ...]] = []
 
-    def climb(project: Project, corpus: Corpus, ladder: Ladder, *, progress: Silent) -> list[Run]:
+    def climb(
+        project: Project, corpus: Corpus, ladder: Ladder, *, progress: Silent, place: None
+    ) -> list[Run]:
         rounds.append(ladder.members)
         return measured(ladder.members)
 
@@ -188,5 +190,5 @@ def test_added_runs_are_trained_and_not_again(
     assert opening.flops < ladder.flops <= 1.2e12
     assert len(grown) == sum(len(m.token_counts) for m in ladder.members)
     assert {r.id for r in runs} < {r.id for r in grown} == {r.id for r in home.all("run", Run)}
-    monkeypatch.setattr(rungs, "train_packed", None)  # nothing is left to train
+    monkeypatch.setattr(places, "train_packed", None)  # nothing is left to train
     assert rungs.climb(home, corpus, ladder, progress=quiet) == grown

@@ -7,6 +7,9 @@ Ctrl-C, once and twice; SIGTERM            test_interrupt
 a worker killed                            test_ladder: a_killed_worker; test_devices: a_rank_that_is_killed
 a process of torchrun killed               test_distributed: torchrun_trains_is_killed_and_goes_on
 other processes than before                test_distributed: goes_on_in_another_number_of_processes
+a Ray node killed                          test_cluster: a_killed_node
+a Ray worker, rank, or driver killed       test_cluster: a_killed_worker, outlive_a_killed, a_killed_driver
+a ledger's server stopped, or gone         test_store: a_server_that_is_stopped, was_cut_in_its_turn
 disk full: ledger, file, artifact          test_store: full_disk; e2e: a_disk_that_fills_up
 disk full: corpus                          test_corpus_build
 disk full: checkpoint, ladder              here: full_disk
@@ -267,4 +270,4 @@ def test_a_clock_that_goes_back_harms_nothing(
     assert run.seconds_eval > 0
     assert [p.seconds for p in run.curve] == sorted(p.seconds for p in run.curve)
     users = [path.name for path in PACKAGE.rglob("*.py") if "time.time()" in path.read_text()]
-    assert users == ["store.py"], "a duration is measured by time.monotonic or time.perf_counter"
+    assert users == ["ledger.py"], "a duration is measured by time.monotonic or time.perf_counter"

@@ -15,6 +15,7 @@ from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
 from isoflop.families import FAMILIES, OWN, family_of
 from isoflop.gpt import GPT, LinearCrossEntropy
+from isoflop.places import here
 from isoflop.plan import COMPILE_FROM_SECONDS, SLOW_CORE, compiled_if_it_pays
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
@@ -257,7 +258,7 @@ def test_a_run_is_compiled_where_that_pays(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, config = Project(tmp_path / "p"), small_run(corpus)
-    assert compiled_if_it_pays(project, corpus, config, Silent()) == config
+    assert compiled_if_it_pays(project, corpus, config, Silent(), here()) == config
     assert not project.all("throughput", Throughput)  # a short run is not worth measuring
     per_token = flops.flops_per_token(config.model)
     long = config.model_copy(update={"tokens": int(2 * COMPILE_FROM_SECONDS * SLOW_CORE / per_token)})
@@ -272,4 +273,4 @@ def test_a_run_is_compiled_where_that_pays(
             )  # fmt: skip
             project.put("throughput", measured, measured.key)
         monkeypatch.setattr("isoflop.plan.has_compiler", lambda: True)
-        assert compiled_if_it_pays(project, corpus, long, Silent()).compile == expected
+        assert compiled_if_it_pays(project, corpus, long, Silent(), here()).compile == expected

@@ -13,6 +13,7 @@ from isoflop.budget import Budget
 from isoflop.errors import BudgetError
 from isoflop.families import shapes
 from isoflop.laws import Fit, Observations, fit
+from isoflop.places import here
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, RunConfig, Throughput
 from isoflop.throughput import SpeedModel
@@ -43,7 +44,7 @@ def rater(corpus: Corpus, law: Fit, family: list[RunConfig]) -> planner._Rater:
         )
         for c in family
     ]  # fmt: skip
-    return planner._Rater(corpus, law, SpeedModel(rates), {}, 1.8)
+    return planner._Rater(corpus, law, SpeedModel(rates), {}, 1.8, here())
 
 
 def test_a_larger_budget_buys_a_larger_model_and_a_lower_loss(

@@ -4,16 +4,19 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from postgres import PASSWORD, Server
 
-from isoflop import store
+from isoflop import ledger
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.records import CorpusConfig, Interval
 from isoflop.store import Project, atomic_write, content_hash
@@ -21,8 +24,17 @@ from isoflop.store import Project, atomic_write, content_hash
 SPAWN = multiprocessing.get_context("spawn")
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """A new project, with its ledger in its folder or on a server."""
+    if request.param == "sqlite":
+        return Project(tmp_path / "project")
+    return Project(tmp_path / "project", url=request.getfixturevalue("postgres").new())
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def own(tmp_path: Path) -> Project:
+    """A new project with its ledger in its folder."""
     return Project(tmp_path / "project")
 
 
@@ -37,9 +49,8 @@ def files(folder: Path) -> list[str]:
 
 def sql(project: Project, statement: str) -> None:
     """Change the ledger behind the project's back."""
-    with sqlite3.connect(project.folder / "ledger.db") as connection:
-        connection.execute(statement)
-    connection.close()
+    with project.ledger._engine.begin() as connection:
+        connection.execute(sa.text(statement))
 
 
 def test_what_was_put_is_got_also_by_another_project_object(project: Project) -> None:
@@ -85,7 +96,7 @@ def test_kinds_are_apart_and_an_empty_kind_is_empty(project: Project) -> None:
 
 def test_a_record_of_another_class_is_named(project: Project) -> None:
     project.put("interval", interval(1), id="x")
-    with pytest.raises(ProjectError, match=r"interval x in .*ledger\.db is not a CorpusConfig: .*value"):
+    with pytest.raises(ProjectError, match=r"interval x in .*ledger.* is not a CorpusConfig: .*value"):
         project.get("interval", "x", CorpusConfig)
 
 
@@ -120,8 +131,14 @@ def put_fifty(folder: Path, writer: int) -> None:
         project.put("interval", interval(i), id=f"{writer}-{i}")
 
 
-def test_four_processes_writing_at_once_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_four_processes_writing_at_once_lose_nothing(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     folder = tmp_path / "made by whoever is first"
+    if where == "postgresql":
+        folder.mkdir()
+        (folder / "ledger.url").write_text(request.getfixturevalue("postgres").new())
     writers = [SPAWN.Process(target=put_fifty, args=(folder, writer)) for writer in range(4)]
     for process in writers:
         process.start()
@@ -184,47 +201,46 @@ def test_an_older_ledger_is_migrated_once_or_not_at_all(
         raise RuntimeError("power cut")
 
     def columns() -> list[str]:
-        with sqlite3.connect(project.folder / "ledger.db") as connection:
-            return [row[1] for row in connection.execute("PRAGMA table_info(records)")]
+        return [column["name"] for column in sa.inspect(project.ledger._engine).get_columns("records")]
 
     project.put("interval", interval(1), id="x")
-    monkeypatch.setattr(store, "MIGRATIONS", [*store.MIGRATIONS, add_note, fail])
+    monkeypatch.setattr(ledger, "MIGRATIONS", [*ledger.MIGRATIONS, add_note, fail])
     with pytest.raises(RuntimeError):
         Project(project.folder)
     assert "note" not in columns()
-    monkeypatch.setattr(store, "MIGRATIONS", store.MIGRATIONS[:-1])
+    monkeypatch.setattr(ledger, "MIGRATIONS", ledger.MIGRATIONS[:-1])
     for _ in range(2):
         assert Project(project.folder).get("interval", "x", Interval) == interval(1)
     assert "note" in columns()
 
 
-def test_a_file_that_is_no_ledger_is_corrupt(project: Project) -> None:
-    (project.folder / "ledger.db").write_bytes(b"not a database" * 1000)
+def test_a_file_that_is_no_ledger_is_corrupt(own: Project) -> None:
+    (own.folder / "ledger.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(CorruptError, match=r"ledger\.db is damaged: file is not a database"):
-        Project(project.folder)
+        Project(own.folder)
 
 
-def test_a_truncated_ledger_is_corrupt(project: Project) -> None:
+def test_a_truncated_ledger_is_corrupt(own: Project) -> None:
     for i in range(20):
-        project.put("config", CorpusConfig(sources=("x" * 10_000,)), id=f"{i}")
-    file = project.folder / "ledger.db"
+        own.put("config", CorpusConfig(sources=("x" * 10_000,)), id=f"{i}")
+    file = own.folder / "ledger.db"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CorruptError, match=r"ledger\.db is damaged: .*malformed"):
-        Project(project.folder).all("config", CorpusConfig)
+        Project(own.folder).all("config", CorpusConfig)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("body = replace(body, '0.5', '0.6')", "interval x in .* is damaged: its hash does not match"),
-        ("body = CAST(x'ff' AS TEXT)", "ledger.db is damaged: Could not decode"),
-    ],
-)
-def test_a_changed_record_is_corrupt(project: Project, change: str, message: str) -> None:
+def test_a_changed_record_is_corrupt(project: Project) -> None:
     project.put("interval", interval(0.5), id="x")
-    sql(project, f"UPDATE records SET {change}")
-    with pytest.raises(CorruptError, match=message):
+    sql(project, "UPDATE records SET body = replace(body, '0.5', '0.6')")
+    with pytest.raises(CorruptError, match=r"interval x in .* is damaged: its hash does not match"):
         project.get("interval", "x", Interval)
+
+
+def test_a_record_that_is_no_text_is_corrupt(own: Project) -> None:
+    own.put("interval", interval(0.5), id="x")
+    sql(own, "UPDATE records SET body = CAST(x'ff' AS TEXT)")
+    with pytest.raises(CorruptError, match=r"ledger\.db is damaged: Could not decode"):
+        own.get("interval", "x", Interval)
 
 
 def test_nothing_is_made_when_the_project_must_exist(tmp_path: Path) -> None:
@@ -249,7 +265,18 @@ def test_a_ledger_elsewhere_by_url(tmp_path: Path) -> None:
     Project(tmp_path / "project", url=url).put("interval", interval(1), id="x")
     again = Project(tmp_path / "project", url=url, create=False)
     assert again.latest("interval", Interval) == interval(1)
+    assert Project(tmp_path / "project").latest("interval", Interval) == interval(1)  # is remembered
     assert not (tmp_path / "project" / "ledger.db").exists()
+
+
+def test_a_second_ledger_does_not_hide_the_first(own: Project, tmp_path: Path) -> None:
+    Project(own.folder, url=f"sqlite:///{own.folder}/ledger.db")
+    for folder, first in [(own.folder, "ledger.db"), (tmp_path / "other", "a.db")]:
+        if first == "a.db":
+            Project(folder, url=f"sqlite:///{tmp_path}/a.db")
+        with pytest.raises(ProjectError, match=rf"the ledger of {folder} is \S*{first}, not .*b\.db"):
+            Project(folder, url=f"sqlite:///{tmp_path}/b.db")
+    assert not (tmp_path / "b.db").exists()
 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "what?", "#1", "é"])
@@ -260,24 +287,112 @@ def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["no url", "nosuchdatabase://me:secret@host/x", "sqlite:////no/such/folder/x"]
+    ("url", "says"),
+    [
+        ("no url", "the ledger's URL cannot be read"),
+        (
+            "nosuchdatabase://me:secret@host/x",
+            r"the ledger nosuchdatabase://me:\*\*\*@host/x cannot be opened",
+        ),
+        ("sqlite:////no/such/folder/x", "the ledger /no/such/folder/x cannot be used: unable to open"),
+        ("postgresql://me:secret@nosuchhost.invalid/x", "nosuchhost.invalid/x cannot be used: failed to res"),
+        ("postgres://me@nosuchhost.invalid/x?password=secret", "nosuchhost.invalid/x cannot be used"),
+        ("postgresql://me:secret@127.0.0.1:1/x", "port 1 failed: Connection refused$"),
+        ("postgresql://me:sec@ret@host/x", "the ledger's URL cannot be read"),
+    ],
 )
-def test_a_ledger_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ProjectError, match=r"the ledger .* cannot be") as caught:
+def test_a_ledger_that_cannot_be_opened_is_named_without_its_password(
+    tmp_path: Path, url: str, says: str
+) -> None:
+    with pytest.raises(ProjectError, match=says) as caught:
         Project(tmp_path, url=url)
-    assert "secret" not in str(caught.value)
+    assert not {"secret", "sec", "ret@"} & set(re.findall(r"\w+@?", caught.value.message + caught.value.hint))
+    assert files(tmp_path) == []
 
 
-def test_a_full_disk_refuses_a_record_and_keeps_the_others(project: Project) -> None:
+def test_a_ledger_on_a_server_is_remembered_without_its_password(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGPASSWORD")
+    name = postgres.new_name()
+    with pytest.raises(ProjectError, match="no password supplied") as caught:
+        Project(tmp_path / "project", url=postgres.url(name))
+    assert "PGPASSWORD or ~/.pgpass" in caught.value.hint
+    with pytest.raises(ProjectError, match="password authentication failed") as caught:
+        Project(tmp_path / "project", url=postgres.url(name, "wrong"))
+    assert "wrong" not in caught.value.message + caught.value.hint
+    Project(tmp_path / "project", url=postgres.url(name, quote(PASSWORD, safe=""))).put("a", interval(1), "x")
+    assert PASSWORD.encode() not in b"".join(f.read_bytes() for f in (tmp_path / "project").iterdir())
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    assert Project(tmp_path / "project", create=False).get("a", "x", Interval) == interval(1)
+    assert Project(tmp_path / "another folder", url=postgres.url(name)).latest("a", Interval) == interval(1)
+
+
+def put_again(folder: Path, writer: int) -> None:
+    for i in range(25):
+        Project(folder).put("interval", interval(i), id=f"{i}")
+
+
+def test_machines_that_put_the_same_ids_at_once_keep_each_once(postgres: Server, tmp_path: Path) -> None:
+    url = postgres.new()
+    writers = []
+    for number in range(4):  # each with a folder of its own
+        folder = tmp_path / f"{number}"
+        Project(folder, url=url)
+        writers.append(SPAWN.Process(target=put_again, args=(folder, number)))
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    assert [process.exitcode for process in writers] == [0] * 4
+    found = Project(tmp_path / "0").all("interval", Interval)
+    assert sorted(record.value for record in found) == list(range(25))
+    assert found[-1] == interval(24)
+
+
+def test_a_server_that_is_stopped_in_mid_work_is_said_and_nothing_is_lost(
+    postgres: Server, tmp_path: Path
+) -> None:
+    project = Project(tmp_path / "project", url=postgres.new())
     project.put("interval", interval(1), id="x")
+    postgres.stop()
+    try:
+        with pytest.raises(ProjectError, match=r"the ledger postgresql.* cannot be used: [^\n]*$") as caught:
+            project.put("interval", interval(2), id="y")
+    finally:
+        postgres.start()
+    assert PASSWORD not in str(caught.value)
+    assert project.all("interval", Interval) == [interval(1)]
+    project.put("interval", interval(2), id="y")
+    assert project.latest("interval", Interval) == interval(2)
+
+
+def cut(project: Project) -> None:
+    """Begin to delete every record, and lose the server."""
+    with project.ledger._writer.begin() as connection:
+        connection.execute(project.ledger._table.delete())
+        connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_writer_that_was_cut_in_its_turn_leaves_nothing(postgres: Server, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", url=postgres.new())
+    project.put("interval", interval(1), id="x")
+    with pytest.raises(sa.exc.DBAPIError):
+        cut(project)
+    project.put("interval", interval(2), id="y")  # its turn is over
+    assert project.all("interval", Interval) == [interval(1), interval(2)]
+
+
+def test_a_full_disk_refuses_a_record_and_keeps_the_others(own: Project) -> None:
+    own.put("interval", interval(1), id="x")
 
     def shrink(connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA max_page_count = 1")
 
-    sa.event.listen(project.ledger._engine, "connect", shrink)
+    sa.event.listen(own.ledger._engine, "connect", shrink)
     with pytest.raises(ProjectError, match="disk is full"):
-        project.put("config", CorpusConfig(sources=("x" * 100_000,)))
-    assert Project(project.folder).all("interval", Interval) == [interval(1)]
+        own.put("config", CorpusConfig(sources=("x" * 100_000,)))
+    assert Project(own.folder).all("interval", Interval) == [interval(1)]
 
 
 def test_the_module_itself_is_light() -> None:

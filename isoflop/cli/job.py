@@ -26,10 +26,12 @@ from isoflop.cli.options import (
     FieldOption,
     HeldoutOption,
     JsonOption,
+    LedgerOption,
     ObjectiveOption,
     PatienceOption,
     PrecisionOption,
     ProjectOption,
+    RayOption,
     SeedOption,
     SetOption,
     ShareOption,
@@ -63,7 +65,8 @@ def run(
     field: FieldOption = "text", vocab: VocabOption = None, tokenizer: TokenizerOption = None,
     heldout: HeldoutOption = 0.02, ladder_share: ShareOption = 1 / 3, within: WithinOption = 0.05,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    changes: SetOption = None, seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
+    changes: SetOption = None, seed: SeedOption = 0, ray: RayOption = None, ledger: LedgerOption = None,
+    track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Do all of it: corpus, ladder, law, plan, final model, gain, report.
 
@@ -71,11 +74,13 @@ def run(
     """
     from isoflop.pipeline import run as run_job
 
+    home = project if ledger is None else open_project(project, create=True, ledger=ledger)
     with Terminal() as progress:
         result = run_job(
-            sources or (), budget=budget, project=project, seed=seed, ladder_share=ladder_share,
+            sources or (), budget=budget, project=home, seed=seed, ladder_share=ladder_share,
             within=within, family=family, objective=objective, changes=changes or (), track=track or (),
-            corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress,
+            corpus_config=_corpus_config(sources, field, vocab, tokenizer, heldout), ray=ray,
+            progress=progress,
         )  # fmt: skip
     if json:
         out(result)
@@ -101,7 +106,7 @@ def run(
 def corpus(
     sources: SourcesArgument = None, project: ProjectOption = DEFAULT_PROJECT, field: FieldOption = "text",
     vocab: VocabOption = None, tokenizer: TokenizerOption = None, heldout: HeldoutOption = 0.02,
-    json: JsonOption = False,
+    ledger: LedgerOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Read, clean, deduplicate, split and pack text into token files.
 
@@ -109,7 +114,7 @@ def corpus(
     """
     from isoflop.pipeline import corpus_of
 
-    home = open_project(project, create=True)
+    home = open_project(project, create=True, ledger=ledger)
     with home.lock(), Terminal() as progress:
         built = corpus_of(home, _corpus_config(sources, field, vocab, tokenizer, heldout), progress=progress)
     if json:
@@ -138,7 +143,7 @@ def sweep(
     within: WithinOption = 0.05, family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
     changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ladder; train nothing.")] = False,
-    track: TrackOption = None, json: JsonOption = False,
+    ray: RayOption = None, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the ladder of small runs that the law is fitted to; all of the budget is the ladder's.
 
@@ -150,18 +155,22 @@ def sweep(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
+    from isoflop.places import place_at
     from isoflop.trackers import tracked
     from isoflop.variant import Variant
 
     parsed, home = Budget.parse(budget), open_project(project)
     variant = Variant.of(find(family, objective), changes or ())
     whole = None if target is None else Budget.parse(target)
-    with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
+    with (
+        home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress,
+        place_at(ray, progress) as place,
+    ):  # fmt: skip
         text = corpus_of(home)
         key = key_of(text, whole or parsed, seed, 1.0, None if whole is None else within, variant)
         ladder, runs = sweep_ladder(
             home, text, parsed, target=whole, within=within, seed=seed, key=key, dry_run=dry_run,
-            variant=variant, progress=progress,
+            variant=variant, progress=progress, place=place,
         )  # fmt: skip
     if json:
         out({"ladder": ladder.model_dump(mode="json"), "runs": [r.model_dump(mode="json") for r in runs]})
@@ -199,7 +208,7 @@ def train(
     shard: Annotated[
         bool, typer.Option("--shard", help="Share weights and optimizer state out to the processes (FSDP2).")
     ] = False,
-    seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
+    seed: SeedOption = 0, ray: RayOption = None, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given, or go on from a model folder.
 
@@ -211,6 +220,7 @@ def train(
     """
     from isoflop.families import find
     from isoflop.pipeline import chosen_config, corpus_of, train_model
+    from isoflop.places import place_at
     from isoflop.starting import continuation
     from isoflop.trackers import tracked
     from isoflop.variant import Variant
@@ -221,7 +231,10 @@ def train(
     shaped = width is not None or layers is not None or family != DEFAULT_FAMILY or objective is not None
     check_start(initial, shaped, forget)
     home, variant = open_project(project), Variant.of(find(family, objective), [*(changes or ()), *said])
-    with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
+    with (
+        home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress,
+        place_at(ray, progress) as place,
+    ):  # fmt: skip
         text, past = corpus_of(home), None
         if initial is not None:
             config, past = continuation(
@@ -231,10 +244,10 @@ def train(
         else:
             config = chosen_config(
                 home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
-                variant=variant, progress=progress,
+                variant=variant, progress=progress, place=place,
             )  # fmt: skip
         role = "train" if past is None else "continued"
-        done = train_model(home, text, config, role=role, progress=progress, past=past)
+        done = train_model(home, text, config, role=role, progress=progress, past=past, place=place)
     if json:
         out(done)
         return

@@ -37,6 +37,14 @@ def count(words: str) -> Any:
 ProjectOption = Annotated[
     Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
 ]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Keep the ledger on a PostgreSQL server, postgresql://USER@HOST/NAME; said once, the project "
+        "remembers it. The password is read from PGPASSWORD or ~/.pgpass.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of initial weights, data order and bootstrap.")]
 SourcesArgument = Annotated[
@@ -99,6 +107,14 @@ TrackOption = Annotated[
         metavar="TOOL", help="Also write to tensorboard, wandb (offline), mlflow or trackio; may be repeated."
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|local",
+        help="Train on a Ray cluster (auto, HOST:6379, ray://HOST:10001) whose nodes all see the project's "
+        "folder, or on Ray on this machine.",
+    ),
+]
 DEFAULT_FAMILY = "isoflop"
 DEFAULT_PROJECT = Path("isoflop-project")
 LawArgument = Annotated[
@@ -148,8 +164,8 @@ TeacherParamsOption = Annotated[
 ]
 
 
-def open_project(folder: Path, *, create: bool = False) -> Project:
-    """The project in that folder. Raises ProjectError."""
+def open_project(folder: Path, *, create: bool = False, ledger: str | None = None) -> Project:
+    """The project in that folder, with its ledger at that URL. Raises ProjectError."""
     from isoflop.store import Project
 
-    return Project(folder, create=create)
+    return Project(folder, url=ledger, create=create)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from postgres import Server
 
 from e2e.commands import refused
 from isoflop.cli import app
@@ -161,6 +162,28 @@ def test_a_project_of_a_newer_version(isoflop, tmp_path: Path) -> None:  # type:
 
 def test_no_project(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     refused(isoflop("ls", "--project", tmp_path / "nowhere"), "nowhere")
+
+
+def test_a_ledger_on_a_server(isoflop, postgres: Server, sources: tuple[str, ...], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, url = tmp_path / "p", postgres.new()
+    words = ("corpus", sources[3], "--vocab", 300, "--project", folder)
+    made = json.loads(isoflop(*words, "--ledger", url, "--json").out)
+    assert json.loads(isoflop("show", made["id"], "--project", folder).out) == made  # it is remembered
+    assert not (folder / "ledger.db").exists()
+    assert isoflop(*words, "--ledger", url).code == 0
+    for command in (words, ("run", sources[3], "--project", folder)):
+        refused(
+            isoflop(*command, "--ledger", postgres.new()), f"the ledger of {folder} is postgresql+psycopg"
+        )
+
+
+def test_without_ray(isoflop, project: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.delitem(sys.modules, "isoflop.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "isoflop.on_node", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    answer = isoflop("sweep", "--ray", "auto", "--project", project[0])
+    refused(answer, "Ray is not installed here")
+    assert answer.err.endswith("hint: pip install 'isoflop[ray]'\n")
 
 
 def test_two_processes_on_one_project(isoflop, tmp_path: Path, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
