@@ -182,11 +182,8 @@ class Foreign:
             if "layer" in name and isinstance(value, list) and len(value) == layers:
                 raw[name] = [value[i % layers] for i in range(model.n_layers)]
         kept = base.to_dict()
-        drops = {
-            n
-            for n, v in kept.items()
-            if "drop" in n and isinstance(v, float | int) and not isinstance(v, bool)
-        }
+        numbers = {n for n, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        drops = {name for name in numbers if "drop" in name}
         of_layers = {name for name in drops if "layer" in name}
         if dropout and drops <= of_layers:
             raise TrainError(f"a {self.name} model has no dropout", hint="leave dropout at 0")
