@@ -1,7 +1,7 @@
 """One model from several of the same shape: the average of their weights.
 
 Model soups (Wortsman et al., arXiv 2203.05482) help where the models are near one another, such as those that
-one trunk or one model led to; the average of models with other initial weights predicts nothing, which the
+one trunk or one model led to; the average of models that began or went apart is worse than each, which the
 scores then show.
 """
 

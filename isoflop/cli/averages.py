@@ -49,7 +49,8 @@ def average(
         out(made)
         return
     table("Average", ("model", "share", "loss", "s.e.", "bits/byte", "s.e."), [
-        (f"{s.folder}", f"{100 * s.share:.0f}%", f"{s.loss:.4f}", f"{s.loss_se:.4f}", cell(s.bpb),
+        (s.folder.name, f"{100 * s.share:.0f}%", f"{s.loss:.4f}", f"{s.loss_se:.4f}", cell(s.bpb),
          cell(s.bpb_se))
         for s in (*made.ingredients, made.average)
     ])  # fmt: skip
+    typer.echo(folder)
