@@ -46,7 +46,7 @@ class Train(Protocol):
 
     def __call__(
         self, config: RunConfig, corpus: Corpus, folder: Path, *, role: str, progress: Progress | None,
-        keep: Keep, past: Past | None,
+        keep: Keep, past: Past | None = None,
     ) -> Run: ...  # fmt: skip
 
 

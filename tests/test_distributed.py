@@ -254,11 +254,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) -> 
 
 
 def start(*words: object) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "GLOO_SOCKET_IFNAME": devices._interface(devices.LOOPBACK),
-        "OMP_NUM_THREADS": "1",
-    }
+    loopback = devices._interface(devices.LOOPBACK)
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*TORCHRUN, *map(str, words)], env=environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
