@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from isoflop.checkpoint import INDEX
 from isoflop.errors import ProjectError
 from isoflop.interrupt import Interrupted
-from isoflop.progress import Silent
+from isoflop.progress import Live, Silent
 
 REPORT_SECONDS = 1.0  # between two reports of a job, each of which asks whether to stop
 LOCK_SECONDS = 1.0  # between two looks whether to stop, while another process still holds a run's folder
@@ -98,6 +98,9 @@ class Report:
             self._unsaid, self._next = None, time.monotonic() + REPORT_SECONDS
 
     def finish(self, stage: str, note: str = "") -> None: ...
+
+    def live(self, point: Live) -> None:
+        """Curves come with the finished run."""
 
     def log(self, message: str) -> None:
         self._board.say.remote(f"{self._job.label}: {message}")

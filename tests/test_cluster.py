@@ -170,7 +170,6 @@ def test_a_killed_node_costs_what_was_done_since_the_last_checkpoint(
     assert 4 in [s["done_steps"] for s in steps if s is not None], "no checkpoint had been written"
     assert losses(runs) == expected
     assert len([line for line in said.lines if "goes on from its last checkpoint" in line]) == 1, said.lines
-    assert any("the cluster has 1 CPUs now, it had 2" in line for line in said.lines)
     assert said.done == pytest.approx(sum(m.flops for m in ladder.members))
     assert list((project.folder / "runs").iterdir()) == []
     assert capfd.readouterr().out == ""  # it is for results
