@@ -20,14 +20,15 @@ from typing import Any
 from keeping import keep
 
 from isoflop import ladder as rungs
+from isoflop.branches import CURVE_POINTS
 from isoflop.cluster import Cluster, connected
 from isoflop.corpus import build_corpus
+from isoflop.identity import run_id, trunk_id
 from isoflop.on_node import Job
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, CurvePoint, Ladder, Run, RunConfig
 from isoflop.store import Project
-from isoflop.train import CURVE_POINTS, run_id, trunk_id
 from isoflop.workers import cores
 
 TARGET_MS = 5.0  # a member

@@ -12,13 +12,13 @@ from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError, TrainError
 from isoflop.families import shapes
 from isoflop.gain import Pair, RecipeGain, paired
+from isoflop.identity import run_id
 from isoflop.laws import Observations, fit
 from isoflop.laws.intervals import NOISE_PRIOR
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Record, Run, digest
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
-from isoflop.train import run_id
 from isoflop.variant import Variant
 from isoflop.workers import cores
 

@@ -32,9 +32,11 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from isoflop.branches import Keep
 from isoflop.continued import Past
 from isoflop.devices import whole_machine
 from isoflop.errors import LadderError, ProjectError, TrainError
+from isoflop.identity import tokens_of_trunk
 from isoflop.interrupt import Interrupted, heeded
 from isoflop.on_node import STOPPED, Board, Job, do
 from isoflop.packed import folder_of, label_of
@@ -43,7 +45,7 @@ from isoflop.progress import Progress, Silent, Tally
 from isoflop.records import Corpus, Member, Run, RunConfig, Throughput, digest
 from isoflop.store import Project, disk_errors
 from isoflop.throughput import probe
-from isoflop.train import CHECKPOINT_SECONDS, Keep, outcome, tokens_of_trunk, train_part
+from isoflop.train import CHECKPOINT_SECONDS, outcome, train_part
 from isoflop.workers import cores
 
 RETRIES = 3  # of a job whose process or node was lost

@@ -12,6 +12,7 @@ from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError, ProjectError
 from isoflop.families import shapes
+from isoflop.identity import run_id, tokens_of_trunk
 from isoflop.interrupt import heeded
 from isoflop.packed import folder_of
 from isoflop.patience import check_patience
@@ -20,7 +21,6 @@ from isoflop.progress import Progress
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Run, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
-from isoflop.train import run_id, tokens_of_trunk
 from isoflop.variant import DEFAULT, Variant
 
 FEWEST_SIZES = 3  # a law needs

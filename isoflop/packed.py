@@ -9,11 +9,12 @@ from pathlib import Path
 from loky.process_executor import TerminatedWorkerError
 
 from isoflop.errors import LadderError
+from isoflop.identity import tokens_of_trunk, trunk_id
 from isoflop.interrupt import Interrupted
 from isoflop.progress import Address, Progress, Relay, gather
 from isoflop.records import Corpus, Member, Run, digest
 from isoflop.store import Project
-from isoflop.train import tokens_of_trunk, train_trunk, trunk_id
+from isoflop.train import train_trunk
 from isoflop.workers import pool
 
 # As `train_packed` does, here or on a cluster.

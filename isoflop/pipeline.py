@@ -21,6 +21,7 @@ from isoflop.extend import Extender, extend
 from isoflop.families import OWN, family_of, find
 from isoflop.flops import matmul_peak
 from isoflop.gain import gain
+from isoflop.identity import job_id, whole_batches
 from isoflop.laws import Fit, Observations, fit
 from isoflop.laws.design import WANTED
 from isoflop.laws.intervals import NOISE_PRIOR
@@ -42,7 +43,6 @@ from isoflop.records import (
 from isoflop.report import write_report
 from isoflop.store import Project, disk_errors
 from isoflop.trackers import check, tracked
-from isoflop.train import job_id, whole_batches
 from isoflop.using import sample
 from isoflop.variant import DEFAULT, Variant
 from isoflop.workers import cores

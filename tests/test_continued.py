@@ -26,6 +26,7 @@ from isoflop.errors import CorpusError, CorruptError, TrainError
 from isoflop.evaluate import heldout
 from isoflop.export import load_pretrained, save_pretrained
 from isoflop.families import find
+from isoflop.identity import run_id
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.pipeline import corpus_of, train_model
@@ -34,7 +35,7 @@ from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
 from isoflop.starting import RATE_SHARE, continuation
 from isoflop.store import Project
-from isoflop.train import run_id, train, train_trunk
+from isoflop.train import train, train_trunk
 from isoflop.trainer import Batches, Trainer
 
 CHILD = """

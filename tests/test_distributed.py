@@ -17,9 +17,11 @@ import torch
 import torch.distributed as dist
 
 from isoflop import checkpoint, devices, launched, parallel, sharded
+from isoflop.branches import Branches
 from isoflop.devices import device_for, run_ranks, whole_machine
 from isoflop.errors import CorruptError, TrainError
 from isoflop.families import find
+from isoflop.identity import job_id, run_id
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
 from isoflop.pipeline import chosen_config, corpus_of, train_model
@@ -27,7 +29,7 @@ from isoflop.progress import Silent
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
 from isoflop.store import Project
-from isoflop.train import Branches, job_id, run_id, train_trunk
+from isoflop.train import train_trunk
 from isoflop.trainer import Trainer
 
 STEPS = 8

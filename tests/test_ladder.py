@@ -15,10 +15,10 @@ from isoflop import flops
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, LadderError
+from isoflop.identity import tokens_of_trunk, trunk_id
 from isoflop.progress import Silent, gather
 from isoflop.records import Corpus, Ladder, ModelConfig, Run
 from isoflop.store import Project
-from isoflop.train import tokens_of_trunk, trunk_id
 
 
 @pytest.fixture

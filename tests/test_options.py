@@ -15,6 +15,7 @@ from isoflop.errors import TrainError
 from isoflop.evaluate import heldout
 from isoflop.families import FAMILIES, OWN, family_of
 from isoflop.gpt import GPT, LinearCrossEntropy
+from isoflop.identity import run_id
 from isoflop.places import here
 from isoflop.plan import COMPILE_FROM_SECONDS, SLOW_CORE, compiled_if_it_pays
 from isoflop.progress import Silent
@@ -22,7 +23,7 @@ from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, Paced, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import machine, probe
-from isoflop.train import run_id, train_trunk
+from isoflop.train import train_trunk
 from isoflop.trainer import Trainer
 
 STEPS = 4

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from isoflop import flops
 from isoflop.errors import TrainError
+from isoflop.identity import tokens_of_trunk
 from isoflop.progress import Silent
 from isoflop.records import Corpus, RunConfig
-from isoflop.train import tokens_of_trunk, train, train_trunk
+from isoflop.train import train, train_trunk
 from isoflop.trainer import Trainer
 
 

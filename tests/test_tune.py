@@ -21,6 +21,7 @@ from scipy import stats
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, ProjectError, TrainError
 from isoflop.families import shapes
+from isoflop.identity import run_id
 from isoflop.interrupt import Interrupted
 from isoflop.ladder import climb, member
 from isoflop.progress import Progress, Silent
@@ -28,7 +29,6 @@ from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Run, RunConfig, Throughput, Trial, Tuning
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
-from isoflop.train import run_id
 from isoflop.tuning import carry_out
 from isoflop.tuning.crew import Crew, Job, Take, Tell
 from isoflop.tuning.layout import (

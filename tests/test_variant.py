@@ -9,11 +9,11 @@ import pytest
 
 from isoflop.errors import TrainError
 from isoflop.families import OWN
+from isoflop.identity import run_id
 from isoflop.pipeline import corpus_of, fit_runs
 from isoflop.recipe import recipe, shape
 from isoflop.records import Ladder, Result, Run
 from isoflop.store import Project
-from isoflop.train import run_id
 from isoflop.variant import DEFAULT, Variant
 
 

@@ -12,12 +12,12 @@ from isoflop import flops
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
+from isoflop.identity import tokens_of_trunk
 from isoflop.progress import Progress
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, Member, ModelConfig, Run, RunConfig, Tuning
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
-from isoflop.train import tokens_of_trunk
 from isoflop.tuning.values import batches
 
 TRIALS, FEWEST_TRIALS, MOST_TRIALS = 24, 8, 200

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop.errors import ProjectError, TrainError
+from isoflop.identity import run_id
 from isoflop.packed import folder_of
 from isoflop.records import Member, Run, RunConfig, Trial, Tuning
 from isoflop.store import Project
-from isoflop.train import run_id
 from isoflop.tuning.crew import Crew, Job
 from isoflop.tuning.layout import BRANCHES, HALVING, Layout, expected
 from isoflop.tuning.values import suggest, with_values
