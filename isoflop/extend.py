@@ -22,7 +22,7 @@ from isoflop.laws import Fit
 from isoflop.laws.design import Designer, choose
 from isoflop.laws.intervals import tails
 from isoflop.places import Place
-from isoflop.plan import JOINED_EFFICIENCY
+from isoflop.plan import JOINED_EFFICIENCY, LARGER
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Ladder, Member, Run
 from isoflop.store import Project
@@ -117,7 +117,9 @@ class Extender:
         """Every size of the family between the smallest measured and the target's, with doubling tokens."""
         made = {(m.params, m.token_counts[-1]) for m in ladder.members if m.config.seed == self.seed}
         smallest = min(m.params for m in ladder.members)
-        for model in shapes(self.corpus.vocab_size, largest=int(max(largest, smallest)), family=self.variant):
+        seen = LARGER * max(m.params for m in ladder.members)  # the plan looks no further
+        most = int(max(min(largest, seen), smallest))
+        for model in shapes(self.corpus.vocab_size, largest=most, family=self.variant):
             if flops.params_matmul(model) < smallest:
                 continue
             config = self.variant.config(

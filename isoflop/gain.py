@@ -200,8 +200,14 @@ def _worth(base: Fit, at: Pair, shift: Array, theta: Array) -> Array:
     """(draws,) doublings of a loss exp(shift) times the law's at that pair's size and tokens."""
     value, draws = base.loss(at.params, at.tokens), base.predict_draws(at.params, at.tokens)[:, 0]
     law = np.concatenate([value, draws])
-    before, after = (_bounded(base.compute_for(x, theta)) for x in (law, law * np.exp(shift)))
-    return np.asarray(np.log2(after / before))
+    before, after = (base.compute_for(x, theta) for x in (law, law * np.exp(shift)))
+    if np.isnan(before[0]):  # law > E, so only without a frontier
+        raise FitError(
+            "The law of the plain runs has no best split: N or D do not matter in it.",
+            hint="Compare more runs, or larger ones.",
+        )
+    found = np.log2(_bounded(after) / before)
+    return np.asarray(np.where(np.isnan(before), found[0], found))
 
 
 def _doublings(base: Fit, ours: Array, other: Fit, theirs: Array, flops: float) -> Array:

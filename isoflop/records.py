@@ -146,7 +146,9 @@ class Paced(Growing):
     @property
     def trunk_model(self) -> ModelConfig:
         """The shape as the trunk sees it."""
-        return self.model.model_copy(update={"context": self.trunk_context or self.model.context})
+        if not self.trunk_context:
+            return self.model
+        return self.model.model_copy(update={"context": self.trunk_context})
 
 
 class RunConfig(Paced):

@@ -61,6 +61,8 @@ class Variant:
 
     def config(self, model: ModelConfig, tokens: int, **values: Any) -> RunConfig:
         """The recipe's configuration of a shape that `shape` gave, changed; `values` as in `recipe`."""
+        if not self.changes:  # sizes are tried by the thousand
+            return recipe(model, tokens, **values)
         batch = self._changed(recipe(model, tokens, **values), "").batch_tokens
         derived = recipe(model, tokens, **(values | {"batch_tokens": batch}))  # what follows from the batch
         return self._changed(derived, "").model_copy(update={"batch_tokens": batch})
@@ -72,6 +74,8 @@ class Variant:
     def _changed(self, derived: R, prefix: str) -> R:
         """The record with those changes whose names have the prefix."""
         values: dict[str, Any] = {}
+        if not self.changes:
+            return derived
         for change in self.changes:
             name, equals, text = change.partition("=")
             if name not in KNOWN or not equals:

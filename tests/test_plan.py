@@ -80,4 +80,4 @@ def test_a_layout_has_its_own_factor(rater: planner._Rater, family: list[RunConf
 
 def test_too_little_for_any_size_is_refused(rater: planner._Rater, family: list[RunConfig]) -> None:
     with pytest.raises(BudgetError, match="too few for 50 steps"):
-        rater.best(family, Budget(seconds=1))
+        rater.best(family, Budget(seconds=0.5))
