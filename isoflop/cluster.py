@@ -49,9 +49,7 @@ from isoflop.train import CHECKPOINT_SECONDS, outcome, train_part
 from isoflop.workers import cores
 
 RETRIES = 3  # of a job whose process or node was lost
-AHEAD = (
-    2  # jobs in flight for each CPU: Ray always has one to start, and an autoscaler sees that more are wanted
-)
+AHEAD = 2  # jobs in flight for each CPU: Ray has one to start at once, and an autoscaler sees what is wanted
 FEWEST_IN_FLIGHT = 8
 POLL_SECONDS = 0.5  # between two looks at the board, and whether Ctrl-C was pressed
 LOOK_SECONDS = 5.0  # between two looks at the size of the cluster

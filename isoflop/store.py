@@ -57,8 +57,8 @@ class Project:
                 self.folder.mkdir(parents=True, exist_ok=True)
         place = self._ledger_place(url)
         self.ledger = Ledger(place, create=create)
-        if isinstance(place, str) and self.folder.is_dir():
-            atomic_write(self.folder / LEDGER_URL, without_password(place_url(place)).render_as_string())
+        if url is not None and self.folder.is_dir() and not (self.folder / LEDGER_URL).exists():
+            atomic_write(self.folder / LEDGER_URL, without_password(place_url(url)).render_as_string())
         self.listeners: list[Callable[[str, str, Record], None]] = []  # told kind, id and record of each put
 
     def _ledger_place(self, url: str | None) -> Path | str:

@@ -24,6 +24,7 @@ from isoflop.budget import Budget
 from isoflop.cluster import Cluster, connected
 from isoflop.errors import ProjectError, TrainError
 from isoflop.model import LanguageModel
+from isoflop.on_node import REPORT_SECONDS, Job
 from isoflop.pipeline import corpus_of, key_of
 from isoflop.places import Place
 from isoflop.progress import Silent
@@ -257,6 +258,26 @@ def test_the_error_of_a_member_is_its_own(
     assert any(line.startswith(f"ladder member of {bad.params:,} parameters failed") for line in said.lines)
 
 
+def beside(folder: Path, name: str, *, progress: Any, stopping: Callable[[], bool]) -> int:
+    """How many jobs run at most while this one reports itself and asks whether to stop, as training does."""
+    (folder / name).touch()
+    most, end = 0, time.monotonic() + 2 * REPORT_SECONDS
+    while time.monotonic() < end:
+        progress.update("train", 1.0)
+        assert not stopping()
+        most = max(most, len(list(folder.iterdir())))
+        time.sleep(0.001)  # a step
+    (folder / name).unlink()
+    return most
+
+
+def test_no_more_jobs_run_than_there_are_cpus(connection: None, tmp_path: Path) -> None:
+    jobs = [Job(f"{i}", f"{i}", partial(beside, tmp_path, f"{i}")) for i in range(3)]
+    found = [most for _, most in Cluster().do(jobs, "ladder", Silent(), lambda: False)]
+    assert max(found) <= 2
+    assert len(found) == 3
+
+
 def test_speeds_are_measured_on_the_cluster(
     place: Place, ladder: Ladder, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -304,8 +325,9 @@ def test_ctrl_c_saves_the_members_and_ends(nodes: Nodes, sources: tuple[str, ...
     project.put("ladder", Ladder(id=key, corpus_id=text.id, members=members, packed=2, seconds=1, flops=1))
     words = ["sweep", "--budget", budget, "--project", str(project.folder), "--ray", nodes.address]
     with subprocess.Popen(
-        [sys.executable, "-m", "isoflop", *words], start_new_session=True, text=True, stderr=subprocess.PIPE
-    ) as command:
+        [sys.executable, "-m", "isoflop", *words], start_new_session=True, text=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    ) as command:  # fmt: skip
         runs = project.folder / "runs"
         until(lambda: command.poll() is not None or len(list(runs.glob("*/.lock"))) == 2)
         os.killpg(command.pid, signal.SIGINT)

@@ -265,7 +265,9 @@ def test_a_ledger_elsewhere_by_url(tmp_path: Path) -> None:
     Project(tmp_path / "project", url=url).put("interval", interval(1), id="x")
     again = Project(tmp_path / "project", url=url, create=False)
     assert again.latest("interval", Interval) == interval(1)
+    written = (tmp_path / "project" / "ledger.url").stat().st_mtime_ns
     assert Project(tmp_path / "project").latest("interval", Interval) == interval(1)  # is remembered
+    assert (tmp_path / "project" / "ledger.url").stat().st_mtime_ns == written  # a reader writes nothing
     assert not (tmp_path / "project" / "ledger.db").exists()
 
 
