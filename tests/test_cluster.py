@@ -24,7 +24,6 @@ from isoflop.budget import Budget
 from isoflop.cluster import Cluster, connected
 from isoflop.errors import ProjectError, TrainError
 from isoflop.model import LanguageModel
-from isoflop.on_node import REPORT_SECONDS, Job
 from isoflop.pipeline import corpus_of, key_of
 from isoflop.places import Place
 from isoflop.progress import Silent
@@ -256,26 +255,6 @@ def test_the_error_of_a_member_is_its_own(
     assert losses(runs) == [e for e in expected if e in losses(runs)]
     assert len(runs) == 4
     assert any(line.startswith(f"ladder member of {bad.params:,} parameters failed") for line in said.lines)
-
-
-def beside(folder: Path, name: str, *, progress: Any, stopping: Callable[[], bool]) -> int:
-    """How many jobs run at most while this one reports itself and asks whether to stop, as training does."""
-    (folder / name).touch()
-    most, end = 0, time.monotonic() + 2 * REPORT_SECONDS
-    while time.monotonic() < end:
-        progress.update("train", 1.0)
-        assert not stopping()
-        most = max(most, len(list(folder.iterdir())))
-        time.sleep(0.001)  # a step
-    (folder / name).unlink()
-    return most
-
-
-def test_no_more_jobs_run_than_there_are_cpus(connection: None, tmp_path: Path) -> None:
-    jobs = [Job(f"{i}", f"{i}", partial(beside, tmp_path, f"{i}")) for i in range(3)]
-    found = [most for _, most in Cluster().do(jobs, "ladder", Silent(), lambda: False)]
-    assert max(found) <= 2
-    assert len(found) == 3
 
 
 def test_speeds_are_measured_on_the_cluster(
