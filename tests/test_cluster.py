@@ -102,13 +102,22 @@ def losses(runs: list[Run]) -> list[tuple[str, float]]:
     return sorted((r.id, r.loss) for r in runs)
 
 
+def alone(turn: Path) -> bool:
+    """Whether this is the first process that comes here: ranks come at the same time."""
+    try:
+        turn.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def held(mark: Path, node: str, *words: Any, progress: Any, stopping: Callable[[], bool]) -> Any:
     """`train_part` that stands still in its fifth step, once and on that node, and says so in `mark`."""
     calls = count(1)
     here = ray.get_runtime_context().get_node_id()
 
     def stand() -> bool:
-        if next(calls) == 5 and node in (ANYWHERE, here) and not mark.exists():
+        if next(calls) == 5 and node in (ANYWHERE, here) and alone(mark.with_suffix(".turn")):
             mark.with_suffix(".new").write_text(f"{os.getpid()}")
             mark.with_suffix(".new").rename(mark)
             threading.Event().wait()
