@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
@@ -76,6 +77,17 @@ def above(theirs: Sequence[float], ours: Sequence[float]) -> str:
         return value
     ends = ttest_ind(theirs, ours, equal_var=False).confidence_interval(LEVEL)
     return f"{value} [{ends.low / base:+.1%}, {ends.high / base:+.1%}]"
+
+
+def checkout(holds: str) -> Callable[[str], Path]:
+    """The type of an option that names a checkout, known by a file that it holds."""
+
+    def folder(text: str) -> Path:
+        if not (Path(text) / holds).is_file():
+            raise argparse.ArgumentTypeError(f"{text} has no {holds}: name a checkout of the project")
+        return Path(text).absolute()
+
+    return folder
 
 
 def ask(line: Sequence[str], **options: Any) -> Any:

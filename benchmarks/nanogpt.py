@@ -7,8 +7,6 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ CONTEXT = 256
 SIZES = {  # layers, heads, width; the names count the blocks' weights alone
     "10M": (6, 6, 384), "2.2M": (5, 6, 192), "0.8M": (4, 4, 128), "0.3M": (3, 3, 96),
 }  # fmt: skip
+SEED = "torch.manual_seed(1337 + seed_offset)"
 ENDLESS_STEPS = 10**8  # of a run that is stopped once its speed is known
 
 
@@ -49,30 +48,29 @@ def prepare(repository: Path, corpus: Corpus, name: str) -> None:
     (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": corpus.vocab_size}))
 
 
-def command(peer: Peer, steps: int, out: Path, dataset: str, log_interval: int = 10) -> list[str]:
-    """nanoGPT's own command line."""
+def command(
+    repository: Path, peer: Peer, steps: int, out: Path, dataset: str, log_interval: int = 10
+) -> list[str]:
+    """nanoGPT's own command line, for its own folder."""
     layers, heads, width = SIZES[peer.size]
     options: dict[str, Any] = {
-        "out_dir": str(out), "dataset": dataset, "device": "cpu", "dtype": "float32", "compile": False,
-        "block_size": CONTEXT, "batch_size": peer.batch, "gradient_accumulation_steps": 1,
+        "out_dir": str(out.absolute()), "dataset": dataset, "device": "cpu", "dtype": "float32",
+        "compile": False, "block_size": CONTEXT, "batch_size": peer.batch, "gradient_accumulation_steps": 1,
         "n_layer": layers, "n_head": heads, "n_embd": width, "dropout": 0.0, "learning_rate": peer.lr,
         "min_lr": peer.lr / 10, "beta2": 0.99, "warmup_iters": 100, "max_iters": steps,
         "lr_decay_iters": steps, "eval_interval": steps, "eval_iters": 1, "log_interval": log_interval,
         "always_save_checkpoint": True,
     }  # fmt: skip
-    return [sys.executable, "-u", "train.py", *(f"--{k}={v}" for k, v in options.items())]
+    source = _seeded(repository, peer.seed)
+    return [sys.executable, "-u", "-c", source, *(f"--{k}={v}" for k, v in options.items())]
 
 
-@contextmanager
-def _seeded(repository: Path, seed: int) -> Iterator[None]:
-    """Its seed is written in its train.py."""
+def _seeded(repository: Path, seed: int) -> str:
+    """Its train.py with another seed, which is written in it; the checkout stays as it is."""
     source = (repository / "train.py").read_text()
-    seeded = source.replace("torch.manual_seed(1337 + seed_offset)", f"torch.manual_seed({seed})")
-    (repository / "train.py").write_text(seeded)
-    try:
-        yield
-    finally:
-        (repository / "train.py").write_text(source)
+    if SEED not in source:
+        sys.exit(f"{repository / 'train.py'} does not set its seed by {SEED}: it cannot be given another")
+    return source.replace(SEED, f"torch.manual_seed({seed})")
 
 
 def _milliseconds(line: str) -> float | None:
@@ -82,11 +80,10 @@ def _milliseconds(line: str) -> float | None:
 
 def run_peer(repository: Path, peer: Peer, steps: int, out: Path, dataset: str, threads: int) -> list[float]:
     """Run train.py in its own folder; returns its milliseconds a step, as it logs them."""
-    with _seeded(repository, peer.seed):
-        text = subprocess.run(
-            command(peer, steps, out.absolute(), dataset), cwd=repository, check=True, stdout=subprocess.PIPE,
-            text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        ).stdout  # fmt: skip
+    text = subprocess.run(
+        command(repository, peer, steps, out, dataset), cwd=repository, check=True, stdout=subprocess.PIPE,
+        text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    ).stdout  # fmt: skip
     return [ms for line in text.splitlines() if (ms := _milliseconds(line)) is not None]
 
 
@@ -99,8 +96,8 @@ def speed(
     """
     marks: list[tuple[float, float]] = []
     born = time.time()
-    with _seeded(repository, peer.seed), subprocess.Popen(
-        command(peer, ENDLESS_STEPS, out.absolute(), dataset, log_interval=1), cwd=repository,
+    with subprocess.Popen(
+        command(repository, peer, ENDLESS_STEPS, out, dataset, log_interval=1), cwd=repository,
         stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
     ) as process:  # fmt: skip
         assert process.stdout is not None

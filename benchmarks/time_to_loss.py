@@ -28,7 +28,7 @@ from typing import Any
 
 import nanogpt
 import ours
-from comparing import ratio, words
+from comparing import checkout, ratio, words
 from keeping import machine, once, read, write_readme
 
 from isoflop import flops
@@ -160,7 +160,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument(
+        "--nanogpt", type=checkout("train.py"), required=True, help="a checkout of karpathy/nanoGPT"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for corpora and checkpoints")
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--what", nargs="+", choices=CASES, default=list(CASES))

@@ -31,7 +31,7 @@ from typing import Any
 import nanogpt
 import ours
 import trainer_llama
-from comparing import ratio, words
+from comparing import checkout, ratio, words
 from keeping import machine, once, read, write_readme
 
 from isoflop import flops
@@ -195,7 +195,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = ("nanogpt", "trainer", "peak", "ladder")
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--nanogpt", type=checkout("train.py"), help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--work", type=Path, required=True, help="folder for corpora and checkpoints")
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--what", nargs="+", choices=kinds, default=kinds)

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import ours
-from comparing import above, ask
+from comparing import above, ask, checkout
 from keeping import machine, once, read, write_readme
 from nanochat_loop import ASPECT
 
@@ -51,7 +51,7 @@ PLANNED = 0.97  # of our time; speeds drift
 def loop(args: argparse.Namespace, corpus: Corpus, batch: int, seed: int, steps: int, score: bool) -> Row:
     """One run of nanochat's recipe."""
     asked = {
-        "nanochat": str(args.nanochat.absolute()), "corpus": str(corpus.folder.absolute()),
+        "nanochat": str(args.nanochat), "corpus": str(corpus.folder.absolute()),
         "depth": args.depth, "context": CONTEXT, "batch": batch, "rows": MICRO_ROWS, "steps": steps,
         "seed": seed, "threads": cores(), "compile": has_compiler(), "score": score,
     }  # fmt: skip
@@ -131,7 +131,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = ("nanochat", "isoflop-same", "isoflop")
-    parser.add_argument("--nanochat", type=Path, required=True, help="a checkout of karpathy/nanochat")
+    parser.add_argument(
+        "--nanochat",
+        type=checkout("scripts/base_train.py"),
+        required=True,
+        help="a checkout of karpathy/nanochat",
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for corpora and projects")
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--what", nargs="+", choices=kinds, default=kinds)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ours
-from comparing import above
+from comparing import above, checkout
 from keeping import once, read, write_readme
 from nanogpt import Peer, prepare, run_peer, score_peer
 
@@ -61,7 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument(
+        "--nanogpt", type=checkout("train.py"), required=True, help="a checkout of karpathy/nanoGPT"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and projects")
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument(
