@@ -42,8 +42,8 @@ def prepare(repository: Path, corpus: Corpus, name: str) -> None:
     """Put the corpus where nanoGPT's train.py looks for it."""
     folder = repository / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
-    np.asarray(train_tokens(corpus), dtype=np.uint16).tofile(folder / "train.bin")
-    np.asarray(heldout_tokens(corpus), dtype=np.uint16).tofile(folder / "val.bin")
+    np.asarray(train_tokens(corpus)[:], dtype=np.uint16).tofile(folder / "train.bin")
+    np.asarray(heldout_tokens(corpus)[:], dtype=np.uint16).tofile(folder / "val.bin")
     # Without it train.py falls back on GPT-2's 50,304 tokens, a head twelve times too large.
     (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": corpus.vocab_size}))
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +77,15 @@ class Board:
 
 
 class Report:
-    """Progress of a job, posted to the board once in a while, and whether to stop as it answers."""
+    """Progress of a job, posted to the board once in a while, and whether to stop as it answers.
+
+    It never waits by `ray.get` or `ray.wait`: meanwhile Ray would give the job's CPUs to the next one.
+    """
 
     def __init__(self, board: Any, job: Job) -> None:
         self._board, self._job = board, job
         self._stop, self._next = False, 0.0
-        self._answer: Any = None
+        self._answer: Future[bool] | None = None
         self._unsaid: tuple[float, str] | None = None
 
     def start(self, stage: str, total: float, unit: str = "") -> None: ...
@@ -94,7 +98,7 @@ class Report:
     def flush(self) -> None:
         """Post what is not posted yet."""
         if self._unsaid is not None:
-            self._answer = self._board.post.remote(self._job.name, *self._unsaid)
+            self._answer = self._board.post.remote(self._job.name, *self._unsaid).future()
             self._unsaid, self._next = None, time.monotonic() + REPORT_SECONDS
 
     def finish(self, stage: str, note: str = "") -> None: ...
@@ -107,13 +111,21 @@ class Report:
 
     def stopping(self) -> bool:
         """Whether the driver wants this job to save itself and end, as far as is known."""
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            try:
-                self._stop = ray.get(self._answer)
-            except RayError:  # the board is being started again
-                self._stop = False
+        if self._answer is not None and self._answer.done():
+            self._hear(self._answer)
             self._answer = None
         return self._stop
+
+    def ask(self) -> bool:
+        """Whether to stop, from the board itself."""
+        self._hear(self._board.stopping.remote().future())
+        return self._stop
+
+    def _hear(self, answer: Future[bool]) -> None:
+        try:
+            self._stop = answer.result()
+        except RayError:  # the board is being started again
+            self._stop = False
 
 
 @ray.remote
@@ -125,7 +137,7 @@ def do(job: Job, board: Any, mark: Path | None, group: PlacementGroup | None) ->
     if mark is not None:
         check_seen(mark)
     report = Report(board, job)
-    if ray.get(board.stopping.remote()):
+    if report.ask():
         return STOPPED
     try:
         with _alone_in(job.folder, report.stopping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from isoflop import checkpoint, cluster
 from isoflop import ladder as rungs
@@ -24,6 +26,7 @@ from isoflop.budget import Budget
 from isoflop.cluster import Cluster, connected
 from isoflop.errors import ProjectError, TrainError
 from isoflop.model import LanguageModel
+from isoflop.on_node import Job, do
 from isoflop.pipeline import corpus_of, key_of
 from isoflop.places import Place
 from isoflop.progress import Silent
@@ -264,6 +267,70 @@ def test_the_error_of_a_member_is_its_own(
     assert losses(runs) == [e for e in expected if e in losses(runs)]
     assert len(runs) == 4
     assert any(line.startswith(f"ladder member of {bad.params:,} parameters failed") for line in said.lines)
+
+
+class Slow:
+    """A board that answers once it is let go, first those that begin and then those that report."""
+
+    def __init__(self) -> None:
+        self.asked, self.posted = 0, 0
+        self.go = {"stopping": asyncio.Event(), "post": asyncio.Event()}
+
+    async def stopping(self) -> bool:
+        self.asked += 1
+        await self.go["stopping"].wait()
+        return False
+
+    async def post(self, *said: object) -> bool:
+        self.posted += 1
+        await self.go["post"].wait()
+        return True
+
+    async def counts(self) -> tuple[int, int]:
+        return self.asked, self.posted
+
+    async def let(self, what: str) -> None:
+        self.go[what].set()
+
+
+def reports(*, progress: Any, stopping: Callable[[], bool]) -> None:
+    """A job's work: it reports once, and looks at each of its steps whether to stop."""
+    progress.update("train", 1.0)
+    while not stopping():
+        time.sleep(0.001)
+
+
+@ray.remote(num_cpus=0)
+class Newcomer:
+    """Takes a process of its own: when it is there, a job that found a free CPU before is as well."""
+
+    def here(self) -> None: ...
+
+
+def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) -> None:
+    board = ray.remote(Slow).options(num_cpus=0).remote()
+    tasks = [do.options(num_cpus=1).remote(Job(f"{i}", f"{i}", reports), board, None, None) for i in range(3)]
+
+    def counts() -> tuple[int, int]:
+        found: tuple[int, int] = ray.get(board.counts.remote())
+        return found
+
+    def settled() -> tuple[int, int]:
+        """The counts once whoever could begin has begun."""
+        for node in 2 * nodes.list_all_nodes():
+            where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            newcomer = Newcomer.options(scheduling_strategy=where).remote()
+            ray.get(newcomer.here.remote())
+            ray.kill(newcomer)
+        return counts()
+
+    until(lambda: counts()[0] >= 2)
+    assert settled() == (2, 0), "a job began while another waited to begin"
+    ray.get(board.let.remote("stopping"))
+    until(lambda: counts()[1] >= 2)
+    assert settled() == (2, 2), "a job began while another reported"
+    ray.get(board.let.remote("post"))
+    ray.get(tasks)  # the third as well
 
 
 def test_speeds_are_measured_on_the_cluster(

@@ -16,7 +16,7 @@ disk full: checkpoint, ladder              here: full_disk
 checkpoint truncated or changed            here: damaged_checkpoint; test_train: a_damaged_checkpoint;
                                            test_distributed: checkpoints_of_shards
 token files changed before a command       test_pipeline: damaged_token_files; here: known_corpus
-token files changed under a run            here: tokens_that_change
+token files changed or cut under a run     here: tokens_that_change, _that_are_cut, _are_gone; e2e
 ledger damaged, or made by another version test_store
 ledger locked by another process           here: locked_ledger
 loss not finite                            test_train: a_loss_that_is_not_finite
@@ -25,6 +25,7 @@ clock goes back                            test_store: order_is_kept; here: cloc
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,6 +208,45 @@ def test_tokens_that_change_under_a_run_are_noticed(own: Corpus, small: RunConfi
 
     with pytest.raises(CorruptError, match=r"train\.bin was changed while a run was training on it"):
         train_trunk(small, [small.tokens], own, tmp_path / "run", checkpoint_seconds=0, progress=Changes())
+    assert checkpoint.load(tmp_path / "run", Silent())["done_steps"] == 19  # type: ignore[index]
+
+
+@pytest.mark.parametrize("side", ["train", "heldout"])
+def test_tokens_that_are_cut_under_a_run_are_noticed_and_nothing_is_lost(
+    own: Corpus, small: RunConfig, tmp_path: Path, loss: float, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    path, save = own.folder / f"{side}.bin", checkpoint.save
+    whole = path.read_bytes()
+
+    def cut(folder: Path, state: dict[str, Any], step: int) -> None:
+        save(folder, state, step)
+        if step == 20:
+            os.truncate(path, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", cut)
+        with pytest.raises(CorruptError, match=rf"{side}\.bin was cut short while it was being read"):
+            train(small, own, tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run", Silent())
+    assert state is not None
+    assert state["done_steps"] == (20 if side == "train" else 60)
+    path.write_bytes(whole)
+    assert train(small, own, tmp_path / "run").loss == loss
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"), [(Path.unlink, "is missing"), (lambda path: os.truncate(path, 9), "has 9 bytes, not")]
+)
+def test_what_was_trained_on_tokens_that_are_gone_is_not_saved(
+    own: Corpus, small: RunConfig, tmp_path: Path, harm: Callable[[Path], None], says: str
+) -> None:
+    class Harms(Silent):
+        def update(self, stage: str, done: float, note: str = "") -> None:
+            if done == 20 * small.batch_tokens:
+                harm(own.folder / "train.bin")
+
+    with pytest.raises(CorruptError, match=rf"train\.bin {says}"):
+        train_trunk(small, [small.tokens], own, tmp_path / "run", checkpoint_seconds=0, progress=Harms())
     assert checkpoint.load(tmp_path / "run", Silent())["done_steps"] == 19  # type: ignore[index]
 
 

@@ -16,7 +16,7 @@ from isoflop.records import Corpus
 
 
 def windows(corpus: Corpus, rows: int = 64, context: int = 128) -> torch.Tensor:
-    tokens = np.array(heldout_tokens(corpus)[: rows * (context + 1)]).astype(np.int64)
+    tokens = heldout_tokens(corpus)[: rows * (context + 1)].astype(np.int64)
     return torch.from_numpy(tokens.reshape(rows, context + 1))
 
 
@@ -143,7 +143,7 @@ def test_the_second_stretch_follows_half_of_the_time(corpus: Corpus, key: tuple[
 def test_a_random_stretch_is_text_from_elsewhere(corpus: Corpus) -> None:
     inputs, targets = OBJECTIVES["masked-next"].examples(windows(corpus, 64, 64), corpus, (1,))
     plain = torch.where(targets[:, :-1] == IGNORE, inputs, targets[:, :-1]).numpy()
-    text = np.array(train_tokens(corpus)).astype("<u2").tobytes()
+    text = train_tokens(corpus)[:].astype("<u2").tobytes()
     for row, label in zip(plain, targets[:, -1], strict=True):
         second = row[(row == corpus.vocab_size + 2).nonzero()[0][0] + 1 : -1]
         assert (label == 1) <= (second.astype("<u2").tobytes() in text)

@@ -16,8 +16,10 @@ from isoflop.corpus.load import (
     train_tokens,
     word_edges,
 )
+from isoflop.corpus.tokens import Tokens
 
 __all__ = [
+    "Tokens",
     "build_corpus",
     "check_train_tokens",
     "end_token",

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.corpus import bpe
+from isoflop.corpus.tokens import AGAIN, Tokens
 from isoflop.errors import CorpusError, CorruptError
 from isoflop.records import Corpus
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SCAN_TOKENS = 1 << 20
-Tokens = np.memmap[Any, np.dtype[np.unsignedinteger[Any]]]
 
 
 def load_corpus(folder: Path, *, verify: bool = False) -> Corpus:
@@ -35,8 +35,7 @@ def load_corpus(folder: Path, *, verify: bool = False) -> Corpus:
         corpus = Corpus.from_json(path.read_bytes()).model_copy(update={"folder": folder})
     except ValueError as error:
         raise CorruptError(f"{path} is not a corpus record: {error}", hint="Build it again.") from error
-    width = np.dtype(bpe.token_type(corpus.vocab_size)).itemsize
-    sizes = {"train.bin": corpus.train_tokens * width, "heldout.bin": corpus.heldout_tokens * width}
+    sizes = {f"{side}.bin": _size(corpus, side) for side in ("train", "heldout")}
     for name in corpus.hashes:
         _check_size(folder / name, sizes.get(name))
     if verify:
@@ -50,7 +49,7 @@ def load_corpus(folder: Path, *, verify: bool = False) -> Corpus:
 
 
 def train_tokens(corpus: Corpus) -> Tokens:
-    """The training tokens, memory-mapped; each document ends with the end token."""
+    """The training tokens; each document ends with the end token."""
     return _tokens(corpus, "train")
 
 
@@ -63,15 +62,16 @@ def train_stamp(corpus: Corpus) -> tuple[int, int]:
 def check_train_tokens(corpus: Corpus, stamp: Sequence[int]) -> None:
     """Raises `CorruptError` when the training tokens have changed since the file had this `stamp`."""
     path = corpus.folder / "train.bin"
+    _check_size(path, _size(corpus, "train"))
     if train_stamp(corpus) != tuple(stamp) and sha256(path) != corpus.hashes["train.bin"]:
         raise CorruptError(
             f"{path} was changed while a run was training on it.",
-            hint="Delete the folder, build the corpus again and run the same command again.",
+            hint=AGAIN,
         )
 
 
 def heldout_tokens(corpus: Corpus) -> Tokens:
-    """The held-out tokens, memory-mapped; each document ends with the end token."""
+    """The held-out tokens; each document ends with the end token."""
     return _tokens(corpus, "heldout")
 
 
@@ -135,7 +135,17 @@ def sha256(path: Path) -> str:
 
 
 def _tokens(corpus: Corpus, side: str) -> Tokens:
-    return np.memmap(corpus.folder / f"{side}.bin", bpe.token_type(corpus.vocab_size), "r")
+    path = corpus.folder / f"{side}.bin"
+    return Tokens(path, bpe.token_type(corpus.vocab_size), _count(corpus, side))
+
+
+def _count(corpus: Corpus, side: str) -> int:
+    return corpus.train_tokens if side == "train" else corpus.heldout_tokens
+
+
+def _size(corpus: Corpus, side: str) -> int:
+    """Bytes of a file of tokens."""
+    return _count(corpus, side) * np.dtype(bpe.token_type(corpus.vocab_size)).itemsize
 
 
 def _documents(corpus: Corpus, side: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.corpus import train_tokens, word_edges
+from isoflop.corpus import Tokens, train_tokens, word_edges
 from isoflop.model import IGNORE
 from isoflop.objectives.protocol import ENCODER
 from isoflop.objectives.special import CLS, MASK, SEP, special_ids
@@ -92,7 +92,7 @@ class MaskedNext:
 
 
 def _pairs(
-    ids_bt: Ids, text: NDArray[np.unsignedinteger], cls: int, sep: int, rng: np.random.Generator
+    ids_bt: Ids, text: Tokens, cls: int, sep: int, rng: np.random.Generator
 ) -> tuple[Ids, NDArray[np.bool_], Ids]:
     """Inputs (b, t), where they are special, and NEXT or RANDOM (b,)."""
     b, t = ids_bt.shape
@@ -103,7 +103,8 @@ def _pairs(
     starts_b: Ids = rng.integers(0, len(text) - length, (b,))
     pairs, where = np.full((b, t), cls), np.zeros((b, t), bool)
     for row, n in enumerate(first_b):
-        other = text[int(starts_b[row]) :][: length - n]
+        start = int(starts_b[row])
+        other = text[start : start + length - n]
         second = other if label_b[row] == RANDOM else ids_bt[row, n:length]
         pairs[row, 1:] = np.concatenate([ids_bt[row, :n], [sep], second, [sep]])
         where[row, [0, n + 1, t - 1]] = True

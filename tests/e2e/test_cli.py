@@ -9,15 +9,18 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from postgres import Server
 
 from e2e.commands import refused
+from isoflop import checkpoint
 from isoflop.cli import app
 from isoflop.records import Result
 from isoflop.store import Project
+from isoflop.train import train_trunk
 
 Job = tuple[Path, Result]
 
@@ -210,6 +213,24 @@ def test_a_disk_that_fills_up(  # type: ignore[no-untyped-def]
     refused(isoflop(*words), "full")
     assert not list((home / "artifacts").glob("*")) if (home / "artifacts").exists() else True
     monkeypatch.undo()
+
+
+def test_tokens_that_are_cut_under_a_run(  # type: ignore[no-untyped-def]
+    isoflop, tmp_path: Path, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, save = tmp_path / "p", checkpoint.save
+    assert isoflop("corpus", sources[-1], "--vocab", 400, "--heldout", 0.2, "--project", home).code == 0
+    (path,) = home.glob("corpora/*/train.bin")
+
+    def cut(*words: Any) -> None:
+        save(*words)
+        os.truncate(path, 0)
+
+    monkeypatch.setattr("isoflop.devices.cores", lambda: 1)  # so that it trains in this process
+    monkeypatch.setitem(train_trunk.__kwdefaults__, "checkpoint_seconds", 0)
+    monkeypatch.setattr(checkpoint, "save", cut)
+    words = ("train", "--width", 32, "--layers", 2, "--tokens", 40_000, "--project", home)
+    refused(isoflop(*words), f"{path} was cut short while it was being read")
 
 
 def test_an_unknown_option_is_a_usage_error(isoflop) -> None:  # type: ignore[no-untyped-def]
