@@ -29,8 +29,15 @@ def export(
     to: Annotated[str, typer.Option(help="gguf (llama.cpp), or hf (a Hugging Face folder).")] = "gguf",
     kind: Annotated[
         str,
-        typer.Option("--type", help="Of the weights, in a gguf: f32, f16, q8_0, q5_1, q5_0, q4_1 or q4_0."),
+        typer.Option(
+            "--type",
+            help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0.",
+        ),
     ] = "f32",
+    calibrate: Annotated[
+        int | None,
+        typer.Option(min=0, help="Tokens of training text by which weights are rounded; 0: to the nearest."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a model in another format; it is kept if it reads, computes and writes as the original does.
@@ -43,9 +50,9 @@ def export(
     from isoflop.export.gated import export as write
     from isoflop.pipeline import corpus_of
 
-    home = open_project(project)
+    home, given = open_project(project), {} if calibrate is None else {"calibrate": calibrate}
     with home.lock():
-        done = write(home, corpus_of(home), model, to=to, kind=kind)
+        done = write(home, corpus_of(home), model, to=to, kind=kind, **given)
     if json:
         out(done)
         return

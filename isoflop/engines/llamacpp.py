@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_int64, c_size_t, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,11 @@ class _Batch(ctypes.Structure):
 
 _Log = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
+    "ggml_row_size": (c_size_t, [c_int, c_int64]),
+    "ggml_quantize_chunk": (
+        c_size_t,
+        [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p],
+    ),
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [_Log, c_void_p]),
     "llama_model_default_params": (_Parameters, []),
@@ -113,6 +118,26 @@ def _read_for_a_token(path: Path) -> int:
 
     sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
     return sum(sizes.values()) - (sizes[TABLE] if HEAD in sizes else 0)
+
+
+def rounded(
+    weight_rc: NDArray[np.float32], type_number: int, importance_c: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """A matrix in one of llama.cpp's block types, rounded by llama.cpp: rows of bytes.
+
+    With the importance of each column it lowers the error of the layer's output, not that of the weights.
+    """
+    library, (rows, columns) = _library(), weight_rc.shape
+    source = np.ascontiguousarray(weight_rc, np.float32)
+    target = np.empty((rows, library.ggml_row_size(type_number, columns)), np.uint8)
+    weights = None
+    if importance_c is not None:
+        importance = np.ascontiguousarray(importance_c, np.float32)
+        weights = importance.ctypes.data
+    library.ggml_quantize_chunk(
+        type_number, source.ctypes.data, target.ctypes.data, 0, rows, columns, weights
+    )
+    return target
 
 
 class LlamaCpp:

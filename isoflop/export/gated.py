@@ -11,7 +11,8 @@ import torch
 from isoflop import corpus as texts
 from isoflop.engines import GGUF, open_engine
 from isoflop.errors import CorruptError, ProjectError
-from isoflop.export.gguf import TYPES, read_weights, write_gguf
+from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
+from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import load_pretrained, save_pretrained, tokenizer_of
 from isoflop.export.parity import Parity, check
 from isoflop.gpt import GPT
@@ -31,6 +32,7 @@ class Export(Record):
     source: str  # hash of the model folder
     format: str  # one of FORMATS
     kind: str  # of the weights
+    calibrated: int  # tokens of training text by which weights were rounded; 0: each to its nearest
     path: str  # relative to the project
     bytes: int
     params_total: int
@@ -46,29 +48,38 @@ class Format(NamedTuple):
     """What a format is called, of which types its weights may be, and how it is written."""
 
     kinds: tuple[str, ...]
-    write: Callable[[GPT, Corpus, Path, str], Path]  # into a folder; returns what an engine opens
+    write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
     reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
 
 
-def _write_gguf(model: GPT, corpus: Corpus, folder: Path, kind: str) -> Path:
+def _write_gguf(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
     path = folder / f"model-{kind}{GGUF}"
-    write_gguf(model, tokenizer_of(model.config, corpus)[0], texts.end_token(corpus), path, kind=kind)
+    write_gguf(
+        model, tokenizer_of(model.config, corpus)[0], texts.end_token(corpus), path, kind=kind,
+        importance=importance(model, corpus, calibrate) if calibrate and kind not in FLOATS else None,
+    )  # fmt: skip
     return path
 
 
-def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str) -> Path:
+def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
     save_pretrained(model, corpus, folder)
     return folder
 
 
 FORMATS = {
-    "gguf": Format(TYPES, _write_gguf, read_weights),
+    "gguf": Format(tuple(TYPES), _write_gguf, read_weights),
     "hf": Format(("f32",), _write_folder, lambda model, path: None),
 }
 
 
-def export(project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str = "f32") -> Export:
+def export(
+    project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str = "f32",
+    calibrate: int = CALIBRATION_TOKENS,
+) -> Export:  # fmt: skip
     """Write a model folder of our decoder in another format, check it in its engine, and keep it.
+
+    Weights that are rounded are so by what `calibrate` tokens of training text feed them, or each to its
+    nearest with 0.
 
     Raises ProjectError for a format, a type or an architecture that cannot be, or an engine that is not
     installed; CorruptError when the folder is damaged or the export does not pass the gate.
@@ -78,13 +89,17 @@ def export(project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", 
         raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
     if kind not in known.kinds:
         raise ProjectError(f"{to} has no type {kind!r}", hint=f"name one of {', '.join(known.kinds)}")
+    if calibrate < 0:
+        raise ProjectError(f"{calibrate} calibration tokens are too few", hint="give 0 for none")
+    if kind in FLOATS:
+        calibrate = 0
     model = _model(folder, corpus)
     found: list[tuple[Path, Parity]] = []
 
     def write(target: Path) -> None:
-        path = known.write(model, corpus, target, kind)
+        path = known.write(model, corpus, target, kind, calibrate)
         known.reread(model, path)
-        tolerance = FLOAT_TOLERANCE if kind in ("f32", "f16") else ROUNDED_TOLERANCE
+        tolerance = FLOAT_TOLERANCE if kind in FLOATS else ROUNDED_TOLERANCE
         with open_engine(path) as engine:
             tokenizer = tokenizer_of(model.config, corpus)[0]
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
@@ -93,7 +108,8 @@ def export(project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", 
     kept = project.add_artifact(f"{to}-{kind}", write)
     (name, parity), home = found[0], project.folder / kept
     done = Export(
-        id=digest([source, to, kind]), source=source, format=to, kind=kind, path=str(Path(kept) / name),
+        id=digest([source, to, kind, calibrate]), source=source, format=to, kind=kind,
+        calibrated=calibrate, path=str(Path(kept) / name),
         bytes=sum(f.stat().st_size for f in home.rglob("*") if f.is_file()),
         params_total=sum(p.numel() for p in model.parameters()), parity=parity,
     )  # fmt: skip

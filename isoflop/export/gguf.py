@@ -1,15 +1,15 @@
 """GGUF, llama.cpp's one file of weights and tokenizer.
 
-Tensor names and their types are those of the `gguf` package, which also rounds weights to blocks: 32
-weights of a row share a scale, and in the types that end in 1 a minimum. llama.cpp reads Qwen3 with the
-rotary halves as transformers has them, so nothing is permuted. The tokenizer is byte-level BPE with GPT-2's
+Tensor names and their types are those of the `gguf` package; llama.cpp itself rounds the weights, 32 of a row
+in a block with its scale, in the K types 256. llama.cpp reads Qwen3 with the rotary halves as transformers
+has them, so nothing is permuted. The tokenizer is byte-level BPE with GPT-2's
 pattern, and says so: llama.cpp's converter would look its hash up in a list and refuse it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +18,40 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from isoflop.errors import ProjectError, TrainError
+from isoflop.engines.llamacpp import rounded
+from isoflop.errors import ProjectError
 from isoflop.gpt import EPS, GPT
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 ARCHITECTURE = "qwen3"
-BLOCK = 32
-TYPES = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # most bytes first
+# Most bytes first; what llama.cpp calls a file of it, and the type of rows that are no whole blocks.
+TYPES = {
+    "f32": ("ALL_F32", ""), "f16": ("MOSTLY_F16", ""), "q8_0": ("MOSTLY_Q8_0", "f16"),
+    "q6_k": ("MOSTLY_Q6_K", "q8_0"), "q5_1": ("MOSTLY_Q5_1", "f16"), "q5_k": ("MOSTLY_Q5_K_S", "q5_1"),
+    "q5_0": ("MOSTLY_Q5_0", "f16"), "q4_1": ("MOSTLY_Q4_1", "f16"), "q4_k": ("MOSTLY_Q4_K_S", "q5_0"),
+    "iq4_nl": ("MOSTLY_IQ4_NL", "f16"), "q4_0": ("MOSTLY_Q4_0", "f16"),
+}  # fmt: skip
+FLOATS = ("f32", "f16")
 GPT2_PATTERN = "gpt-2"  # llama.cpp's name for it
 
 
-def write_gguf(model: GPT, tokenizer: Tokenizer, end_of_text: int, path: Path, *, kind: str) -> None:
+def write_gguf(
+    model: GPT, tokenizer: Tokenizer, end_of_text: int, path: Path, *, kind: str,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:  # fmt: skip
     """Write `model` with its matrices as `kind`, one of TYPES; vectors stay float32.
 
-    Raises TrainError when a type needs rows of another length, ProjectError without the gguf package.
+    Where rows are no whole blocks of a type the matrix has the next larger one that fits. `importance` is of
+    the columns of each matrix, by name (`calibrate`). Raises ProjectError without the packages.
     """
     gguf = _package()
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     try:
-        _describe(writer, model, gguf.LlamaFileType, kind)
+        _describe(writer, model, gguf.LlamaFileType[TYPES[kind][0]])
         _add_tokenizer(writer, tokenizer, end_of_text, model.config.vocab_size)
-        for name, values, stored in _tensors(model, kind):
+        for name, values, stored in _tensors(model, kind, importance or {}):
             writer.add_tensor(name, values, raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -82,24 +93,28 @@ def _names(model: GPT) -> dict[str, str]:
     return {mapping.get_name(name, try_suffixes=(".weight",)): name for name in names}
 
 
-def _tensors(model: GPT, kind: str) -> Iterator[tuple[str, NDArray[Any], GGMLQuantizationType]]:
+def _tensors(
+    model: GPT, kind: str, importance: Mapping[str, NDArray[np.float32]]
+) -> Iterator[tuple[str, NDArray[Any], GGMLQuantizationType]]:
     """Name, values as stored, and type of each."""
     gguf = _package()
-    wanted = gguf.GGMLQuantizationType[kind.upper()]
+    types = gguf.GGMLQuantizationType
     state = model.state_dict()
     for there, here in _names(model).items():
         weight = state[here].detach().float().cpu().numpy()
-        stored = wanted if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
-        if stored.name.startswith("Q") and weight.shape[-1] % BLOCK:
-            raise TrainError(
-                f"{kind} needs rows of whole blocks of {BLOCK} weights, and those of {here} have "
-                f"{weight.shape[-1]}",
-                hint="use f16, or train a width that is a multiple of 32",
-            )
+        stored = types.F32
+        if weight.ndim == 2:
+            name = kind
+            while weight.shape[1] % gguf.GGML_QUANT_SIZES[types[name.upper()]][0]:
+                name = TYPES[name][1]
+            stored = types[name.upper()]
+            if name not in FLOATS:
+                yield there, rounded(weight, stored, importance.get(here)), stored
+                continue
         yield there, gguf.quants.quantize(weight, stored), stored
 
 
-def _describe(writer: GGUFWriter, model: GPT, file_types: Any, kind: str) -> None:
+def _describe(writer: GGUFWriter, model: GPT, file_type: int) -> None:
     """The shape, as llama.cpp's converter writes it."""
     config = model.config
     writer.add_context_length(config.context)
@@ -113,7 +128,7 @@ def _describe(writer: GGUFWriter, model: GPT, file_types: Any, kind: str) -> Non
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(EPS)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(file_types.ALL_F32 if kind == "f32" else file_types[f"MOSTLY_{kind.upper()}"])
+    writer.add_file_type(file_type)
 
 
 def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, end_of_text: int, vocab_size: int) -> None:
