@@ -28,7 +28,7 @@ from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Run
 from isoflop.starting import continuation
 from isoflop.store import Project
-from isoflop.using import evaluate_folder
+from isoflop.using import evaluate_model
 from isoflop.workers import cores
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -74,7 +74,7 @@ def one(project: Project, corpus: Corpus, before: Run, old: Path, way: str, toke
     assert run.forgetting is not None
     return {
         "way": way, "seed": before.config.seed, "tokens": run.tokens, "flops": run.flops_spent,
-        "new_before": evaluate_folder(past.model, corpus, eval_tokens=EVAL_TOKENS).loss,
+        "new_before": evaluate_model(past.model, corpus, eval_tokens=EVAL_TOKENS).loss,
         "new": run.loss, "new_se": run.loss_se, "old_before": run.forgetting.before,
         "old_after": run.forgetting.after, "forgotten": run.forgetting.nats,
         "forgotten_se": run.forgetting.nats_se, "config": config.model_dump(mode="json"),

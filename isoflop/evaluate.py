@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.corpus import heldout_tokens, token_bytes
 from isoflop.devices import rank, summed, world
+from isoflop.engines import Engine
 from isoflop.errors import CorpusError
 from isoflop.model import LanguageModel
-from isoflop.objectives import OBJECTIVES
+from isoflop.objectives import OBJECTIVES, Objective
 from isoflop.records import Corpus
 
 EVAL_BATCH_TOKENS = 4096
@@ -63,8 +65,24 @@ def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int, shared: b
     objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
     windows = heldout_windows(corpus, context, eval_tokens)
     nats = _window_nats(model, corpus, windows, shared=shared)
-    size = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1)
-    n, per_window = len(nats), objective.predicted(context)
+    return _scored(nats, windows, corpus, objective)
+
+
+def heldout_of(engine: Engine, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
+    """The same of a causal model in the engine that serves it, from the logits that it gives."""
+    windows = heldout_windows(corpus, engine.context, eval_tokens)
+    nats = np.empty(len(windows))
+    for i, row in enumerate(windows):
+        engine.reset()
+        logits = torch.from_numpy(engine.feed(row[:-1].tolist(), every=True)).double()
+        nats[i] = F.cross_entropy(logits, row[1:], reduction="sum")
+    return _scored(nats, windows, corpus, OBJECTIVES["causal"])
+
+
+def _scored(nats: NDArray[np.float64], windows: Tensor, corpus: Corpus, objective: Objective) -> HeldOut:
+    """Scores of windows (windows, context + 1) with these losses."""
+    n, context = len(nats), windows.shape[1] - 1
+    size, per_window = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1), objective.predicted(context)
     bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
     return HeldOut(
         loss=float(nats.mean() / per_window),

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from isoflop.corpus import end_token, tokenizer
+from isoflop.engines import GGUF, Engine, open_engine
 from isoflop.errors import CorruptError, ProjectError
-from isoflop.evaluate import HeldOut, heldout
+from isoflop.evaluate import HeldOut, heldout, heldout_of
 from isoflop.export import load_pretrained, tokenizer_of
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
@@ -18,10 +19,17 @@ from isoflop.records import Corpus, Sample
 SAMPLE_TOKENS = 96
 
 
-def evaluate_folder(folder: Path, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
-    """Held-out scores of a model folder. Raises CorruptError when its tokenizer is another one."""
-    model = load_pretrained(folder)
-    check_vocabulary(model, folder, corpus)
+def evaluate_model(path: Path, corpus: Corpus, *, eval_tokens: int, threads: int = 1) -> HeldOut:
+    """Held-out scores of a model folder, or of an exported file in its engine.
+
+    Raises CorruptError when its tokenizer is another one.
+    """
+    if path.suffix == GGUF:
+        with open_engine(path, threads=threads) as engine:
+            check_reading(engine, path, corpus)
+            return heldout_of(engine, corpus, eval_tokens=eval_tokens)
+    model = load_pretrained(path)
+    check_vocabulary(model, path, corpus)
     return heldout(model, corpus, eval_tokens=eval_tokens)
 
 
@@ -82,6 +90,17 @@ def check_vocabulary(model: LanguageModel, folder: Path, corpus: Corpus) -> None
             f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
             hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "
             f"{theirs}",
+        )
+
+
+def check_reading(engine: Engine, path: Path, corpus: Corpus) -> None:
+    """Raises CorruptError unless the engine reads as the corpus's tokenizer does."""
+    ours = tokenizer(corpus)
+    text = "".join(ours.decode([i]) for i in range(ours.get_vocab_size()) if i != end_token(corpus))
+    if engine.vocab_size < corpus.vocab_size or engine.encode(text) != ours.encode(text).ids:
+        raise CorruptError(
+            f"the tokenizer of {path} is not the tokenizer of corpus {corpus.id}",
+            hint="evaluate it in the project that it was exported in",
         )
 
 

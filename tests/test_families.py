@@ -26,7 +26,7 @@ from isoflop.records import Corpus, ModelConfig, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
 from isoflop.trainer import Trainer
-from isoflop.using import evaluate_folder, sample
+from isoflop.using import evaluate_model, sample
 from isoflop.variant import Variant
 
 FOREIGN = [name for name in FAMILIES if name != OWN.name]
@@ -119,7 +119,7 @@ def test_transformers_opens_it_with_the_same_logits(corpus: Corpus, name: str, t
         assert (load_pretrained(tmp_path)(ids) - theirs(ids).logits).abs().max() < 1e-5
     assert theirs.config.vocab_size == shape.vocab_size
     assert theirs.config.eos_token_id == tok.eos_token_id == 0
-    scores = evaluate_folder(tmp_path, corpus, eval_tokens=1024)
+    scores = evaluate_model(tmp_path, corpus, eval_tokens=1024)
     assert scores.loss == pytest.approx(heldout(model, corpus, eval_tokens=1024).loss, abs=1e-5)
     if OBJECTIVES[shape.objective].compresses:
         assert len(sample(tmp_path, corpus, ["def "], tokens=3)) == 1
@@ -154,7 +154,7 @@ def test_transformers_opens_t5_with_the_same_loss(corpus: Corpus, objective: str
     assert opened.config.objective == objective
     assert opened.loss(inputs, targets).item() == pytest.approx(loss.item(), abs=1e-6)
     assert theirs.generate(read, max_new_tokens=3).shape[0] == len(read)
-    scores = evaluate_folder(tmp_path, corpus, eval_tokens=1024)
+    scores = evaluate_model(tmp_path, corpus, eval_tokens=1024)
     assert (scores.predicted, scores.bpb) == (16 * OBJECTIVES[objective].predicted(64), None)
     assert scores.loss == pytest.approx(heldout(model, corpus, eval_tokens=1024).loss, abs=1e-5)
     with pytest.raises(ProjectError, match="cannot continue text"):

@@ -21,7 +21,7 @@ from isoflop.pipeline import (
 from isoflop.progress import Silent
 from isoflop.records import CorpusConfig, Gain, Plan, Result, Run
 from isoflop.store import Project
-from isoflop.using import evaluate_folder, sample
+from isoflop.using import evaluate_model, sample
 
 
 def test_the_job_keeps_its_contract(project: tuple[Path, Result]) -> None:
@@ -76,7 +76,7 @@ def test_the_parts_work_on_the_same_project(project: tuple[Path, Result]) -> Non
     assert plan.loss.value < project[1].predicted
     assert plan.loss.low < plan.loss.value < plan.loss.high
     assert plan.doubling_loss.value < plan.loss.value
-    scores = evaluate_folder(Path(project[1].model), corpus, eval_tokens=4096)
+    scores = evaluate_model(Path(project[1].model), corpus, eval_tokens=4096)
     assert scores.loss == pytest.approx(project[1].loss, rel=0.1)
     texts = sample(Path(project[1].model), corpus, ["def "], tokens=5)
     assert texts == sample(Path(project[1].model), corpus, ["def "], tokens=5)
@@ -110,7 +110,7 @@ def test_a_model_of_another_tokenizer_is_refused(project: tuple[Path, Result], t
         home, CorpusConfig(vocab_size=400, heldout_share=0.1, sources=(str(Path(json.__file__).parent),))
     )
     with pytest.raises(CorruptError, match="tokenizer"):
-        evaluate_folder(Path(project[1].model), other, eval_tokens=4096)
+        evaluate_model(Path(project[1].model), other, eval_tokens=4096)
 
 
 def test_damaged_token_files_are_named(project: tuple[Path, Result], tmp_path: Path) -> None:

@@ -260,32 +260,6 @@ def train(
     typer.echo(home.folder / str(done.model))
 
 
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder of this project's tokenizer.")],
-    project: ProjectOption = DEFAULT_PROJECT,
-    tokens: Annotated[int, typer.Option(help="Held-out tokens to score, at most.")] = 1 << 20,
-    json: JsonOption = False,
-) -> None:
-    """Score a model folder on the project's held-out text.
-
-    Example: [bold]isoflop eval my-project/artifacts/model-... --project my-project[/bold]
-    """
-    from isoflop.pipeline import corpus_of
-    from isoflop.using import evaluate_folder
-
-    scores = evaluate_folder(model, corpus_of(open_project(project)), eval_tokens=tokens)
-    if json:
-        out(vars(scores))
-        return
-    table(f"{model}", ("", "value", "s.e."), [
-        ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),
-        ("bits per byte", cell(scores.bpb), cell(scores.bpb_se)),
-        ("held-out tokens", f"{scores.tokens:,}", ""),
-        ("predicted tokens", f"{scores.predicted:,}", ""),
-    ])  # fmt: skip
-
-
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder of this project's tokenizer.")],

@@ -1,4 +1,4 @@
-"""Models in other people's formats: the Hugging Face folder that transformers opens."""
+"""The Hugging Face folder that transformers opens, also of our own models' weights."""
 
 from __future__ import annotations
 

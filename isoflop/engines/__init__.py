@@ -1,0 +1,61 @@
+"""What runs a finished model: one small interface over the engines that people serve with.
+
+Shapes: t time, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.errors import ProjectError
+
+GGUF = ".gguf"
+
+
+class Engine(Protocol):
+    """A model that is loaded and ready: token ids in, logits out. It is closed on leaving its `with`."""
+
+    name: str
+    vocab_size: int
+    context: int  # most tokens that it holds
+    weight_bytes: int  # that it reads for one token
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text by the engine's own tokenizer, nothing added."""
+
+    def feed(self, ids: Sequence[int], *, every: bool) -> NDArray[np.float32]:
+        """Logits (t, v) after each of the next tokens, or with `every=False` (1, v) after the last one."""
+
+    def reset(self) -> None:
+        """Forget all tokens that were fed."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_engine(path: Path, *, threads: int = 1) -> Engine:
+    """The engine of an artifact: llama.cpp for a .gguf file, transformers for a model folder.
+
+    Raises ProjectError when there is no such file or its engine is not installed, CorruptError when the
+    engine refuses it.
+    """
+    if path.suffix == GGUF and path.is_file():
+        from isoflop.engines.llamacpp import LlamaCpp
+
+        return LlamaCpp(path, threads=threads)
+    if (path / "config.json").is_file():
+        from isoflop.engines.folder import Transformers
+
+        return Transformers(path, threads=threads)
+    raise ProjectError(
+        f"{path} is neither a model folder nor a {GGUF} file", hint="isoflop ls shows the models of a project"
+    )

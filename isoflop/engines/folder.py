@@ -1,0 +1,75 @@
+"""transformers: a model folder as everybody opens it, with its own key/value cache.
+
+Shapes: t time, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from isoflop.errors import CorruptError
+
+
+class Transformers:
+    """A causal model folder in `AutoModelForCausalLM`, in float32.
+
+    Raises CorruptError when transformers cannot open it.
+    """
+
+    name = "transformers"
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        torch.set_num_threads(threads)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True
+            )
+            self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # it has no class of its own for what it cannot read
+            raise CorruptError(
+                f"transformers cannot open {path}: {str(error).splitlines()[0]}", hint="train it again"
+            ) from None
+        self._model = model.eval()
+        self.vocab_size = int(model.config.vocab_size)
+        self.context = int(model.config.max_position_embeddings)
+        table = model.get_input_embeddings().weight
+        tied = table is model.get_output_embeddings().weight
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.weight_bytes = weights - (0 if tied else table.numel() * table.element_size())
+        self._cache: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[int], *, every: bool) -> NDArray[np.float32]:
+        out = self._model(
+            torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True,
+            logits_to_keep=0 if every else 1,
+        )  # fmt: skip
+        self._cache = out.past_key_values
+        logits: NDArray[np.float32] = out.logits[0].numpy()
+        return logits
+
+    def reset(self) -> None:
+        self._cache = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reset()

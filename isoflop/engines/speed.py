@@ -1,0 +1,127 @@
+"""How fast an engine is on this machine, and what it needs: each figure with the load it was taken under."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import psutil
+
+from isoflop.engines import Engine, open_engine
+from isoflop.records import Record
+from isoflop.workers import pool
+
+REPEATS = 5
+PROMPT_SHARE = 0.5  # of the context is the prompt, the rest is written
+MOST_WRITTEN = 128
+SWEEP_BYTES = 1 << 28  # that are read to measure the memory: more than a cache holds
+QUIET_LOAD = 0.5  # processes that want a core beside this one
+
+
+class Rate(Record):
+    """Tokens a second of some repetitions: their median, and the slowest and fastest."""
+
+    median: float
+    low: float
+    high: float
+
+
+class EngineSpeed(Record):
+    """One engine with one model on this machine, at batch 1."""
+
+    engine: str
+    threads: int
+    prompt_tokens: int
+    written_tokens: int
+    prefill: Rate
+    decode: Rate
+    first_token_seconds: float  # median, from the prompt to the first new token
+    load_seconds: float
+    memory_bytes: int  # peak of the process, above what it had before the model
+    disk_bytes: int
+    weight_bytes: int  # that are read for a token
+    bandwidth: float  # of the memory, bytes a second, measured with as many threads
+    bandwidth_share: float  # weight bytes a second of decoding, over it; above 1 they come from a cache
+    load_before: float  # average of one minute
+    load_after: float
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the machine had little else to do when it was measured."""
+        return self.load_before <= QUIET_LOAD
+
+
+def measure(path: Path, *, threads: int = 1) -> EngineSpeed:
+    """Load and run an artifact in a process of its own. Raises as `open_engine` does."""
+    before = os.getloadavg()[0]
+    with pool(1, fresh=True) as executor:
+        found: EngineSpeed = executor.submit(_measured, path, threads, before).result()
+    return found
+
+
+def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
+    start_bytes = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    with open_engine(path, threads=threads) as engine:
+        load_seconds = time.perf_counter() - start
+        prompt = [i % engine.vocab_size for i in range(max(1, int(PROMPT_SHARE * engine.context)))]
+        written = min(MOST_WRITTEN, engine.context - len(prompt))
+        rounds = [_round(engine, prompt, written) for _ in range(REPEATS + 1)][1:]  # the first one warms up
+        memory, name, weight_bytes = _peak_bytes() - start_bytes, engine.name, engine.weight_bytes
+    first, decode = zip(*rounds, strict=True)
+    rate, bandwidth = _rate(written / s for s in decode), _bandwidth(threads)
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return EngineSpeed(
+        engine=name, threads=threads, prompt_tokens=len(prompt), written_tokens=written,
+        prefill=_rate(len(prompt) / s for s in first), decode=rate,
+        first_token_seconds=statistics.median(first), load_seconds=load_seconds, memory_bytes=max(0, memory),
+        disk_bytes=sum(f.stat().st_size for f in files), weight_bytes=weight_bytes, bandwidth=bandwidth,
+        bandwidth_share=rate.median * weight_bytes / bandwidth,
+        load_before=before, load_after=os.getloadavg()[0],
+    )  # fmt: skip
+
+
+def _round(engine: Engine, prompt: Sequence[int], written: int) -> tuple[float, float]:
+    """Seconds for the prompt, and for the tokens after it."""
+    engine.reset()
+    start = time.perf_counter()
+    logits = engine.feed(prompt, every=False)
+    first = time.perf_counter()
+    for _ in range(written):
+        logits = engine.feed([int(logits[-1].argmax())], every=False)
+    return first - start, time.perf_counter() - first
+
+
+def _rate(rates: Iterable[float]) -> Rate:
+    found = sorted(rates)
+    return Rate(median=statistics.median(found), low=found[0], high=found[-1])
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process has had so far; what it has now where that is not kept."""
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", 0) or _high_water() or info.rss)
+
+
+def _high_water() -> int:
+    """Linux's mark of the most resident memory, in bytes; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _bandwidth(threads: int) -> float:
+    """Best rate at which `threads` threads read memory, in bytes a second."""
+    import torch
+
+    torch.set_num_threads(threads)
+    data = torch.ones(SWEEP_BYTES // 4)
+    best = 0.0
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        data.sum()
+        best = max(best, SWEEP_BYTES / (time.perf_counter() - start))
+    return best

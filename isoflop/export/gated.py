@@ -1,0 +1,137 @@
+"""Export behind the gate: what does not read, compute and write as the original leaves no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from isoflop import corpus as texts
+from isoflop.engines import GGUF, open_engine
+from isoflop.errors import CorruptError, ProjectError
+from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
+from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
+from isoflop.export.huggingface import load_pretrained, save_pretrained, tokenizer_of
+from isoflop.export.parity import Parity, check
+from isoflop.gpt import GPT
+from isoflop.records import Corpus, Record, digest
+from isoflop.store import Project, content_hash
+from isoflop.using import check_vocabulary
+
+# Root mean square difference of logits that is allowed, as a share of their spread. llama.cpp keeps keys and
+# values in 16 bits, and multiplies rounded weights with activations that it rounds to 8 bits.
+FLOAT_TOLERANCE, ROUNDED_TOLERANCE = 0.002, 0.03
+
+
+class Export(Record):
+    """A model in another format, and how it was checked."""
+
+    id: str
+    source: str  # hash of the model folder
+    format: str  # one of FORMATS
+    kind: str  # of the weights
+    calibrated: int  # tokens of training text by which weights were rounded; 0: each to its nearest
+    path: str  # relative to the project
+    bytes: int
+    params_total: int
+    parity: Parity
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the whole file, tokenizer included."""
+        return 8 * self.bytes / self.params_total
+
+
+class Format(NamedTuple):
+    """What a format is called, of which types its weights may be, and how it is written."""
+
+    kinds: tuple[str, ...]
+    write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
+    reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
+
+
+def _write_gguf(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+    path = folder / f"model-{kind}{GGUF}"
+    write_gguf(
+        model, tokenizer_of(model.config, corpus)[0], texts.end_token(corpus), path, kind=kind,
+        importance=importance(model, corpus, calibrate) if calibrate and kind not in FLOATS else None,
+    )  # fmt: skip
+    return path
+
+
+def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+    save_pretrained(model, corpus, folder)
+    return folder
+
+
+FORMATS = {
+    "gguf": Format(tuple(TYPES), _write_gguf, read_weights),
+    "hf": Format(("f32",), _write_folder, lambda model, path: None),
+}
+
+
+def export(
+    project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str = "f32",
+    calibrate: int = CALIBRATION_TOKENS,
+) -> Export:  # fmt: skip
+    """Write a model folder of our decoder in another format, check it in its engine, and keep it.
+
+    Weights that are rounded are so by what `calibrate` tokens of training text feed them, or each to its
+    nearest with 0.
+
+    Raises ProjectError for a format, a type or an architecture that cannot be, or an engine that is not
+    installed; CorruptError when the folder is damaged or the export does not pass the gate.
+    """
+    known = FORMATS.get(to)
+    if known is None:
+        raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
+    if kind not in known.kinds:
+        raise ProjectError(f"{to} has no type {kind!r}", hint=f"name one of {', '.join(known.kinds)}")
+    if calibrate < 0:
+        raise ProjectError(f"{calibrate} calibration tokens are too few", hint="give 0 for none")
+    if kind in FLOATS:
+        calibrate = 0
+    model = _model(folder, corpus)
+    found: list[tuple[Path, Parity]] = []
+
+    def write(target: Path) -> None:
+        path = known.write(model, corpus, target, kind, calibrate)
+        known.reread(model, path)
+        tolerance = FLOAT_TOLERANCE if kind in FLOATS else ROUNDED_TOLERANCE
+        with open_engine(path) as engine:
+            tokenizer = tokenizer_of(model.config, corpus)[0]
+            found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
+
+    source = content_hash(folder)[:16]
+    kept = project.add_artifact(f"{to}-{kind}", write)
+    (name, parity), home = found[0], project.folder / kept
+    done = Export(
+        id=digest([source, to, kind, calibrate]), source=source, format=to, kind=kind,
+        calibrated=calibrate, path=str(Path(kept) / name),
+        bytes=sum(f.stat().st_size for f in home.rglob("*") if f.is_file()),
+        params_total=sum(p.numel() for p in model.parameters()), parity=parity,
+    )  # fmt: skip
+    project.put("export", done)
+    return done
+
+
+def _model(folder: Path, corpus: Corpus) -> GPT:
+    """Our decoder with finite weights, of the corpus's tokenizer."""
+    model = load_pretrained(folder)
+    if not isinstance(model, GPT):
+        raise ProjectError(
+            f"{folder} is a model of the family {model.config.family}, and only our decoder can be exported",
+            hint="it is a Hugging Face folder already",
+        )
+    if model.config.objective != "causal":
+        raise ProjectError(
+            f"{folder} has learned the objective {model.config.objective!r}, which no other format knows",
+            hint="export a causal model",
+        )
+    check_vocabulary(model, folder, corpus)
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
+    return model

@@ -1,0 +1,193 @@
+"""Engines and exports: what is served must be what was trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from isoflop.corpus import build_corpus, end_token, tokenizer
+from isoflop.engines import llamacpp, open_engine
+from isoflop.engines.speed import measure
+from isoflop.errors import CorruptError, IsoflopError, ProjectError
+from isoflop.export import gated
+from isoflop.export.gated import FORMATS, Export, export
+from isoflop.export.gguf import TYPES, write_gguf
+from isoflop.gpt import GPT
+from isoflop.pipeline import corpus_of
+from isoflop.records import Corpus, CorpusConfig, Result
+from isoflop.store import Project
+from isoflop.using import evaluate_model
+
+pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
+pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
+
+Home = tuple[Project, Corpus, Path]
+
+
+@pytest.fixture(scope="module")
+def home(project: tuple[Path, Result]) -> Home:
+    """The finished project, its corpus and its final model."""
+    found = Project(project[0])
+    return found, corpus_of(found), Path(project[1].model)
+
+
+@pytest.fixture(scope="module")
+def exports(home: Home) -> dict[str, Export]:
+    return {kind: export(*home, kind=kind) for kind in TYPES}
+
+
+def opened(home: Home, done: Export) -> Path:
+    return home[0].folder / done.path
+
+
+def test_every_type_passes_the_gate_and_needs_fewer_bytes(exports: dict[str, Export]) -> None:
+    sizes = [exports[kind].bytes for kind in TYPES if not kind.endswith("_k")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert exports["q4_k"].bytes == exports["q5_0"].bytes  # rows of 64 weights are no blocks of 256
+    for kind, done in exports.items():
+        assert done.parity.lines == 1000
+        assert 0 < done.parity.deviation < done.parity.tolerance, kind
+        assert done.parity.greedy > 0
+    assert exports["f32"].parity.deviation < exports["q8_0"].parity.deviation
+
+
+def test_rounding_costs_what_its_bits_say(home: Home, exports: dict[str, Export]) -> None:
+    whole = evaluate_model(home[2], home[1], eval_tokens=4096).loss
+    losses = {k: evaluate_model(opened(home, d), home[1], eval_tokens=4096).loss for k, d in exports.items()}
+    assert losses["f32"] == pytest.approx(whole, rel=1e-4)
+    assert losses["q8_0"] == pytest.approx(whole, rel=2e-3)
+    assert whole < losses["q4_0"] < 1.2 * whole
+    assert losses["q5_1"] < losses["q4_0"]
+
+
+def test_transformers_and_llama_cpp_compute_the_same(home: Home, exports: dict[str, Export]) -> None:
+    ids = np.random.default_rng(0).integers(0, home[1].vocab_size, 64).tolist()
+    with open_engine(home[2]) as one, open_engine(opened(home, exports["f32"])) as two:
+        a, b = one.feed(ids, every=True), two.feed(ids, every=True)
+        assert abs(a - b).max() < 0.02 * a.std()
+        assert one.weight_bytes == pytest.approx(two.weight_bytes, rel=0.01)
+        assert one.encode("def f(x):\n    return 1234") == two.encode("def f(x):\n    return 1234")
+
+
+@pytest.mark.parametrize("kind", ["folder", "q8_0"])
+def test_tokens_may_come_in_parts(home: Home, exports: dict[str, Export], kind: str) -> None:
+    ids = list(range(1, 33))
+    with open_engine(home[2] if kind == "folder" else opened(home, exports[kind])) as engine:
+        whole = engine.feed(ids, every=True)
+        engine.reset()
+        parts = [engine.feed(ids[:20], every=True), *(engine.feed([i], every=False) for i in ids[20:])]
+        assert np.concatenate(parts) == pytest.approx(whole, abs=0.02 * float(whole.std()))
+
+
+def test_a_full_context_is_told(home: Home, exports: dict[str, Export]) -> None:
+    with open_engine(opened(home, exports["f32"])) as engine:
+        engine.feed([1] * engine.context, every=False)
+        with pytest.raises(ProjectError, match=f"{engine.context + 1} tokens do not fit"):
+            engine.feed([1], every=False)
+
+
+def broken(change: Any) -> Any:
+    """GGUF, but written of a model that `change` has spoilt."""
+
+    def write(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        change(model)
+        path = gated._write_gguf(model, corpus, folder, kind, calibrate)
+        model.load_state_dict(before)
+        return path
+
+    return FORMATS["gguf"]._replace(write=write, reread=lambda model, path: None)
+
+
+def swap_keys_and_queries(model: GPT) -> None:
+    attention: Any = model.model.layers[0].self_attn
+    with torch.no_grad():
+        attention.k_proj.weight.copy_(attention.k_proj.weight.flip(0))
+
+
+def test_what_computes_otherwise_leaves_no_file(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "gguf", broken(swap_keys_and_queries))
+    before = sorted((home[0].folder / "artifacts").iterdir()), home[0].all("export", Export)
+    with pytest.raises(CorruptError, match=r"logits of llama\.cpp differ .* at token \d+ of held-out window"):
+        export(*home, kind="f16")
+    assert (sorted((home[0].folder / "artifacts").iterdir()), home[0].all("export", Export)) == before
+
+
+def test_what_reads_otherwise_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+        own = json.loads(tokenizer(corpus).to_str())
+        del own["model"]["merges"][-50:]
+        less = Tokenizer.from_str(json.dumps(own))
+        write_gguf(model, less, end_token(corpus), folder / "m.gguf", kind=kind)
+        return folder / "m.gguf"
+
+    monkeypatch.setitem(FORMATS, "gguf", FORMATS["gguf"]._replace(write=write))
+    with pytest.raises(CorruptError, match=r"llama\.cpp reads .* as tokens .* the original as"):
+        export(*home, kind="f32")
+
+
+def test_weights_that_are_not_finite_are_named(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(home[2], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CorruptError, match=r"layers\.0\.mlp\.up_proj\.weight .* not finite"):
+        export(home[0], home[1], folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"to": "onnx"}, "no format 'onnx'"), ({"kind": "q3"}, "gguf has no type 'q3'"),
+     ({"to": "hf", "kind": "q8_0"}, "hf has no type 'q8_0'")],
+)  # fmt: skip
+def test_unknown_formats_are_named(home: Home, options: dict[str, str], words: str) -> None:
+    with pytest.raises(ProjectError, match=words):
+        export(*home, **options)  # type: ignore[arg-type]
+
+
+def test_a_damaged_file_is_refused(home: Home, exports: dict[str, Export], tmp_path: Path) -> None:
+    part = tmp_path / "part.gguf"
+    part.write_bytes(opened(home, exports["f32"]).read_bytes()[:5000])
+    with pytest.raises(CorruptError, match=r"cannot open .*part\.gguf"):
+        evaluate_model(part, home[1], eval_tokens=1024)
+    with pytest.raises(ProjectError, match=r"neither a model folder nor a \.gguf"):
+        evaluate_model(tmp_path / "none.gguf", home[1], eval_tokens=1024)
+
+
+def test_another_corpus_is_refused(home: Home, exports: dict[str, Export], tmp_path: Path) -> None:
+    other = build_corpus(
+        CorpusConfig(vocab_size=400, heldout_share=0.1, sources=(str(Path(json.__file__).parent),)), tmp_path
+    )
+    with pytest.raises(CorruptError, match="is not the tokenizer of corpus"):
+        evaluate_model(opened(home, exports["f32"]), other, eval_tokens=1024)
+
+
+def test_without_llama_cpp_the_extra_is_named(
+    home: Home, exports: dict[str, Export], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llamacpp._library.cache_clear()
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(IsoflopError, match=r"llama\.cpp is not installed") as caught:
+        open_engine(opened(home, exports["f32"]))
+    assert "isoflop[gguf]" in caught.value.hint
+
+
+def test_speed_is_measured_in_a_process_of_its_own(home: Home, exports: dict[str, Export]) -> None:
+    found = measure(opened(home, exports["q8_0"]))
+    assert found.engine == "llama.cpp"
+    assert found.prefill.low <= found.prefill.median <= found.prefill.high
+    assert 0 < found.decode.low <= found.decode.high
+    assert found.disk_bytes == exports["q8_0"].bytes
+    assert found.weight_bytes < found.disk_bytes
+    assert found.bandwidth_share == pytest.approx(found.decode.median * found.weight_bytes / found.bandwidth)
+    assert found.memory_bytes > 0
