@@ -308,8 +308,11 @@ class Newcomer:
 
 
 def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) -> None:
-    board = ray.remote(Slow).options(num_cpus=0).remote()
+    slow: Any = ray.remote(Slow)
+    board = slow.options(num_cpus=0).remote()
     tasks = [do.options(num_cpus=1).remote(Job(f"{i}", f"{i}", reports), board, None, None) for i in range(3)]
+
+    anyone: Any = Newcomer
 
     def counts() -> tuple[int, int]:
         found: tuple[int, int] = ray.get(board.counts.remote())
@@ -317,9 +320,9 @@ def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) ->
 
     def settled() -> tuple[int, int]:
         """The counts once whoever could begin has begun."""
-        for node in 2 * nodes.list_all_nodes():
+        for node in 2 * nodes.list_all_nodes():  # type: ignore[no-untyped-call]
             where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-            newcomer = Newcomer.options(scheduling_strategy=where).remote()
+            newcomer = anyone.options(scheduling_strategy=where).remote()
             ray.get(newcomer.here.remote())
             ray.kill(newcomer)
         return counts()
