@@ -77,7 +77,7 @@ def params(size: str, vocab: int) -> int:
 def run_ours(config: RunConfig, corpus: Corpus, args: argparse.Namespace) -> Row:
     config = ours.as_trained(config, corpus, Project(args.work / "speeds"), args.length)
     row = ours.speed(config, corpus, args.seconds)
-    rate = row["tokens_per_second"] * flops.flops_per_token(config.model)
+    rate = row["tokens_per_second"] * flops.flops_per_token(config.trunk_model)  # it never comes to cool down
     n = flops.params_matmul(config.model)
     return row | {"params": n, "batch_tokens": config.batch_tokens, "flops_per_second": rate}
 
