@@ -18,9 +18,10 @@ from isoflop.corpus import build_corpus, end_token, tokenizer
 from isoflop.engines import llamacpp, open_engine
 from isoflop.engines.speed import measure
 from isoflop.errors import CorruptError, IsoflopError, ProjectError
-from isoflop.export import gated
+from isoflop.export import gated, save_pretrained
 from isoflop.export.gated import FORMATS, Export, export
 from isoflop.export.gguf import TYPES, write_gguf
+from isoflop.families import find
 from isoflop.gpt import GPT
 from isoflop.pipeline import corpus_of
 from isoflop.records import Corpus, CorpusConfig, Result
@@ -162,6 +163,22 @@ def test_a_damaged_file_is_refused(home: Home, exports: dict[str, Export], tmp_p
         evaluate_model(part, home[1], eval_tokens=1024)
     with pytest.raises(ProjectError, match=r"neither a model folder nor a \.gguf"):
         evaluate_model(tmp_path / "none.gguf", home[1], eval_tokens=1024)
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [("bert", "has learned the objective 'masked'"), ("mamba2", "keeps no keys and values")],
+)
+def test_a_model_that_does_not_write_by_tokens_is_told(
+    home: Home, tmp_path: Path, family: str, words: str
+) -> None:
+    kind = find(family, None)
+    shape = kind.shape(next(kind.widths()), home[1].vocab_size, context=64)
+    save_pretrained(kind.build(shape, 0), home[1], tmp_path)
+    with pytest.raises(ProjectError, match=words):
+        measure(tmp_path)
+    with pytest.raises(ProjectError, match="only our decoder can be exported"):
+        export(home[0], home[1], tmp_path)
 
 
 def test_another_corpus_is_refused(home: Home, exports: dict[str, Export], tmp_path: Path) -> None:

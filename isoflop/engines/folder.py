@@ -5,6 +5,7 @@ Shapes: t time, v vocabulary.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +16,16 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from isoflop.errors import CorruptError
+from isoflop.errors import CorruptError, ProjectError
+from isoflop.families import of_config
+from isoflop.objectives import OBJECTIVES
 
 
 class Transformers:
     """A causal model folder in `AutoModelForCausalLM`, in float32.
 
-    Raises CorruptError when transformers cannot open it.
+    Raises ProjectError for a model that does not write text or keeps no keys and values, CorruptError when
+    transformers cannot open it.
     """
 
     name = "transformers"
@@ -32,11 +36,17 @@ class Transformers:
 
         logging.disable_progress_bar()
         torch.set_num_threads(threads)
+        self._path = path
         try:
+            objective = of_config(json.loads((path / "config.json").read_text())).objective
+            if not OBJECTIVES[objective].compresses:
+                raise self._unfit(f"has learned the objective {objective!r}")
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch.float32, local_files_only=True
             )
             self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except ProjectError:
+            raise
         except Exception as error:  # it has no class of its own for what it cannot read
             raise CorruptError(
                 f"transformers cannot open {path}: {str(error).splitlines()[0]}", hint="train it again"
@@ -50,6 +60,12 @@ class Transformers:
         self.weight_bytes = weights - (0 if tied else table.numel() * table.element_size())
         self._cache: Any = None
 
+    def _unfit(self, why: str) -> ProjectError:
+        return ProjectError(
+            f"{self._path} {why}, and only a causal model with a cache writes token by token here",
+            hint="leave --speed out",
+        )
+
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -59,7 +75,9 @@ class Transformers:
             torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True,
             logits_to_keep=0 if every else 1,
         )  # fmt: skip
-        self._cache = out.past_key_values
+        self._cache = getattr(out, "past_key_values", None)
+        if self._cache is None:
+            raise self._unfit("keeps no keys and values")
         logits: NDArray[np.float32] = out.logits[0].numpy()
         return logits
 
