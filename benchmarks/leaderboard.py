@@ -27,8 +27,8 @@ from comparing import mean
 from keeping import machine, once
 
 from isoflop.corpus import build_corpus
-from isoflop.pipeline import chosen_config
 from isoflop.records import Corpus, CorpusConfig, RunConfig, digest
+from isoflop.starting import chosen_config
 from isoflop.store import Project
 
 HOME = Path(__file__).resolve().parents[1]

@@ -54,7 +54,7 @@ class Clock(Silent):
 def as_trained(config: RunConfig, corpus: Corpus, project: Project, seconds: float) -> RunConfig:
     """With the whole machine, and compiled where a plan of a run of that length would compile it."""
     config = whole_machine(config)
-    pays = plan._compiling(project, corpus, config, seconds, Silent(), here()) is not None
+    pays = plan.compiling_pays(project, corpus, config, seconds, Silent(), here()) is not None
     return config.model_copy(update={"compile": pays})
 
 

@@ -14,7 +14,7 @@ from isoflop.families import shapes
 from isoflop.gain import Pair, RecipeGain, paired
 from isoflop.identity import run_id
 from isoflop.laws import Observations, fit
-from isoflop.laws.intervals import NOISE_PRIOR
+from isoflop.laws.intervals import NOISE_PRIOR, check_level
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Record, Run, digest
 from isoflop.store import Project
@@ -64,6 +64,7 @@ def ablate(
         raise TrainError("there is no change to judge", hint="name one: isoflop ablate --set cooldown=0.5")
     if seeds < 1:
         raise TrainError(f"{seeds} seeds are too few", hint="give --seeds 3")
+    check_level(interval)  # before anything is trained
     plain = Variant(variant.family)
     arms = _arms(project, corpus, budget, plain, variant, range(seed, seed + seeds), progress)
     both = (*arms.base, *arms.changed)

@@ -7,7 +7,6 @@ scores then show.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import uuid
@@ -17,13 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from isoflop.errors import ProjectError
+from isoflop.errors import ProjectError, TrainError
 from isoflop.evaluate import HeldOut, heldout
 from isoflop.export import load_pretrained, save_pretrained
+from isoflop.families.foreign import read_config
 from isoflop.model import LanguageModel
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Record
-from isoflop.store import disk_errors
+from isoflop.store import disk_errors, keep_folder
 from isoflop.using import check_vocabulary
 
 CONFIG = "config.json"
@@ -122,8 +122,8 @@ def _check_alike(folders: Sequence[Path]) -> None:
 def _config(folder: Path) -> dict[str, Any]:
     """What the shape depends on; what cannot be read, `load_pretrained` explains."""
     try:
-        raw = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+        raw = read_config(folder / CONFIG)
+    except TrainError:
         load_pretrained(folder)
         raise
     return {k: v for k, v in raw.items() if k not in NOT_COMPARED and "drop" not in k}
@@ -172,7 +172,7 @@ def _write(model: LanguageModel, corpus: Corpus, out: Path) -> None:
     with disk_errors(f"the model {out}"):
         try:
             save_pretrained(model, corpus, temp)
-            temp.rename(out)
+            keep_folder(temp, out)
         finally:
             shutil.rmtree(temp, ignore_errors=True)
 

@@ -308,6 +308,8 @@ class Branches:
             loss_se=scores.loss_se,
             bpb=scores.bpb,
             bpb_se=scores.bpb_se,
+            next_accuracy=scores.next_accuracy,
+            next_accuracy_se=scores.next_accuracy_se,
             params_total=flops.params_total(m),
             params_nonembedding=flops.params_nonembedding(m),
             params_matmul=flops.params_matmul(m),

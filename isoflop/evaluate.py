@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from isoflop.corpus import heldout_tokens, token_bytes
 from isoflop.devices import rank, summed, world
 from isoflop.engines import Engine
 from isoflop.errors import CorpusError
+from isoflop.families.wrapped import Wrapped
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES, Objective
+from isoflop.objectives.masked import MaskedNext
 from isoflop.records import Corpus
 
 EVAL_BATCH_TOKENS = 4096
@@ -34,6 +37,8 @@ class HeldOut:
     tokens: int  # read
     predicted: int  # of them
     bytes: int
+    next_accuracy: float | None = None  # share of pairs told apart, half is chance; of `masked-next` alone
+    next_accuracy_se: float | None = None
 
 
 def heldout_windows(corpus: Corpus, context: int, eval_tokens: int) -> Tensor:
@@ -59,13 +64,15 @@ def heldout(model: LanguageModel, corpus: Corpus, *, eval_tokens: int, shared: b
 
     bpb = sum of nats / (ln 2 * sum of UTF-8 bytes of the predicted tokens). A masked model predicts the same
     masked tokens every time, and has no bits per byte: its predictions are not the factors of a text's
-    probability. Nor are those of missing spans, or of the rest of a text given its prefix.
+    probability. Nor are those of missing spans, or of the rest of a text given its prefix. A model that has
+    learned whether one stretch follows another is asked it of a pair for each window.
     """
     context = model.config.context
     objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
     windows = heldout_windows(corpus, context, eval_tokens)
-    nats = _window_nats(model, corpus, windows, shared=shared)
-    return _scored(nats, windows, corpus, objective)
+    scores = _scored(_window_nats(model, corpus, windows, shared=shared), windows, corpus, objective)
+    told, told_se = _told_apart(model, corpus, windows, shared=shared) or (None, None)
+    return replace(scores, next_accuracy=told, next_accuracy_se=told_se)
 
 
 def heldout_of(engine: Engine, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
@@ -86,7 +93,7 @@ def _scored(nats: NDArray[np.float64], windows: Tensor, corpus: Corpus, objectiv
     bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
     return HeldOut(
         loss=float(nats.mean() / per_window),
-        loss_se=float(nats.std(ddof=1) / per_window / math.sqrt(n)) if n > 1 else math.nan,
+        loss_se=_mean_se(nats / per_window),
         bpb=bpb,
         bpb_se=bpb_se,
         tokens=n * context,
@@ -102,27 +109,64 @@ def window_losses(model: LanguageModel, corpus: Corpus, *, eval_tokens: int) -> 
     return _window_nats(model, corpus, windows) / OBJECTIVES[model.config.objective].predicted(context)
 
 
-@torch.no_grad()
 def _window_nats(
     model: LanguageModel, corpus: Corpus, windows: Tensor, *, shared: bool = False
 ) -> NDArray[np.float64]:
     """Sum of the losses of each window, without dropout."""
-    device, context = next(model.parameters()).device, model.config.context
     objective = OBJECTIVES[OBJECTIVES[model.config.objective].test]
-    rows = max(1, EVAL_BATCH_TOKENS // context)
-    examples = objective.examples(windows, corpus, (MASK_SEED,))
+
+    def nats(inputs: Tensor, targets: Tensor) -> Tensor:
+        return model.token_losses(inputs, targets).double().sum(1)
+
+    return _measured(model, objective.examples(windows, corpus, (MASK_SEED,)), nats, shared=shared)
+
+
+def _told_apart(
+    model: LanguageModel, corpus: Corpus, windows: Tensor, *, shared: bool
+) -> tuple[float, float] | None:
+    """Share of pairs of held-out stretches whose relation the model tells, and its standard error.
+
+    Masked as in training; the stretches from elsewhere are held-out text as well, for of a text that the
+    model was trained on it could know the words. None for a model that has not learned it.
+    """
+    objective = OBJECTIVES[model.config.objective]
+    if not (isinstance(objective, MaskedNext) and isinstance(model, Wrapped)):
+        return None
+
+    def right(inputs: Tensor, targets: Tensor) -> Tensor:
+        return (model.relation_logits(inputs).argmax(1) == targets[:, -1]).double()
+
+    pairs = objective.pairs(windows, corpus, (MASK_SEED,), heldout_tokens(corpus))
+    right_n = _measured(model, pairs, right, shared=shared)
+    return float(right_n.mean()), _mean_se(right_n)
+
+
+@torch.no_grad()
+def _measured(
+    model: LanguageModel, examples: tuple[Tensor, Tensor], measure: Callable[[Tensor, Tensor], Tensor], *,
+    shared: bool,
+) -> NDArray[np.float64]:  # fmt: skip
+    """What `measure` says of the inputs and targets of each window, without dropout."""
+    device, windows = next(model.parameters()).device, len(examples[0])
+    rows = max(1, EVAL_BATCH_TOKENS // model.config.context)
     batches = list(zip(*(torch.split(part, rows) for part in examples), strict=True))
     first, step = (rank(), world()) if shared else (0, 1)
-    nats_n = torch.zeros(len(windows), dtype=torch.float64)
+    found_n = torch.zeros(windows, dtype=torch.float64)
     trains = model.training
     model.eval()
     for turn in range(0, len(batches), step):  # sharded ranks compute at the same times or not at all
         i = min(turn + first, len(batches) - 1)
-        found = model.token_losses(*(part.to(device) for part in batches[i])).double().sum(1).cpu()
+        inputs, targets = batches[i]
+        found = measure(inputs.to(device), targets.to(device)).cpu()
         if turn + first == i:
-            nats_n[i * rows :][: len(found)] = found
+            found_n[i * rows :][: len(found)] = found
     model.train(trains)
-    return (summed(nats_n) if shared else nats_n).numpy()
+    return (summed(found_n) if shared else found_n).numpy()
+
+
+def _mean_se(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean; nan of a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _bits_per_byte(nats: NDArray[np.float64], size: NDArray[np.int64]) -> tuple[float, float]:

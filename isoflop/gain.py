@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.laws import intervals
-from isoflop.laws.result import Fit, check_level
+from isoflop.laws.result import Fit
 from isoflop.laws.solve import Array
 from isoflop.records import Gain, Interval, Record
 
@@ -37,7 +37,7 @@ def gain(
     from it, and `undefined_share` counts the draws; `is_defined` asks about the value itself.
     `costs` are the named parts of `flops`, kept in the record. Raises FitError on impossible numbers.
     """
-    check_level(interval)
+    intervals.check_level(interval)
     parts = dict(costs or {})
     for name, value in {"loss": loss, "flops": flops}.items():
         if not (np.isfinite(value) and value > 0):
@@ -102,7 +102,7 @@ def compare(base: Fit, other: Fit, flops: Sequence[float] = (), *, interval: flo
     middle of the range that both were measured in). Intervals join independent draws of both laws; trend is
     between the first and the last C. Raises FitError when a law has no frontier or a C is not positive.
     """
-    check_level(interval)
+    intervals.check_level(interval)
     ranges = [law.observations.compute() for law in (base, other) if law.n]
     low = max((c.min() for c in ranges), default=0.0)
     high = min((c.max() for c in ranges), default=np.inf)
@@ -157,7 +157,7 @@ def paired(base: Fit, pairs: Sequence[Pair], *, interval: float = 0.9, seed: int
     between the repetitions of a scale, pooled over scales and shrunk to `NOISE_PRIOR` for each run;
     repetitions of one trunk count once. Raises FitError without pairs, or when the law has no frontier.
     """
-    check_level(interval)
+    intervals.check_level(interval)
     if not pairs:
         raise FitError("There are no pairs of runs to compare.", hint="Train them: isoflop ablate --set ...")
     keys = sorted({p.scale for p in pairs}, key=lambda k: min(p.flops for p in pairs if p.scale == k))

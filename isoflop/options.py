@@ -5,24 +5,57 @@ from __future__ import annotations
 import math
 
 from isoflop.errors import TrainError
-from isoflop.records import RunConfig
+from isoflop.precision import PRECISIONS
+from isoflop.records import ModelConfig, RunConfig
 
 RANGES = {  # fields of RunConfig: from, and below
+    "batch_tokens": (1, math.inf),
+    "cooldown": (0, 1),
     "accumulate": (1, math.inf),
     "dropout": (0, 1),
+    "lr_matrix": (0, math.inf),
+    "lr_embed": (0, math.inf),
+    "lr_head": (0, math.inf),
+    "lr_vector": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_tokens": (0, math.inf),
+    "grad_clip": (0, math.inf),
+    "eval_tokens": (1, math.inf),
+    "momentum": (0, 1),
     "label_smoothing": (0, 1),
     "patience": (0, math.inf),
     "evaluate_every": (0, math.inf),
+    "trunk_context": (0, math.inf),
 }
+
+
+OWN = ModelConfig.model_fields["family"].default
+COUNTS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "context")  # fields of ModelConfig
 
 
 def check_options(config: RunConfig) -> None:
     """Raises TrainError for an option outside its range, or without the one that it serves."""
+    check_shape(config.model)
     for name, (low, high) in RANGES.items():
-        value, default = getattr(config, name), RunConfig.model_fields[name].default
+        value, field = getattr(config, name), RunConfig.model_fields[name]
         if not low <= value < high:
-            ends = f"at least {low}" + ("" if high == math.inf else f" and below {high}")
-            raise TrainError(f"{name} is {value}, and must be {ends}", hint=f"leave it at {default}")
+            ends = f"at least {low}" + (f" and below {high}" if high < math.inf or value == high else "")
+            own = "the recipe's" if field.is_required() else field.default
+            raise TrainError(f"{name} is {value}, and must be {ends}", hint=f"leave it at {own}")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        betas = ",".join(map(str, config.betas))
+        raise TrainError(
+            f"betas is {betas}, and both must be at least 0 and below 1", hint="leave it at 0.9,0.99"
+        )
+    if config.precision not in PRECISIONS:
+        raise TrainError(
+            f"there is no precision {config.precision!r}", hint=f"name one of {', '.join(PRECISIONS)}"
+        )
+    if config.batch_tokens < config.model.context:
+        raise TrainError(
+            f"a batch of {config.batch_tokens} tokens is less than one window of {config.model.context}",
+            hint="give a larger batch_tokens, or a shorter model.context",
+        )
     if config.initial and config.dropout:
         raise TrainError(
             f"dropout is {config.dropout}, and a model that goes on from a folder has none",
@@ -43,4 +76,23 @@ def check_options(config: RunConfig) -> None:
         raise TrainError(
             f"evaluate_every is {config.evaluate_every}, but without patience nothing waits for these scores",
             hint="give a patience as well",
+        )
+
+
+def check_shape(model: ModelConfig) -> None:
+    """Raises TrainError for a shape that no attention has."""
+    for name in COUNTS:
+        if (value := getattr(model, name)) < 1:
+            raise TrainError(
+                f"model.{name} is {value}, and must be at least 1", hint="leave it at the family's"
+            )
+    if model.n_heads % model.n_kv_heads:
+        raise TrainError(
+            f"{model.n_heads} heads cannot share {model.n_kv_heads} key and value heads evenly",
+            hint="give a model.n_kv_heads that divides model.n_heads",
+        )
+    if model.family == OWN and model.head_dim % 2:
+        raise TrainError(
+            f"model.head_dim is {model.head_dim}, and positions turn pairs of numbers",
+            hint="give an even one",
         )

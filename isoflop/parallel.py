@@ -10,6 +10,8 @@ each builds the whole model once in memory of the CPU, since initial weights dep
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -18,7 +20,8 @@ from isoflop.families import family_of
 from isoflop.model import LanguageModel
 from isoflop.records import RunConfig
 
-ENTRIES = ("loss", "token_losses", "last_logits")  # what is called of a model, rather than itself
+# What is called of a model, rather than itself; the last only where it is.
+ENTRIES = ("loss", "token_losses", "last_logits", "relation_logits")
 
 
 def shard(model: LanguageModel, device: torch.device) -> LanguageModel:
@@ -28,7 +31,7 @@ def shard(model: LanguageModel, device: torch.device) -> LanguageModel:
     mesh = init_device_mesh(device.type, (world(),))
     for part in (*model.blocks, model):
         fully_shard(part, mesh=mesh)
-    for name in ENTRIES:
+    for name in filter(partial(hasattr, model), ENTRIES):
         register_fsdp_forward_method(model, name)
     return model
 

@@ -96,7 +96,7 @@ def _measured(
         # One factor for the sizes of a layout: a neighbour that disturbs one measurement must not choose.
         factors = {layout: statistics.median(ratios) for layout, ratios in by_layout.items()}
         rater = replace(rater, factors=factors, factor=statistics.median(factors.values()))
-    gained = _compiling(project, rater.corpus, family[best], budget.seconds or 0.0, progress, rater.place)
+    gained = compiling_pays(project, rater.corpus, family[best], budget.seconds or 0.0, progress, rater.place)
     if gained is not None:
         rater = replace(rater, compiled=gained)
         family = [c.model_copy(update={"compile": True}) if i == best else c for i, c in enumerate(family)]
@@ -167,7 +167,7 @@ def measure_alone(
     return SpeedModel(found)
 
 
-def _compiling(
+def compiling_pays(
     project: Project, corpus: Corpus, config: RunConfig, seconds: float, progress: Progress, place: Place
 ) -> tuple[float, float] | None:
     """Speed over uncompiled and seconds of compilation, as measured, when that buys more tokens."""
@@ -196,7 +196,7 @@ def compiled_if_it_pays(
     if compute < COMPILE_FROM_SECONDS * SLOW_CORE * config.ranks * config.threads:
         return config
     plain = measure_alone(project, corpus, [config], progress, place).tokens_per_second(config)
-    gained = _compiling(project, corpus, config, config.tokens / plain, progress, place)
+    gained = compiling_pays(project, corpus, config, config.tokens / plain, progress, place)
     return config if gained is None else config.model_copy(update={"compile": True})
 
 

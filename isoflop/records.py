@@ -235,6 +235,8 @@ class Run(Record):
     stretches: tuple[Stretch, ...] = ()  # empty: all of it in the processes of `config`
     model: str | None = None  # artifact folder, relative to the project
     forgetting: Forgetting | None = None  # of a continued run whose old corpus is known
+    next_accuracy: float | None = None  # share of held-out pairs told apart, of the objective `masked-next`
+    next_accuracy_se: float | None = None
 
 
 class Throughput(Paced):

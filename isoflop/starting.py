@@ -1,21 +1,27 @@
-"""From a model folder and what is to be learned to the configuration of a run that goes on from it."""
+"""The configuration of a run that `train` is asked for: of a plan, of a shape, or going on from a model."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
 from isoflop import corpus as texts
+from isoflop import plan as planner
 from isoflop.continued import HASH_DIGITS, Past
 from isoflop.corpus import load_corpus
 from isoflop.devices import whole_machine
-from isoflop.errors import CorpusError, IsoflopError, TrainError
+from isoflop.errors import CorpusError, IsoflopError, ProjectError, TrainError
 from isoflop.export import load_pretrained
+from isoflop.families import OWN, family_of
 from isoflop.pipeline import corpus_of
+from isoflop.places import Place, here
+from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe
-from isoflop.records import Corpus, RunConfig
+from isoflop.records import Corpus, Plan, RunConfig
 from isoflop.store import Project, content_hash
 from isoflop.using import check_vocabulary
+from isoflop.variant import DEFAULT, Variant
 
 # Of the rates from scratch. Ibrahim et al., arXiv 2403.08763, section 6.1, warm up to half of, all of and
 # twice the rate of pre-training: more of it learns the new text better and forgets more of the old.
@@ -23,6 +29,50 @@ RATE_SHARE = 0.5
 LONGEST_CONTEXT = 2048  # of a model that could read further
 REPLAY_SHARE = 0.1
 FISHER_TOKENS = 65_536
+
+
+def chosen_config(
+    project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
+    lr_scale: float, seed: int, variant: Variant = DEFAULT, progress: Progress | None = None,
+    place: Place | None = None,
+) -> RunConfig:  # fmt: skip
+    """The latest plan's configuration, or the recipe's for a given width and number of tokens.
+
+    A given shape is compiled where its run then ends sooner. Raises ProjectError when there is neither a plan
+    nor a width and tokens, or the plan is of another family than the one asked for; TrainError for a number
+    that cannot be.
+    """
+    if layers is not None and (layers < 1 or width is None):
+        raise TrainError(f"--layers {layers} is no shape", hint="give one layer or more, and a --width")
+    if width is None:
+        latest = project.latest("plan", Plan)
+        if latest is None or latest.corpus_id != corpus.id:
+            raise ProjectError(
+                f"{project.folder} has no plan for its corpus",
+                hint="make one (isoflop plan), or give --width and --tokens",
+            )
+        config, planned, wanted = latest.config, family_of(latest.config.model), variant.family
+        if wanted not in (OWN, planned):
+            raise ProjectError(
+                f"the latest plan is of the family {planned.name}, not {wanted.name}",
+                hint=f"give --width and --tokens, or sweep first: isoflop sweep --family {wanted.name}",
+            )
+        if tokens is not None and tokens <= 0:
+            raise TrainError(f"--tokens is {tokens}", hint="give a number above zero, or leave it out")
+        if tokens is not None:
+            config = config.model_copy(update={"tokens": tokens})
+        if variant.changes:
+            config = (place or here()).whole(variant.applied(config))
+    elif tokens is None or tokens <= 0 or width <= 0:
+        raise ProjectError(
+            "a shape needs --width and --tokens above zero", hint="e.g. --width 96 --tokens 2000000"
+        )
+    else:
+        place = place or here()
+        model = variant.shape(width, corpus.vocab_size, n_layers=layers)
+        config = place.whole(variant.config(model, tokens, seed=seed))
+        config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent(), place)
+    return _scaled(config, lr_scale)
 
 
 def continuation(
@@ -49,10 +99,16 @@ def continuation(
         old="" if before is None else before.id, replay_share=replay_share, ewc=ewc,
         ewc_tokens=ewc_tokens if ewc else 0,
     )  # fmt: skip
-    rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
-    slower = {name: getattr(config, name) * RATE_SHARE * lr_scale for name in rates}
     past = Past(kept, None if before is None else before.folder.absolute())
-    return whole_machine(config.model_copy(update=slower)), past
+    return whole_machine(_scaled(config, RATE_SHARE * lr_scale)), past
+
+
+def _scaled(config: RunConfig, factor: float) -> RunConfig:
+    """With every learning rate times `factor`. Raises TrainError for one that is no number above zero."""
+    if not 0 < factor < math.inf:
+        raise TrainError(f"learning rates times {factor:g} train nothing", hint="give e.g. --lr-scale 0.5")
+    rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
+    return config.model_copy(update={name: getattr(config, name) * factor for name in rates})
 
 
 def _found(place: Path, corpus: Corpus) -> Corpus:

@@ -34,6 +34,7 @@ from isoflop.ledger import Ledger, Row, place_url, without_password
 from isoflop.records import Record
 
 LEDGER_URL = "ledger.url"
+REFUSALS = PermissionError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 R = TypeVar("R", bound=Record)
 
@@ -178,9 +179,12 @@ class Project:
                 temp.mkdir(parents=True)
                 write(temp)
                 target = folder / f"{name}-{content_hash(temp)[:16]}"
-                for path in (*temp.rglob("*"), temp):
-                    _fsync(path)
-                _rename_unless_there(temp, target)
+                try:
+                    keep_folder(temp, target)
+                except OSError as exc:  # it is there: same name, same content
+                    if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    _fsync(folder)
             finally:
                 shutil.rmtree(temp, ignore_errors=True)  # is gone already when all went well
         return target.relative_to(self.folder).as_posix()
@@ -235,12 +239,14 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _rename_unless_there(temp: Path, target: Path) -> None:  # same name, same content
-    try:
-        temp.rename(target)
-    except OSError as exc:
-        if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
+def keep_folder(temp: Path, target: Path) -> None:
+    """Give a finished folder its name, all of it on disk first: `target` is whole, or not there.
+
+    Raises OSError, EEXIST or ENOTEMPTY when another folder has the name.
+    """
+    for path in (*temp.rglob("*"), temp):
+        _fsync(path)
+    temp.rename(target)
     _fsync(target.parent)
 
 
@@ -249,7 +255,7 @@ def disk_errors(what: str) -> Iterator[None]:
     """Say in a sentence that the disk refuses; writers in Rust or C++ raise their own types of error."""
     try:
         yield
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
+    except REFUSALS as exc:
         raise ProjectError(f"{what} cannot be written: {exc}", hint="check the path and its owner") from exc
     except Exception as exc:
         full = (errno.ENOSPC, errno.EDQUOT)

@@ -291,9 +291,8 @@ def run_values(run: Run) -> dict[str, float]:
         "run/tokens_per_second": run.tokens_per_second, "run/peak_share": run.peak_share,
         "run/peak_memory_bytes": run.peak_memory_bytes,
     }  # fmt: skip
-    if run.bpb is None or run.bpb_se is None:
-        return values
-    return values | {"heldout/bpb": run.bpb, "heldout/bpb_se": run.bpb_se}
+    some = {"bpb": run.bpb, "bpb_se": run.bpb_se, "next_accuracy": run.next_accuracy}
+    return values | {f"heldout/{name}": value for name, value in some.items() if value is not None}
 
 
 def interval_values(name: str, found: Interval) -> dict[str, float]:

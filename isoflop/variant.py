@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import TrainError
 from isoflop.families import OWN, Family
+from isoflop.options import check_options
 from isoflop.recipe import CONTEXT, recipe
 from isoflop.records import ModelConfig, Record, RunConfig
 
@@ -41,7 +42,7 @@ class Variant:
     def of(cls, family: Family, changes: Sequence[str] = ()) -> Variant:
         """Checks the changes' names and values. Raises TrainError."""
         made = cls(family, tuple(sorted(c.replace(" ", "") for c in changes)))
-        made.config(made.shape(128, 512), 0)  # says what is wrong before anything is done
+        check_options(made.config(made.shape(128, 512), 0))  # says what is wrong before anything is done
         return made
 
     @property

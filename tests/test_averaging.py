@@ -113,6 +113,20 @@ def test_weights_that_cannot_be(
         average(models[:2], tmp_path / "out", corpus, weights=weights, greedy=greedy)
 
 
+def test_an_average_is_on_disk_before_it_has_its_name(
+    models: list[Path], corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, synced = tmp_path / "out", set()
+
+    def note(path: Path) -> None:
+        synced.add(path.name)
+        assert out.exists() == (path == tmp_path)
+
+    monkeypatch.setattr("isoflop.store._fsync", note)
+    average(models[:2], out, corpus, eval_tokens=1024)
+    assert {path.name for path in out.iterdir()} | {tmp_path.name} < synced
+
+
 def test_a_failed_average_leaves_nothing(
     models: list[Path], corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

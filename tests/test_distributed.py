@@ -24,10 +24,11 @@ from isoflop.families import find
 from isoflop.identity import job_id, run_id
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
-from isoflop.pipeline import chosen_config, corpus_of, train_model
+from isoflop.pipeline import corpus_of, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
+from isoflop.starting import chosen_config
 from isoflop.store import Project
 from isoflop.train import train_trunk
 from isoflop.trainer import Trainer

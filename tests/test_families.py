@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop import flops
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
+from isoflop.corpus import heldout_tokens
 from isoflop.errors import ProjectError, TrainError
 from isoflop.evaluate import heldout
 from isoflop.export import load_pretrained, save_pretrained
@@ -177,10 +179,45 @@ def test_transformers_opens_bert_with_both_its_heads(corpus: Corpus, tmp_path: P
             inputs, token_type_ids=torch.tensor(types), labels=targets[:, :-1].contiguous(),
             next_sentence_label=targets[:, -1],
         ).loss  # fmt: skip
+        relation = theirs(inputs, token_type_ids=torch.tensor(types)).seq_relationship_logits
+        assert torch.allclose(model.eval().relation_logits(inputs), relation, atol=1e-5)  # type: ignore[operator]
     assert model.loss(inputs, targets).item() == pytest.approx(loss.item(), abs=1e-5)
     assert load_pretrained(tmp_path).config.objective == "masked-next"
     scores = heldout(model, corpus, eval_tokens=1024)  # by masked tokens alone, as a masked model
     assert scores.predicted == 16 * OBJECTIVES["masked"].predicted(64)
+
+
+def test_a_models_next_sentences_are_scored_on_heldout_pairs(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = small_shape("bert", corpus, "masked-next")
+    model = family_of(shape).build(shape, 1)
+    text, sep = np.asarray(heldout_tokens(corpus)), corpus.vocab_size + 2
+    asked: list[bool] = []
+
+    def stands(row: list[int]) -> bool:
+        """Whether the held-out text has this row somewhere, masked tokens apart."""
+        places = np.lib.stride_tricks.sliding_window_view(text, len(row))
+        return bool(((places == row).mean(axis=1) >= 0.7).any())
+
+    def oracle(ids: torch.Tensor) -> torch.Tensor:
+        """What knows the held-out text by heart would say."""
+        rows = [[w for w in row[1:-1] if w != sep] for row in ids.tolist()]
+        cuts = [row.index(sep) - 1 for row in ids.tolist()]
+        assert all(stands(row[cut:]) for row, cut in zip(rows, cuts, strict=True))
+        asked.extend(follows := [stands(row) for row in rows])
+        return torch.tensor([[float(yes), float(not yes)] for yes in follows])
+
+    plain = heldout(model, corpus, eval_tokens=1024)
+    assert plain.next_accuracy is not None
+    assert 0 <= plain.next_accuracy <= 1
+    monkeypatch.setattr(model, "relation_logits", oracle)
+    scores = heldout(model, corpus, eval_tokens=1024)
+    assert (scores.next_accuracy, scores.next_accuracy_se) == (1.0, 0.0)
+    assert len(asked) == 16
+    assert 4 <= sum(asked) <= 12
+    shape = small_shape("bert", corpus)
+    assert heldout(family_of(shape).build(shape, 1), corpus, eval_tokens=1024).next_accuracy is None
 
 
 @pytest.mark.parametrize("name", ["isoflop", "gpt2", "llama"])
@@ -369,13 +406,13 @@ def test_a_folder_of_an_encoder_decoder(corpus: Corpus, kind: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "vit"}, "neither a causal nor a masked"),
+        ({"model_type": "vit"}, r"config\.json cannot be scaled: 'vit' is neither a causal nor a masked"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "neither a causal nor a masked"),
-        ({"architectures": ["Mine"]}, "'None' is neither"),
+        ({"architectures": ["Mine"]}, r"config\.json is not a config: it names no model_type"),
         ({"model_type": "albert", "hidden_size": 64, "num_attention_heads": 2}, "cannot be counted"),
         ({"model_type": "gpt2", "n_head": "many"}, "cannot be built"),
         ({"model_type": "mamba", "hidden_size": 64}, "no width and heads"),
-        ([1, 2], "is not a config"),
+        ([1, 2], "is not a config: it names no model_type"),
         (None, r"has no config\.json"),
     ],
 )

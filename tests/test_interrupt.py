@@ -19,10 +19,11 @@ from isoflop import checkpoint
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.interrupt import ASKING, Interrupted, Terminated, heeded
-from isoflop.pipeline import chosen_config, corpus_of, key_of, sweep, train_model
+from isoflop.pipeline import corpus_of, key_of, sweep, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import CorpusConfig, Ladder, Run
+from isoflop.starting import chosen_config
 from isoflop.store import Project
 from isoflop.workers import cores
 

@@ -12,7 +12,6 @@ from isoflop.budget import Budget
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.laws import Fit
 from isoflop.pipeline import (
-    chosen_config,
     corpus_of,
     fit_runs,
     make_plan,
@@ -20,6 +19,7 @@ from isoflop.pipeline import (
 )
 from isoflop.progress import Silent
 from isoflop.records import CorpusConfig, Gain, Plan, Result, Run
+from isoflop.starting import chosen_config
 from isoflop.store import Project
 from isoflop.using import evaluate_model, sample
 

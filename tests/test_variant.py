@@ -51,6 +51,15 @@ def test_what_is_derived_from_a_changed_value_follows_it() -> None:
         ("betas=0.9", "'betas=0.9' of --set is not a value of betas"),
         ("seed=3", "'seed' of --set is decided elsewhere"),
         ("model.d_model=64", "'model.d_model' of --set is decided elsewhere"),
+        ("cooldown=2", "cooldown is 2.0, and must be at least 0 and below 1"),
+        ("lr_matrix=nan", "lr_matrix is nan, and must be at least 0"),
+        ("grad_clip=inf", "grad_clip is inf, and must be at least 0 and below inf"),
+        ("betas=0.9,1", "betas is 0.9,1.0, and both"),
+        ("batch_tokens=100", "a batch of 100 tokens is less than one window of 512"),
+        ("precision=fp8", "no precision 'fp8'"),
+        ("model.n_layers=0", "model.n_layers is 0, and must be at least 1"),
+        ("model.n_heads=7", "7 heads cannot share 4 key and value heads"),
+        ("model.head_dim=31", "model.head_dim is 31"),
     ],
 )
 def test_a_wrong_change_is_named(change: str, words: str) -> None:

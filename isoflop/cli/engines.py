@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoflop.cli.job import pairs_row
 from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
 from isoflop.quantities import cell
 from isoflop.terminal import out, table
@@ -93,6 +94,7 @@ def evaluate(
     table(f"{model}", ("", "value", "s.e."), [
         ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),
         ("bits per byte", cell(scores.bpb), cell(scores.bpb_se)),
+        *pairs_row(scores.next_accuracy, scores.next_accuracy_se),
         ("held-out tokens", f"{scores.tokens:,}", ""),
         ("predicted tokens", f"{scores.predicted:,}", ""),
     ])  # fmt: skip

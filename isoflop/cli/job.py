@@ -219,9 +219,9 @@ def train(
     [bold]torchrun --nproc-per-node 8 -m isoflop train --shard[/bold]
     """
     from isoflop.families import find
-    from isoflop.pipeline import chosen_config, corpus_of, train_model
+    from isoflop.pipeline import corpus_of, train_model
     from isoflop.places import place_at
-    from isoflop.starting import continuation
+    from isoflop.starting import chosen_config, continuation
     from isoflop.trackers import tracked
     from isoflop.variant import Variant
 
@@ -257,6 +257,8 @@ def train(
             f"old text, nats a token: {lost.before:.4f} before, {lost.after:.4f} after; "
             f"forgotten {lost.nats:+.4f} +- {lost.nats_se:.4f}"
         )
+    for words, *numbers in pairs_row(done.next_accuracy, done.next_accuracy_se):
+        typer.echo(f"{words}: {' +- '.join(numbers)}")
     typer.echo(home.folder / str(done.model))
 
 
@@ -330,6 +332,13 @@ def show(
     Example: [bold]isoflop show 3f2a[/bold]
     """
     typer.echo(open_project(project).find(id).body)
+
+
+def pairs_row(share: float | None, error: float | None) -> list[tuple[str, str, str]]:
+    """What a model that learned the next sentence says of held-out pairs; nothing of others."""
+    if share is None or error is None:
+        return []
+    return [("next sentence told, half is chance", f"{100 * share:.1f}%", f"{100 * error:.1f}%")]
 
 
 def _runs_table(runs: list[Any]) -> None:

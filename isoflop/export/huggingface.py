@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from isoflop import corpus as texts
 from isoflop.errors import CorruptError, ProjectError, TrainError
 from isoflop.families import family_of, of_config
+from isoflop.families.foreign import read_config
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.objectives.special import CLS, MASK, SEP, own_names
@@ -83,7 +84,7 @@ def load_pretrained(folder: Path) -> LanguageModel:
     if not path.exists():
         raise ProjectError(f"{folder} has no config.json", hint="name a model folder (isoflop ls shows them)")
     try:
-        raw = json.loads(path.read_text())
+        raw = read_config(path)
         return of_config(raw).load(folder, raw).eval()
     except TrainError as error:
         raise ProjectError(f"{folder} cannot be opened: {error.message}", hint=error.hint) from None

@@ -110,7 +110,7 @@ def _possible(family: Family) -> list[str]:
 
 def of_config(raw: Mapping[str, Any]) -> Family:
     """The family that opens a model folder with this config.json."""
-    return OWN if raw.get("model_type") == MODEL_TYPE else Foreign.of_config(raw)
+    return OWN if raw["model_type"] == MODEL_TYPE else Foreign.of_config(raw)
 
 
 def shapes(

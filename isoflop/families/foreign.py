@@ -96,17 +96,16 @@ class Foreign:
         path = folder / "config.json"
         if not path.exists():
             raise TrainError(f"{folder} has no config.json", hint="name a folder of a model of transformers")
+        raw = read_config(path)
         try:
-            raw = dict(json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
-            hint = "give a config.json of transformers"
-            raise TrainError(f"{path} is not a config: {error}", hint=hint) from None
-        return cls.of_config(raw)
+            return cls.of_config(raw)
+        except TrainError as error:
+            raise TrainError(f"{path} cannot be scaled: {error.message}", hint=error.hint) from None
 
     @classmethod
     def of_config(cls, raw: Mapping[str, Any]) -> Foreign:
         """The family of a config.json. Raises TrainError when it is no language model's."""
-        name = str(raw.get("model_type"))
+        name = raw["model_type"]
         template = json.dumps({k: v for k, v in raw.items() if k not in NOT_SHAPE}, sort_keys=True)
         return cls(name, _objective_of(name, raw), template)
 
@@ -311,6 +310,18 @@ def _shape_settings(base: Any, model: ModelConfig) -> dict[str, Any]:
         settings[name] = round(getattr(base, name, 0) * model.d_model / base.hidden_size)
     kept = base.to_dict()
     return {name: value for name, value in settings.items() if base.attribute_map.get(name, name) in kept}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json. Raises TrainError when it is none of transformers."""
+    hint = "give a config.json of transformers"
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path} is not a config: {error}", hint=hint) from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise TrainError(f"{path} is not a config: it names no model_type", hint=hint)
+    return raw
 
 
 def _objective_of(name: str, raw: Mapping[str, Any]) -> str:

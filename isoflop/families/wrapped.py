@@ -86,6 +86,13 @@ class Wrapped(LanguageModel):
         nats_bk = F.cross_entropy(logits_bvk, targets_bt.gather(1, where_bk), reduction="none")
         return nats_bk.new_zeros(targets_bt.shape).scatter(1, where_bk, nats_bk)
 
+    @torch.no_grad()
+    def relation_logits(self, ids_bt: Tensor) -> Tensor:
+        """Logits (b, 2) of what the second stretch of each pair is: NEXT or RANDOM."""
+        first = ids_bt.new_zeros(len(ids_bt), 1)  # all that the other head then works on
+        out: Tensor = self._output(ids_bt, first, pairs=True).seq_relationship_logits
+        return out
+
     def last_logits(self, ids_bt: Tensor) -> Tensor:
         return self.forward(ids_bt)[:, -1]
 

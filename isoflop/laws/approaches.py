@@ -19,7 +19,7 @@ from isoflop.errors import FitError
 from isoflop.laws import intervals
 from isoflop.laws.fit import fit
 from isoflop.laws.observations import Observations
-from isoflop.laws.result import Fit, check_level
+from isoflop.laws.result import Fit
 from isoflop.laws.solve import Array
 from isoflop.records import Interval, Record
 
@@ -59,7 +59,7 @@ def parabolas(
     table: Observations | Mapping[str, Any] | Any, *, level: float = 0.9, seed: int = 0
 ) -> Frontier:
     """Approach 2 with its bias corrected. Raises FitError with fewer than two usable budgets."""
-    check_level(level)
+    intervals.check_level(level)
     seen = Observations.of(table)
     law = fit(seen, bootstrap=0)
     C, N, L = seen.compute(), np.array(seen.params), np.array(seen.loss)
@@ -80,7 +80,7 @@ def parabolas(
 
 def envelope(table: Observations | Mapping[str, Any] | Any, *, level: float = 0.9, seed: int = 0) -> Frontier:
     """Approach 1: the size with the lowest loss at every compute. Raises FitError without two computes."""
-    check_level(level)
+    intervals.check_level(level)
     seen = Observations.of(table)
     C, N, L = seen.compute(), np.array(seen.params), np.array(seen.loss)
     width = np.log(10.0) / BINS_A_TENFOLD

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.laws import intervals
-from isoflop.laws.result import Fit, Prediction, check_level
+from isoflop.laws.result import Fit, Prediction
 
 SAMPLES = 4000
 
@@ -29,7 +29,7 @@ def predict_score(
     into a draw of the task law, whose noise is added in turn (Gadre et al. 2403.08540, section 2.3; Bhagia et
     al. 2412.04403, section 3). Raises FitError when `task` is not a law of the loss alone.
     """
-    check_level(interval)
+    intervals.check_level(interval)
     further = dict(others or {})
     if task.columns != ("task_loss",):
         raise FitError(

@@ -22,7 +22,7 @@ from isoflop.errors import BudgetError, FitError
 from isoflop.laws import intervals
 from isoflop.laws.fit import PRIOR_SD
 from isoflop.laws.registry import law_named
-from isoflop.laws.result import Fit, check_level
+from isoflop.laws.result import Fit
 from isoflop.laws.solve import Array
 from isoflop.records import Record
 
@@ -246,7 +246,7 @@ def _check(fit: Fit, flops: float, aim: str, share: float, level: float, wanted:
     """Raises FitError or BudgetError when there is nothing to design."""
     if aim not in AIMS:
         raise FitError(f"There is no aim {aim!r}.", hint=f"Use one of: {', '.join(AIMS)}.")
-    check_level(level)
+    intervals.check_level(level)
     if not 0 < share <= 1:
         raise BudgetError(f"a share of {share:g} is not between 0 and 1", hint="give e.g. --share 0.1")
     if not 0 < wanted < 1:

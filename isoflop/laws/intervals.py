@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.errors import FitError
 from isoflop.laws.solve import Array
 
 # Prior of sigma0 and its growth: parameter bootstraps missed 20x-compute extrapolations of six public data
@@ -35,6 +36,12 @@ MODEL_SIGMA_RANGE = (0.5, 2.5)  # calibration moves sigma0 by no more than these
 NOISE_PRIOR = 0.0045
 NOISE_PRIOR_DF = 4  # what it weighs, in runs
 OUTLYING, OUTLIERS_FROM = 6.0, 20  # residuals count up to so many robust sds, when there are so many runs
+
+
+def check_level(level: float) -> None:
+    """Raises FitError unless 0 < level < 1."""
+    if not 0.0 < level < 1.0:
+        raise FitError(f"An interval of {level} makes no sense.", hint="Use a share such as 0.9.")
 
 
 def pairs_weights(cluster: npt.NDArray[np.intp], draws: int, rng: np.random.Generator) -> Array:

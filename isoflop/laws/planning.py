@@ -15,7 +15,7 @@ from isoflop.laws.diagnose import COLLINEAR
 from isoflop.laws.distillation import untaught
 from isoflop.laws.limits import EASED, Limits
 from isoflop.laws.registry import law_named
-from isoflop.laws.result import LARGEST, Fit, Prediction, check_level
+from isoflop.laws.result import LARGEST, Fit, Prediction
 from isoflop.laws.solve import Array
 from isoflop.laws.split import Split
 from isoflop.records import Interval, Record
@@ -93,7 +93,7 @@ def plan_law(
     when `teacher_params` are given (Busbridge et al. 2502.08606, eq. 9).
     Raises BudgetError for impossible numbers and FitError when the law has no best split or cannot answer.
     """
-    check_level(interval)
+    intervals.check_level(interval)
     if not 0 < flops < LARGEST:
         raise BudgetError(f"flops is {flops:g}", hint="give a positive number, e.g. 1e21")
     limits, rest = Limits(

@@ -31,7 +31,7 @@ from isoflop.laws import intervals, likelihood, solve
 from isoflop.laws.fit import DELTA, Setting, ready
 from isoflop.laws.linear import inverse_root, linearise, without_leverage
 from isoflop.laws.registry import law_named
-from isoflop.laws.result import Fit, check_level
+from isoflop.laws.result import Fit
 from isoflop.laws.solve import Array, Problem
 from isoflop.records import Interval, Record
 
@@ -103,7 +103,7 @@ def profile(fit: Fit, name: str, level: float = 0.9, *, robust: bool = True) -> 
     exponent. `robust` off takes every run as independent and the noise as the estimator's.
     Raises FitError for a published law (no runs), an unknown or fixed parameter, or an impossible level.
     """
-    check_level(level)
+    intervals.check_level(level)
     setting = _setting(fit, name)
     line = _line(setting, fit, name)
     problem = setting.problem

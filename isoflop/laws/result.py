@@ -190,7 +190,7 @@ class Fit(Record):
     def _predict(
         self, params: float | None, tokens: float | None, level: float, of: str, others: Mapping[str, float]
     ) -> Prediction:
-        check_level(level)
+        intervals.check_level(level)
         value = float(self.loss(params, tokens, **others)[0])
         draws = self.predict_draws(params, tokens, **others)[:, 0]
         found = self.around(value, draws, self.model_sd(params, tokens, **others), level, of)
@@ -237,7 +237,7 @@ class Fit(Record):
         When the fitted law has no optimum (A or B is zero) the draws' median split stands in for it.
         Raises FitError when no draw has one either, or the law is not one of N and D.
         """
-        check_level(interval)
+        intervals.check_level(interval)
         split = self.split(**others)
         N, D, _ = split.optimum(self.draws_array, flops)
         defined = np.isfinite(N) & np.isfinite(D) & (N > 0) & (D > 0)
@@ -343,7 +343,7 @@ class Fit(Record):
 
     def conf_int(self, level: float = 0.9) -> dict[str, Interval]:
         """Central bootstrap interval of every parameter."""
-        check_level(level)
+        intervals.check_level(level)
         out = {}
         for i, (name, value) in enumerate(self.params.items()):
             low, high = intervals.quantiles(self.draws_array[:, i], level)
@@ -394,9 +394,3 @@ def holdout_words(rows: tuple[Holdout, ...], scale: str) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
-
-
-def check_level(level: float) -> None:
-    """Raises FitError unless 0 < level < 1."""
-    if not 0.0 < level < 1.0:
-        raise FitError(f"An interval of {level} makes no sense.", hint="Use a share such as 0.9.")

@@ -65,7 +65,8 @@ class MaskedNext:
     drawn anew, for sentences are not known here; as many tokens are masked as without pairs, none of them a
     special one. Targets have a column more than inputs: the last says NEXT or RANDOM.
 
-    Held-out text is scored by masked tokens of plain windows, as `masked` is, so that both can be compared.
+    Held-out text is scored by masked tokens of plain windows, as `masked` is, so that both can be compared;
+    how often pairs of it are told apart is said beside that (`evaluate.heldout`).
     """
 
     test: ClassVar[str] = "masked"
@@ -80,9 +81,15 @@ class MaskedNext:
         return max(1, round(MASKED_SHARE * context))
 
     def examples(self, windows_bu: Tensor, corpus: Corpus, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        return self.pairs(windows_bu, corpus, key, train_tokens(corpus))
+
+    def pairs(
+        self, windows_bu: Tensor, corpus: Corpus, key: tuple[int, ...], text: Tokens
+    ) -> tuple[Tensor, Tensor]:
+        """Examples whose stretches from elsewhere are of `text`."""
         mask, cls, sep = special_ids(self.special, corpus)
         rng = np.random.default_rng(key)
-        ids_bt, where_bt, label_b = _pairs(windows_bu[:, :-1].numpy(), train_tokens(corpus), cls, sep, rng)
+        ids_bt, where_bt, label_b = _pairs(windows_bu[:, :-1].numpy(), text, cls, sep, rng)
         order, kind, other = rng.random((3, *ids_bt.shape))
         order[where_bt] = 2.0  # special tokens come last
         inputs, targets = _hide(

@@ -11,7 +11,7 @@ from e2e.commands import refused
 from isoflop import flops
 from isoflop.ablate import Ablation, ablate
 from isoflop.budget import Budget
-from isoflop.errors import BudgetError, TrainError
+from isoflop.errors import BudgetError, FitError, TrainError
 from isoflop.families import OWN
 from isoflop.records import Corpus, Run
 from isoflop.store import Project
@@ -59,6 +59,8 @@ def test_what_cannot_be_judged(tmp_path: Path, corpus: Corpus) -> None:
         ablate(home, corpus, BUDGET, Variant())
     with pytest.raises(TrainError, match="0 seeds are too few"):
         ablate(home, corpus, BUDGET, change, seeds=0)
+    with pytest.raises(FitError, match=r"interval of 2\.0"):
+        ablate(home, corpus, BUDGET, change, interval=2.0)
     with pytest.raises(BudgetError, match=r"1e\+10 FLOPs trains .* steps only"):
         ablate(home, corpus, Budget(flops=1e10), change)
 

@@ -37,9 +37,14 @@ def test_going_on_says_what_was_forgotten(isoflop, project: Job) -> None:  # typ
         ("--from MODEL --tokens 100 --old /a --replay /b", "are different"),
         ("--width 64 --tokens 100 --replay /a", "there is no --from"),
         ("--from MODEL --tokens 100 --replay PROJECT --replay-share 2", "replay share of 2.0"),
+        ("--from MODEL --tokens 100 --lr-scale -1", "learning rates times -0.5 train nothing"),
+        ("--width 64 --tokens 100 --lr-scale nan", "learning rates times nan"),
+        ("--width 64 --tokens 100 --layers 0", "--layers 0 is no shape"),
+        ("--layers 3", "--layers 3 is no shape"),
+        ("--tokens -5", "--tokens is -5"),
     ],
 )
-def test_what_cannot_go_on(isoflop, project: Job, line: str, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_go_on_or_begin(isoflop, project: Job, line: str, says: str) -> None:  # type: ignore[no-untyped-def]
     folder, result = project
     places = {"MODEL": result.model, "PROJECT": folder}
     typed = [places.get(word, word) for word in line.split()]
