@@ -192,7 +192,7 @@ def test_a_models_next_sentences_are_scored_on_heldout_pairs(
 ) -> None:
     shape = small_shape("bert", corpus, "masked-next")
     model = family_of(shape).build(shape, 1)
-    text, sep = np.asarray(heldout_tokens(corpus)), corpus.vocab_size + 2
+    text, sep = heldout_tokens(corpus)[:], corpus.vocab_size + 2
     asked: list[bool] = []
 
     def stands(row: list[int]) -> bool:
