@@ -140,7 +140,7 @@ def draw(found: dict[str, list[Row]], path: Path) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("every learning rate, as a multiple of the recipe's")
     ax.set_ylabel("held-out loss above the size's lowest, %")
-    ax.set_ylim(-0.5, 8)
+    ax.margins(y=0.15)
     ax.legend(frameon=False)
     page.savefig(path)
 
