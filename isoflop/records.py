@@ -345,6 +345,7 @@ class Tuning(Record):
     token_counts: tuple[int, ...]  # of a trial's branches
     values: tuple[str, ...]  # searched
     planned: int  # trials
+    changes: tuple[str, ...] = ()  # to the recipe, of `variant.Variant`
     seeds: tuple[int, ...]  # of the final comparison
     trials: tuple[Trial, ...] = ()
     best: int = 0  # number of the trial with the lowest loss; 0: the recipe's own

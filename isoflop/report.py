@@ -25,8 +25,9 @@ from isoflop.laws import Fit, intervals
 from isoflop.laws.registry import LAWS
 from isoflop.plots import PALETTE, Scene, power, short
 from isoflop.quantities import cell
-from isoflop.records import Corpus, Gain, Interval, Plan, Result, Run
+from isoflop.records import Corpus, Gain, Interval, Ladder, Plan, Result, Run, Tuning
 from isoflop.store import Project, atomic_write
+from isoflop.tuning import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 LEVEL = 0.9
@@ -46,6 +47,7 @@ def render(project: Project) -> str:
     scene = Scene.of(project)
     corpus, plan = project.latest("corpus", Corpus), project.latest("plan", Plan)
     result, gain = project.latest("result", Result), project.latest("gain", Gain)
+    ladder, tuning = project.latest("ladder", Ladder), project.latest("tuning", Tuning)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -56,6 +58,9 @@ def render(project: Project) -> str:
             fit=scene.fit,
             formula=None if scene.fit is None else LAWS[scene.fit.law].formula,
             other_fit=result is not None and scene.fit is not None and scene.fit.digest() != result.fit_id,
+            ladder=ladder,
+            tuning=tuning,
+            tuned=None if tuning is None or not tuning.better else shown.command(tuning),
             plan=plan,
             result=result,
             gain=gain,
@@ -64,7 +69,7 @@ def render(project: Project) -> str:
             headline=headline(result, scene.final, scene.forecast),
             pictures={kind: _picture(kind, scene) for kind in plots.PICTURES},
             planner=None if scene.fit is None else planner(scene.fit, scene.final, plan),
-            tables=_tables(scene, corpus, plan, result, gain),
+            tables=_tables(scene, corpus, plan, result, gain, tuning),
         )
     )
 
@@ -181,7 +186,12 @@ class Table:
 
 
 def _tables(
-    scene: Scene, corpus: Corpus | None, plan: Plan | None, result: Result | None, gain: Gain | None
+    scene: Scene,
+    corpus: Corpus | None,
+    plan: Plan | None,
+    result: Result | None,
+    gain: Gain | None,
+    tuning: Tuning | None,
 ) -> dict[str, Table]:
     """Every table that the records allow, by name."""
     made: dict[str, Table] = {}
@@ -195,6 +205,9 @@ def _tables(
         made["stages"] = _stages(result)
     if gain is not None:
         made["gain"] = _gain(gain)
+    if tuning is not None:
+        rows = tuple(("", row) for row in shown.rows(tuning))
+        made["trials"] = Table(shown.title(tuning), shown.head(tuning), rows)
     if corpus is not None:
         made["dropped"] = _dropped(corpus)
     if scene.runs:

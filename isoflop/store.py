@@ -34,7 +34,6 @@ from isoflop.ledger import Ledger, Row, place_url, without_password
 from isoflop.records import Record
 
 LEDGER_URL = "ledger.url"
-REFUSALS = PermissionError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 R = TypeVar("R", bound=Record)
 
@@ -206,8 +205,12 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
     Raises:
-        ProjectError: the disk is full or not writable; the old content is still there.
+        ProjectError: its folder is not there, or the disk is full or not writable; the old content stays.
     """
+    if not path.parent.exists():
+        raise ProjectError(
+            f"there is no folder {path.parent} for {path.name}", hint="make it, or check the path"
+        )
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with disk_errors(f"the file {path}"):
         try:
@@ -255,7 +258,7 @@ def disk_errors(what: str) -> Iterator[None]:
     """Say in a sentence that the disk refuses; writers in Rust or C++ raise their own types of error."""
     try:
         yield
-    except REFUSALS as exc:
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
         raise ProjectError(f"{what} cannot be written: {exc}", hint="check the path and its owner") from exc
     except Exception as exc:
         full = (errno.ENOSPC, errno.EDQUOT)

@@ -11,13 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer
 from test_plots import final_records, ladder_fit, make_study
 
 from isoflop import report
+from isoflop.cli import app
+from isoflop.errors import ProjectError
 from isoflop.gain import UNBOUNDED_FLOPS
 from isoflop.laws import Fit
 from isoflop.plots import PALETTE, PICTURES, Scene
-from isoflop.records import Interval
+from isoflop.records import Interval, Ladder, Trial, Tuning
 from isoflop.report import render, write_report
 
 
@@ -49,6 +52,8 @@ def test_writes_beside_the_ledger_or_where_told(tmp_path: Path) -> None:
     project = make_study(tmp_path / "study", ())
     assert write_report(project) == tmp_path / "study" / "report.html"
     assert write_report(project, tmp_path / "other.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(ProjectError, match=r"there is no folder .*nowhere for x\.html"):
+        write_report(project, tmp_path / "nowhere" / "x.html")
 
 
 def test_page_is_self_contained(text: str) -> None:
@@ -101,10 +106,10 @@ def test_headline_outside_its_interval() -> None:
 @pytest.mark.parametrize(
     ("kinds", "there", "missing"),
     [
-        ((), "No final model yet", ("isoflop corpus", "isoflop ladder", "isoflop fit", "isoflop plan")),
-        (("corpus",), "near duplicate", ("isoflop ladder", "isoflop fit", "isoflop gain")),
+        ((), "No final model yet", ("isoflop corpus", "isoflop sweep", "isoflop fit", "isoflop plan")),
+        (("corpus",), "near duplicate", ("isoflop sweep", "isoflop fit", "isoflop run")),
         (("corpus", "run"), "params_nonembedding", ("isoflop fit", "isoflop plan", "isoflop run")),
-        (("fit",), 'id="budget"', ("isoflop corpus", "isoflop plan", "isoflop ladder")),
+        (("fit",), 'id="budget"', ("isoflop corpus", "isoflop plan", "isoflop sweep")),
     ],
 )
 def test_missing_parts_name_their_command(
@@ -114,6 +119,47 @@ def test_missing_parts_name_their_command(
     assert there in page
     for command in missing:
         assert f"<code>{command}</code>" in page
+
+
+def commands() -> list[typer.models.CommandInfo]:
+    return [
+        c for group in app.registered_groups for c in getattr(group.typer_instance, "registered_commands", [])
+    ]
+
+
+def test_every_command_that_the_page_names_is_one() -> None:
+    named = re.findall(r'"isoflop (\w+)"', "".join(p.read_text() for p in report.TEMPLATES.glob("*.j2")))
+    assert len(named) > 5
+    assert set(named) <= {c.name or getattr(c.callback, "__name__", "") for c in commands()}
+
+
+def test_why_the_ladder_ended_and_what_a_tuning_found_are_said(tmp_path: Path) -> None:
+    run, _, _ = final_records()
+    project = make_study(tmp_path)
+    page = render(project)
+    assert "The ladder of small runs ended" not in page
+    assert "Was the recipe tuned?" not in page
+    project.put("ladder", Ladder(
+        id="l", corpus_id=run.corpus_id, members=(), packed=2, seconds=1, flops=1, ended="none is <worth> it",
+    ))  # fmt: skip
+    own, found = {"lr_matrix": 0.04}, {"lr_matrix": 0.0573}
+    trials = tuple(
+        Trial(number=n, values=v, state="done", losses=(3.3, 3.1 - n), runs=(), flops=1e9)
+        for n, v in enumerate((own, found))
+    )  # fmt: skip
+    tuning = Tuning(
+        id="t", corpus_id=run.corpus_id, config=run.config, token_counts=(100, 200), values=("lr_matrix",),
+        planned=2, seeds=(1, 2, 3), trials=trials, changes=("cooldown=0.5",),
+    )  # fmt: skip
+    project.put("tuning", tuning)
+    page = render(project)
+    assert "The ladder of small runs ended: none is &lt;worth&gt; it." in page
+    assert "The search is not finished" in page
+    assert "<td>0.0573</td>" in page
+    project.put("tuning", tuning.model_copy(update={"sentence": "Trial 1 wins.", "best": 1, "better": True}))
+    page = render(project)
+    line = "isoflop sweep --set cooldown=0.5 --set lr_matrix=0.0573"
+    assert f"Trial 1 wins. To use it: <code>{line}</code>" in page
 
 
 def test_a_final_run_without_a_result_has_a_headline(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from isoflop.cli.options import (
     ObjectiveOption,
     ProjectOption,
     SeedOption,
+    SetOption,
     open_project,
 )
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
-    from isoflop.records import Trial, Tuning
+    from isoflop.records import Tuning
 
 app = typer.Typer()
 
@@ -45,10 +46,11 @@ def tune(
         int | None, typer.Option(min=1, help="Trials side by side, a thread each; a core each when absent.")
     ] = None,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    seed: SeedOption = 0, json: JsonOption = False,
+    changes: SetOption = None, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Search the values that the recipe's rules leave open, on this project's text.
 
+    --set replaces values of the recipe that are not searched; the search is then around what is left of it.
     Needs the extra: pip install 'isoflop[tune]'. A law is fitted to ladders of one recipe: tune first, then
     sweep.
 
@@ -58,13 +60,14 @@ def tune(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of
     from isoflop.tuning import tune as search
+    from isoflop.variant import Variant
 
-    parsed, kind = Budget.parse(budget), find(family, objective)
+    parsed, variant = Budget.parse(budget), Variant.of(find(family, objective), changes or ())
     home = open_project(project)
     with home.lock(), Terminal() as progress:
         done = search(
             home, corpus_of(home), parsed, values=[v.strip() for v in values.split(",") if v.strip()],
-            width=width, trials=trials, seeds=seeds, seed=seed, workers=workers, family=kind,
+            width=width, trials=trials, seeds=seeds, seed=seed, workers=workers, variant=variant,
             progress=progress,
         )  # fmt: skip
     if json:
@@ -74,41 +77,12 @@ def tune(
 
 
 def _show(done: Tuning) -> None:
-    model, lengths = done.config.model, [f"loss, {t:,} tokens" for t in done.token_counts]
-    table(
-        f"{len(done.trials)} trials of {model.n_layers} x {model.d_model}; {done.flops:.3g} FLOPs in all",
-        ("trial", *done.values, *lengths, "FLOPs"),
-        [_row(t, done) for t in sorted(done.trials, key=_rank)],
-    )
+    from isoflop.tuning.shown import command, head, rows, title
+
+    table(title(done), head(done), rows(done))
     typer.echo(done.sentence)
     if done.better:
         typer.echo(f"To use it: {command(done)}")
         typer.echo(
             f"It was found at width {done.config.model.d_model}; x is times the recipe's value at each width."
         )
-
-
-def _rank(trial: Trial) -> tuple[int, float]:
-    """Those that came farthest first, and of them the best."""
-    return -len(trial.losses), trial.losses[-1] if trial.losses else 0.0
-
-
-def _row(trial: Trial, done: Tuning) -> list[str]:
-    from isoflop.tuning.values import number
-
-    names = {0: "the recipe", done.best: "the best"} if done.best else {0: "the recipe, the best"}
-    words = [str(trial.number), names.get(trial.number, ""), "" if trial.state == "done" else trial.state]
-    losses = [f"{loss:.4f}" for loss in trial.losses]
-    missing = ["–"] * (len(done.token_counts) - len(losses))
-    tried = [number(trial.values[name]) for name in done.values]
-    return [", ".join(filter(None, words)), *tried, *losses, *missing, f"{trial.flops:.2g}"]
-
-
-def command(done: Tuning) -> str:
-    """The line that uses what was found."""
-    from isoflop.tuning.values import setting
-
-    found = done.trials[done.best].values
-    return " ".join(
-        ["isoflop sweep", *(f"--set {name}={setting(name, found, done.config)}" for name in done.values)]
-    )

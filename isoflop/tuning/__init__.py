@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from isoflop.budget import Budget
 from isoflop.errors import TrainError
-from isoflop.families import OWN, Family, shapes
+from isoflop.families import shapes
 from isoflop.interrupt import heeded
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Member, ModelConfig, Run, Tuning, digest
@@ -23,19 +23,22 @@ from isoflop.tuning.layout import FEWEST_SEEDS, Layout, lay_out
 from isoflop.tuning.search import Search, require_optuna
 from isoflop.tuning.values import DEFAULT, chosen
 from isoflop.tuning.verdict import verdict
+from isoflop.variant import DEFAULT as RECIPE
+from isoflop.variant import Variant
 from isoflop.workers import cores
 
 
 def tune(
     project: Project, corpus: Corpus, budget: Budget, *, values: Sequence[str] = DEFAULT,
     width: int | None = None, trials: int | None = None, seeds: int = FEWEST_SEEDS, seed: int = 0,
-    workers: int | None = None, family: Family = OWN, progress: Progress | None = None,
+    workers: int | None = None, variant: Variant = RECIPE, progress: Progress | None = None,
 ) -> Tuning:  # fmt: skip
     """Search `values` around the recipe's own within `budget`; the answer, which is also in the ledger.
 
-    The models are of the family's smallest width, or of `width`; `workers` of them (None: one a core) are
-    trained side by side. The first trial is the recipe's own; the best is compared with it by `seeds` runs of
-    each. With one worker and a budget of FLOPs everything depends on `seed` alone.
+    The recipe is that of `variant`. The models are of the family's smallest width, or of `width`; `workers`
+    of them (None: one a core) are trained side by side. The first trial is the recipe's own; the best is
+    compared with it by `seeds` runs of each. With one worker and a budget of FLOPs everything depends on
+    `seed` alone.
 
     Raises TrainError for an unknown value, without Optuna, or when no trial ends with a finite loss;
     BudgetError when the budget is too little; Interrupted, saved, at Ctrl-C.
@@ -43,16 +46,17 @@ def tune(
     progress = progress or Silent()
     workers = workers or cores()
     require_optuna()
-    model, names = _shape(family, corpus, width), chosen(values)
+    model, names = _shape(variant, corpus, width), chosen(values, variant.changes)
     shape = model.model_dump(mode="json")
-    key = digest([corpus.id, shape, budget.model_dump(), names, trials, seeds, seed, workers])
+    asked = [corpus.id, shape, budget.model_dump(), names, trials, seeds, seed, workers]
+    key = digest([*asked, *variant.changes])
     kept = project.get("tuning", key, Tuning)
     if kept is not None and kept.sentence:
         progress.log("this tuning is done; nothing to do")
         return kept
     layout = lay_out(
         project, corpus, budget, key=key, model=model, values=names, trials=trials, seeds=seeds, seed=seed,
-        workers=workers, progress=progress,
+        workers=workers, variant=variant, progress=progress,
     )  # fmt: skip
     return carry_out(project, layout, progress)
 
@@ -69,12 +73,12 @@ def carry_out(project: Project, layout: Layout, progress: Progress) -> Tuning:
     return done
 
 
-def _shape(family: Family, corpus: Corpus, width: int | None) -> ModelConfig:
+def _shape(variant: Variant, corpus: Corpus, width: int | None) -> ModelConfig:
     if width is None:
-        return shapes(corpus.vocab_size, largest=1, family=family)[0]
+        return shapes(corpus.vocab_size, largest=1, family=variant)[0]
     if width <= 0:
         raise TrainError(f"a width of {width} is not above zero", hint="e.g. --width 96")
-    return family.shape(width, corpus.vocab_size)
+    return variant.shape(width, corpus.vocab_size)
 
 
 def _searched(search: Search, crew: Crew) -> Tuning:

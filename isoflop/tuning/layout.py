@@ -14,11 +14,11 @@ from isoflop.budget import Budget
 from isoflop.errors import BudgetError
 from isoflop.identity import tokens_of_trunk
 from isoflop.progress import Progress
-from isoflop.recipe import recipe
 from isoflop.records import Corpus, Member, ModelConfig, Run, RunConfig, Tuning
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
 from isoflop.tuning.values import batches
+from isoflop.variant import Variant
 
 TRIALS, FEWEST_TRIALS, MOST_TRIALS = 24, 8, 200
 BRANCHES = 3  # of a trial, each with HALVING times the tokens of the one before
@@ -74,13 +74,13 @@ class Layout:
 
 def lay_out(
     project: Project, corpus: Corpus, budget: Budget, *, key: str, model: ModelConfig, values: Sequence[str],
-    trials: int | None, seeds: int, seed: int, workers: int, progress: Progress,
+    trials: int | None, seeds: int, seed: int, workers: int, variant: Variant, progress: Progress,
 ) -> Layout:  # fmt: skip
     """The tuning that `budget` buys, kept under `key`: asked twice it is one.
 
     Raises BudgetError when it is too little.
     """
-    config = recipe(model, 0, seed=seed)
+    config = variant.config(model, 0, seed=seed)
     if seeds < FEWEST_SEEDS:
         raise BudgetError(f"{seeds} seeds cannot tell two recipes apart", hint=f"give {FEWEST_SEEDS} or more")
     if trials is not None and trials < 2:
@@ -94,7 +94,7 @@ def lay_out(
         tuning = Tuning(
             id=key, corpus_id=corpus.id, config=config, values=tuple(values), planned=planned,
             token_counts=tuple(length // HALVING**k for k in reversed(range(BRANCHES))),
-            seeds=tuple(range(seed + 1, seed + 1 + seeds)),
+            seeds=tuple(range(seed + 1, seed + 1 + seeds)), changes=variant.changes,
         )  # fmt: skip
         project.put("tuning", tuning, key)
     return Layout(tuning, budget, workers, speed, corpus)

@@ -48,9 +48,18 @@ VALUES = {
 DEFAULT = ("lr_matrix", "lr_embed", "lr_head")
 
 
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, once each, in the order of `VALUES`. Raises TrainError when one is not there."""
+def chosen(names: Sequence[str], changes: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names, once each, in the order of `VALUES`.
+
+    Raises TrainError when one is not there, or is among the `changes` that the user has made to the recipe.
+    """
+    said = {change.partition("=")[0] for change in changes}
     for name in names:
+        if name in said:
+            raise TrainError(
+                f"{name} cannot be both searched and set",
+                hint=f"leave --set {name}=... out, or name what to search with --values",
+            )
         if name not in VALUES:
             raise TrainError(
                 f"{name!r} is not a value that is tuned", hint=f"name any of {', '.join(VALUES)}"

@@ -12,6 +12,7 @@ from test_tune import laid_out
 from e2e.commands import refused
 from isoflop.records import Corpus, RunConfig, Tuning
 from isoflop.store import Project
+from isoflop.variant import Variant
 
 
 @pytest.fixture
@@ -29,14 +30,16 @@ def test_a_tuning_is_a_table_an_answer_and_a_record(  # type: ignore[no-untyped-
 ) -> None:
     ids: list[str] = []
 
-    def small_layout(*_: object, key: str, **__: object) -> object:
+    def small_layout(*_: object, key: str, variant: Variant, **__: object) -> object:
         ids.append(key)
+        assert variant.changes == ("cooldown=0.5",)
         layout = laid_out(corpus, small, planned=2)
         object.__setattr__(layout, "tuning", layout.tuning.model_copy(update={"id": key}))
         return layout
 
     monkeypatch.setattr("isoflop.tuning.lay_out", small_layout)
-    words = ("tune", "--budget", "5e12flops", "--values", "lr_head,lr_matrix", "--project", home)
+    words = ("tune", "--budget", "5e12flops", "--values", "lr_head,lr_matrix", "--project", home,
+             "--set", "cooldown=0.5")  # fmt: skip
     answer = isoflop(*words)
     assert answer.code == 0, answer.err
     assert "tune done in" in answer.err
@@ -87,6 +90,8 @@ def test_what_to_type_is_what_was_found(
         (("--width", 0), "a width of 0"),
         (("--budget", "soon"), "'soon' is not a budget"),
         (("--family", "gtp2"), "no family 'gtp2'"),
+        (("--set", "lr_rate=1"), "no 'lr_rate' of --set"),
+        (("--set", "lr_head=x2"), "lr_head cannot be both searched and set"),
     ],
 )
 def test_bad_input(isoflop, home: Path, words: tuple[object, ...], says: str) -> None:  # type: ignore[no-untyped-def]
