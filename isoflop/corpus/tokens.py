@@ -33,7 +33,7 @@ class Tokens:
     def __getitem__(self, part: slice) -> NDArray[np.unsignedinteger]:
         begin, end, _ = part.indices(self._count)
         ids = np.empty(max(0, end - begin), self.dtype)
-        rest, at = memoryview(ids.view(np.uint8)), begin * self.dtype.itemsize
+        rest, at = ids.view(np.uint8).data, begin * self.dtype.itemsize
         while len(rest):
             try:
                 got = os.preadv(self._file.fileno(), [rest], at)
