@@ -39,13 +39,13 @@ def nothing(*, progress: object, stopping: object) -> None:
 
 
 def simulated(
-    config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, *_: object, progress: Any,
+    config: RunConfig, token_counts: Sequence[int], first: int, corpus: Corpus, *_: object, progress: Any,
     stopping: object,
 ) -> list[Run]:  # fmt: skip
     """What a trunk's training would hand back."""
     curve = tuple(CurvePoint(tokens=i, seconds=i / 7, loss=5 - i / 60) for i in range(CURVE_POINTS))
     runs = []
-    for tokens in token_counts:
+    for tokens in token_counts[:first]:
         final = config.model_copy(update={"tokens": tokens})
         zeros = {
             name: 0 for name, field in Run.model_fields.items() if field.is_required() and name != "config"

@@ -94,8 +94,13 @@ def _connect(address: str) -> None:
         if colon and port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a plain Exception, too, where a node starts too slowly
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if address == LOCAL:
+            raise ProjectError(
+                f"Ray does not start on this machine: {why}",
+                hint="run the same command again when the machine is less busy, or leave out --ray",
+            ) from None
         raise ProjectError(
             f"the Ray cluster at {address} cannot be reached: {why}",
             hint="start one with `ray start --head`, check the address, or use --ray local",

@@ -300,7 +300,6 @@ def reports(*, progress: Any, stopping: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-@ray.remote(num_cpus=0)
 class Newcomer:
     """Takes a process of its own: when it is there, a job that found a free CPU before is as well."""
 
@@ -308,8 +307,7 @@ class Newcomer:
 
 
 def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) -> None:
-    slow: Any = ray.remote(Slow)
-    board = slow.options(num_cpus=0).remote()
+    board: Any = ray.remote(Slow).options(num_cpus=0).remote()
     tasks = [do.options(num_cpus=1).remote(Job(f"{i}", f"{i}", reports), board, None, None) for i in range(3)]
 
     anyone: Any = Newcomer
@@ -322,7 +320,7 @@ def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) ->
         """The counts once whoever could begin has begun."""
         for node in 2 * nodes.list_all_nodes():  # type: ignore[no-untyped-call]
             where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-            newcomer = anyone.options(scheduling_strategy=where).remote()
+            newcomer: Any = ray.remote(Newcomer).options(num_cpus=0, scheduling_strategy=where).remote()
             ray.get(newcomer.here.remote())
             ray.kill(newcomer)
         return counts()
@@ -401,5 +399,17 @@ def test_a_cluster_that_is_not_there() -> None:
     with (
         pytest.raises(ProjectError, match="the Ray cluster at nowhere cannot be reached"),
         connected("nowhere", Silent()),
+    ):
+        pass
+
+
+def test_a_machine_on_which_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with (
+        pytest.raises(ProjectError, match=r"Ray does not start on this machine: The current .* startup\.$"),
+        connected("local", Silent()),
     ):
         pass

@@ -304,6 +304,48 @@ def test_torchrun_trains_is_killed_and_goes_on(home: Path, tmp_path: Path) -> No
     assert train_model(project, corpus, run.config.model_copy(update={"ranks": 1, "threads": 5})) == run
 
 
+# A checkpoint a step, and what each rank ends with in a file: torchrun itself ends with 1 whatever they do.
+NOTED = """
+import os, sys
+from pathlib import Path
+from isoflop.cli import main
+from isoflop.train import train_trunk
+train_trunk.__kwdefaults__["checkpoint_seconds"] = 0
+folder = sys.argv.pop(1)
+try:
+    main()
+except SystemExit as end:
+    Path(folder, os.environ["RANK"]).write_text(str(end.code))
+    raise
+"""
+
+
+def test_sigterm_to_torchrun_saves_and_ends(home: Path, tmp_path: Path) -> None:
+    program, codes = tmp_path / "noted.py", tmp_path / "codes"
+    program.write_text(NOTED)
+    codes.mkdir()
+    before = set(home.glob("runs/*"))
+    process = start(
+        "--no-python", sys.executable, program, codes, "train", "--width", 64, "--tokens", 400_000, "--json",
+        "--project", home,
+    )  # fmt: skip
+    while process.poll() is None and not (
+        begun := [f for f in home.glob("runs/*") if f not in before and (f / checkpoint.INDEX).exists()]
+    ):
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=300)
+    assert out == ""
+    assert err.splitlines().count("interrupted; the same command goes on from here") == 1, err
+    assert "error: " not in err
+    assert {path.name: path.read_text() for path in codes.iterdir()} == {"0": "143", "1": "0"}
+    state = checkpoint.load(begun[0], Silent())
+    assert state is not None
+    assert state["done_steps"] > 0
+    assert not list(begun[0].glob(".*.tmp"))
+
+
 def test_processes_of_torchrun_are_the_ranks_and_share_the_cores(
     corpus: Corpus, small: RunConfig, sole_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

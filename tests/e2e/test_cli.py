@@ -227,8 +227,7 @@ def test_tokens_that_are_cut_under_a_run(  # type: ignore[no-untyped-def]
         os.truncate(path, 0)
 
     monkeypatch.setattr("isoflop.devices.cores", lambda: 1)  # so that it trains in this process
-    defaults: Any = train_trunk.__kwdefaults__
-    monkeypatch.setitem(defaults, "checkpoint_seconds", 0)
+    monkeypatch.setitem(train_trunk.__kwdefaults__, "checkpoint_seconds", 0)  # type: ignore[arg-type]
     monkeypatch.setattr(checkpoint, "save", cut)
     words = ("train", "--width", 32, "--layers", 2, "--tokens", 40_000, "--project", home)
     refused(isoflop(*words), f"{path} was cut short while it was being read")
