@@ -310,8 +310,6 @@ def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) ->
     board: Any = ray.remote(Slow).options(num_cpus=0).remote()
     tasks = [do.options(num_cpus=1).remote(Job(f"{i}", f"{i}", reports), board, None, None) for i in range(3)]
 
-    anyone: Any = Newcomer
-
     def counts() -> tuple[int, int]:
         found: tuple[int, int] = ray.get(board.counts.remote())
         return found
