@@ -256,6 +256,13 @@ def summed(x: Tensor) -> Tensor:
     return x
 
 
+def gathered(part: Tensor) -> Tensor:
+    """The parts (n, ...) that ranks have, of equal shape, one after another: (ranks * n, ...)."""
+    parts = [torch.empty_like(part) for _ in range(world())]
+    dist.all_gather(parts, part)
+    return torch.cat(parts)
+
+
 def collected(part: Result) -> list[Result]:
     """What every rank gives, by rank."""
     parts: list[Any] = [None] * world()

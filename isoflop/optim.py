@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoflop.devices import gathered, rank, world
 from isoflop.model import LanguageModel
 from isoflop.records import RunConfig
 
@@ -33,9 +35,12 @@ def orthogonalise(g_nrc: Tensor, steps: int = NS_STEPS) -> Tensor:
 
 
 def _orthogonalised(g_nrc: Tensor) -> Tensor:
-    """The same, also of matrices that are shared out by rows: laid out by matrices for the while."""
+    """The same, each rank doing its share of the matrices.
+
+    Those that are shared out by rows are laid out by matrices for the while.
+    """
     if not hasattr(g_nrc, "device_mesh"):
-        return orthogonalise(g_nrc)
+        return _in_shares(g_nrc) if world() > 1 else orthogonalise(g_nrc)
     from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
     assert isinstance(g_nrc, DTensor)
@@ -52,6 +57,16 @@ def _orthogonalised(g_nrc: Tensor) -> Tensor:
     return laid_out(out, g_nrc.placements)
 
 
+def _in_shares(g_nrc: Tensor) -> Tensor:
+    """All matrices, which every rank has: each orthogonalises some and gets the others from the others."""
+    each = math.ceil(len(g_nrc) / world())
+    mine = g_nrc[rank() * each :][:each]
+    part = g_nrc.new_zeros(each, *g_nrc.shape[1:])
+    if len(mine):
+        part[: len(mine)] = orthogonalise(mine)
+    return gathered(part)[: len(g_nrc)]
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024); matrices of one shape are done in one batch.
 
@@ -59,8 +74,9 @@ class Muon(torch.optim.Optimizer):
     width holds at another (Bernstein and Newhouse, arXiv 2409.20325). Weight decay is decoupled. Matrices of
     a group that says `transposed` have their rows as columns.
 
-    Matrices that are shared out by rows (`parallel.shard`) are exchanged, so that each rank orthogonalises
-    its share of those of one shape as wholes, and exchanged back: a rank sends and receives twice its part of
+    Ranks that all have the same matrices share the orthogonalisation and send each other what they made of
+    theirs. Matrices that are shared out by rows (`parallel.shard`) are exchanged, so that each rank does its
+    share of those of one shape as wholes, and exchanged back: a rank sends and receives twice its part of
     every matrix a step on CUDA (all-to-all), and twice every matrix on a CPU, where gloo can only gather.
     """
 

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from isoflop import devices, flops
-from isoflop.devices import average_gradients, collected, rank, run_ranks, whole_machine
+from isoflop.devices import average_gradients, collected, joined, rank, run_ranks, whole_machine
 from isoflop.errors import TrainError
 from isoflop.families import find
+from isoflop.optim import Muon
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, RunConfig
@@ -44,6 +45,23 @@ def test_ranks_train_as_one_process_does_and_stay_equal(corpus: Corpus, small: R
         assert shared == pytest.approx(loss, rel=1e-3)
         # Rounding differs, and each step of Adam and Muon has a fixed size: not equal, but close.
         assert (weights[0] - alone).norm() < 0.02 * alone.norm()
+
+
+def orthogonal(rows: int, columns: int, n: int) -> list[torch.Tensor]:
+    """Of every rank, the matrices after a step of Muon from zero."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.zeros(rows, columns)) for _ in range(n)]
+    for p in params:
+        p.grad = torch.randn(rows, columns, generator=generator)
+    Muon(params, lr=0.1, momentum=0.9).step()
+    return collected(torch.stack([p.data for p in params])) if joined() else [torch.stack([*params]).data]
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_ranks_share_the_orthogonalisation(n: int) -> None:
+    (alone,) = orthogonal(8, 24, n)
+    for step in run_ranks(2, partial(orthogonal, 8, 24, n)):
+        torch.testing.assert_close(step, alone, rtol=1e-5, atol=1e-7)
 
 
 def rows_of(config: RunConfig, corpus: Corpus) -> list[torch.Tensor]:
