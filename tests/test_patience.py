@@ -42,7 +42,8 @@ def config(little: Corpus) -> RunConfig:
 def restless(config: RunConfig, **changes: object) -> RunConfig:
     """A shorter run that jumps about, is scored often and stopped soon."""
     often = {
-        "tokens": 40 * 512, "patience": 1, "evaluate_every": 512, "eval_tokens": 512, "lr_matrix": 0.2
+        "tokens": 40 * 512, "patience": 1, "evaluate_every": 512, "eval_tokens": 512, "lr_matrix": 0.2,
+        "lr_embed": 0.28,
     }  # fmt: skip
     return config.model_copy(update=often | changes)
 

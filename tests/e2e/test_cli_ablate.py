@@ -17,7 +17,7 @@ from isoflop.records import Corpus, Run
 from isoflop.store import Project
 from isoflop.variant import Variant
 
-BUDGET = Budget(flops=1.6e12)
+BUDGET = Budget(flops=5e12)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_bad_change_costs_doublings(judged: tuple[Project, Ablation]) -> None:
     assert found.gain.mean.high < 0
     assert len(found.gain.scales) == 6  # three sizes, half and all of the tokens
     assert len(found.pairs) == 6
-    assert found.flops + found.flops_base == pytest.approx(1.6e12, rel=0.1)
+    assert found.flops + found.flops_base == pytest.approx(5e12, rel=0.1)
     assert {p.flops_other / p.flops for p in found.pairs} == {1.0}
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_judged(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_the_command(isoflop, judged: tuple[Project, Ablation], sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
     home, found = judged
-    words = ("ablate", "--budget", "1.6e12flops", "--seeds", 1, "--project", home.folder)
+    words = ("ablate", "--budget", "5e12flops", "--seeds", 1, "--project", home.folder)
     assert isoflop("corpus", *sources, "--vocab", 512, "--heldout", 0.1, "--project", home.folder).code == 0
     answer = isoflop(*words, "--set", "lr_matrix=x0.02", "--json")
     assert answer.code == 0, answer.err
