@@ -62,7 +62,8 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     2. Matrix rate 0.04 for Muon (docs/LOG.md), constant over width: its step's spectral norm is already
        scaled (Bernstein and Newhouse, arXiv 2409.20325).
     3. Embedding and head rates for AdamW fall as 1/sqrt(d_model), from their values at width 128: 0.07 for
-       the embedding is worth 0.30 doublings of compute [0.27, 0.41] over 0.2 (docs/LOG.md). A table that is
+       the embedding is worth 0.30 doublings of compute [0.27, 0.41] over 0.2 up to 2.4e12 FLOPs, and nothing
+       at 8e12 (docs/LOG.md). A table that is
        both learns at the head's: 10% less loss for ModernBERT, within 1% for GPT-2 and BERT (150 to
        300 steps at width 64).
     4. Warm-up of 10 batches (25 are worse for short runs); cooldown to zero over the last 30% (Haegele et
