@@ -194,8 +194,11 @@ def test_without_llama_cpp_the_extra_is_named(
 ) -> None:
     llamacpp._library.cache_clear()
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(IsoflopError, match=r"llama\.cpp is not installed") as caught:
-        open_engine(opened(home, exports["f32"]))
+    with (
+        pytest.raises(IsoflopError, match=r"llama\.cpp is not installed") as caught,
+        open_engine(opened(home, exports["f32"])),
+    ):
+        pass
     assert "isoflop[gguf]" in caught.value.hint
 
 

@@ -5,10 +5,10 @@ Shapes: t time, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ GGUF = ".gguf"
 
 
 class Engine(Protocol):
-    """A model that is loaded and ready: token ids in, logits out. It is closed on leaving its `with`."""
+    """A model that is loaded and ready: token ids in, logits out."""
 
     name: str
     vocab_size: int
@@ -35,19 +35,25 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forget all tokens that were fed."""
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def close(self) -> None:
+        """Give its memory back."""
 
 
-def open_engine(path: Path, *, threads: int = 1) -> Engine:
-    """The engine of an artifact: llama.cpp for a .gguf file, transformers for a model folder.
+@contextmanager
+def open_engine(path: Path, *, threads: int = 1) -> Iterator[Engine]:
+    """The engine of an artifact, for a `with`: llama.cpp for a .gguf file, transformers for a model folder.
 
     Raises ProjectError when there is no such file or its engine is not installed, CorruptError when the
     engine refuses it.
     """
+    engine = _loaded(path, threads)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _loaded(path: Path, threads: int) -> Engine:
     if path.suffix == GGUF and path.is_file():
         from isoflop.engines.llamacpp import LlamaCpp
 

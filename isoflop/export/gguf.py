@@ -2,8 +2,8 @@
 
 Tensor names and their types are those of the `gguf` package; llama.cpp itself rounds the weights, 32 of a row
 in a block with its scale, in the K types 256. llama.cpp reads Qwen3 with the rotary halves as transformers
-has them, so nothing is permuted. The tokenizer is byte-level BPE with GPT-2's
-pattern, and says so: llama.cpp's converter would look its hash up in a list and refuse it.
+has them, so nothing is permuted. The tokenizer is byte-level BPE with GPT-2's pattern, and says so:
+llama.cpp's converter would look its hash up in a list and refuse it.
 """
 
 from __future__ import annotations
