@@ -43,9 +43,11 @@ def isoflop(project: Path, *words: str) -> Any:
     return ask([sys.executable, "-m", "isoflop", *words, "--project", str(project), "--json"])
 
 
-def ladder(project: Path, family: str, budget: str, seed: int) -> dict[str, Any]:
-    """One ladder and its runs."""
-    words = ("sweep", "--family", family, "--budget", budget, "--seed", str(seed))
+def ladder(
+    project: Path, family: str, budget: str, seed: int, changes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """One ladder and its runs; `changes` are options `--set`."""
+    words = ("sweep", "--family", family, "--budget", budget, "--seed", str(seed), *changes)
     found = isoflop(project, *words)
     runs = [{name: run[name] for name in KEPT} for run in found["runs"]]
     return {"command": shlex.join(["isoflop", *words]), "flops": found["ladder"]["flops"], "runs": runs}

@@ -71,7 +71,10 @@ def _trained(config: RunConfig, corpus: Corpus, folder: Path, seconds: float | N
 
 def how(config: RunConfig) -> dict[str, Any]:
     """The columns of a row that say how a run used the machine."""
-    return {"ranks": config.ranks, "threads": config.threads, "compile": config.compile}
+    return {
+        "ranks": config.ranks, "threads": config.threads, "compile": config.compile,
+        "precision": config.precision,
+    }  # fmt: skip
 
 
 def speed(config: RunConfig, corpus: Corpus, seconds: float) -> dict[str, Any]:

@@ -10,8 +10,10 @@
 Ours is what `isoflop train` does with the machine: processes that share each batch, and compiled only where a
 plan of a run of `--length` seconds would compile it. Against peers both have the same width, depth, heads,
 context, batch and vocabulary, hence the same N (weights that multiply, the head counted once); sizes are
-named by the blocks' weights alone. Both are float32, every step takes whole batches of the same tokens, and
-the Trainer's are counted like ours though it predicts one less a window. Speed is that of the loop as it is,
+named by the blocks' weights alone. Peers are float32, their own choice without a GPU; ours multiplies in
+`--precision`, by default what the recipe takes on this machine, and its weights are float32. Every step takes
+whole batches of the same tokens; the Trainer's are counted like ours though it predicts one less a window.
+Matmuls are float32, so give `--precision float32` with `peak`. Speed is that of the loop as it is,
 data, optimizer and our checkpoints inside, over `--seconds` after 5 steps. Start-up is from the start of the
 process to the end of the first step, with a cold compilation where there is one; "in a run" counts it over
 `--length` seconds. Not compared: what a token teaches (time_to_loss.py does). The order alternates from
@@ -36,6 +38,8 @@ from keeping import machine, once, read, write_readme
 
 from isoflop import flops
 from isoflop.corpus import build_corpus
+from isoflop.devices import preferred_precision
+from isoflop.precision import PRECISIONS
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, RunConfig
 from isoflop.store import Project
@@ -57,13 +61,13 @@ GOALS = {
 }  # fmt: skip
 
 
-def equal(size: str, corpus: Corpus, seed: int, own: bool = False) -> RunConfig:
+def equal(size: str, corpus: Corpus, seed: int, own: bool = False, **values: Any) -> RunConfig:
     """Our run of nanoGPT's shape, with its context and batch, or with the recipe's `own`."""
     layers, heads, width = nanogpt.SIZES[size]
     model = shape(width, corpus.vocab_size, n_layers=layers)
     if not own:
         model = model.model_copy(update={"context": nanogpt.CONTEXT})
-    config = recipe(model, 0, seed=seed)
+    config = recipe(model, 0, seed=seed, **values)
     assert (model.n_heads, flops.params_matmul(model)) == (heads, params(size, corpus.vocab_size))
     return config if own else config.model_copy(update={"batch_tokens": BATCH * nanogpt.CONTEXT})
 
@@ -117,12 +121,13 @@ def pairs(what: str, args: argparse.Namespace, seed: int) -> Iterator[tuple[str,
     if what == "ladder":
         corpus = build_corpus(CorpusConfig(vocab_size=LADDER_VOCAB), args.work / "corpora")
         for width in args.widths:
-            job = (recipe(shape(width, LADDER_VOCAB), 0, seed=seed), corpus, args.seconds)
+            config = recipe(shape(width, LADDER_VOCAB), 0, seed=seed, precision=args.precision)
+            job = (config, corpus, args.seconds)
             yield str(width), partial(packed, *job), partial(threaded, *job)
         return
     corpus = build_corpus(CorpusConfig(vocab_size=VOCAB), args.work / "corpora")
     for size in args.sizes:
-        config = equal(size, corpus, seed, own=what == "peak")
+        config = equal(size, corpus, seed, own=what == "peak", precision=args.precision)
         mine = partial(run_ours, config, corpus, args)
         if what == "peak":
             yield size, mine, partial(peak, args.seconds / 4)
@@ -153,8 +158,9 @@ def line(what: str, size: str, rows: list[Row]) -> str:
     started = "start_seconds" in pairs[0][1]
     mine = pairs[0][0]
     how = f"{mine['ranks']} x {mine['threads']}" if "ranks" in mine else ""
+    how += ", compiled" if mine.get("compile") else ""
     cells = (
-        what, size, f"{mine['params']:,}", how + (", compiled" if mine.get("compile") else ""),
+        what, size, f"{mine['params']:,}", mine["precision"], how,
         *(f"{sum(pair[i][unit] for pair in pairs) / len(pairs):.4g}" for i in (0, 1)), len(pairs),
         words(steady), GOALS.get((what, size), ""),
         *(" ".join(f"{p[i]['start_seconds']:.0f}" for p in pairs) if started else "" for i in (0, 1)),
@@ -164,15 +170,16 @@ def line(what: str, size: str, rows: list[Row]) -> str:
 
 
 SIDES = ("ours", "theirs")
-HEADER = ("what", "size", "N", "our processes x threads", "ours", "theirs", "rounds", "ours / theirs, 90%",
-          "goal", "our start-up, s", "theirs", "in a run", "highest load before")  # fmt: skip
+HEADER = ("what", "size", "N", "our products", "our processes x threads", "ours", "theirs", "rounds",
+          "ours / theirs, 90%", "goal", "our start-up, s", "theirs", "in a run",
+          "highest load before")  # fmt: skip
 
 
 def summary(rows: list[Row]) -> str:
     """The record's README."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["what"], row["size"]), []).append(row)
+        groups.setdefault((row["what"], row["size"], row["precision"]), []).append(row)
     return "\n".join([
         "# Training speed",
         "",
@@ -182,7 +189,7 @@ def summary(rows: list[Row]) -> str:
         "",
         "| " + " | ".join(HEADER) + " |",
         "|---" * len(HEADER) + "|",
-        *(line(*name, part) for name, part in groups.items() if {r["side"] for r in part} == set(SIDES)),
+        *(line(*name[:2], part) for name, part in groups.items() if {r["side"] for r in part} == set(SIDES)),
         "",
         f"{machine()}. A run is one of {rows[0]['length']:g} seconds. The load before counts the measurement"
         " ahead of it too. Every round is in rows.jsonl.",
@@ -201,6 +208,9 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--sizes", nargs="+", choices=nanogpt.SIZES, default=["0.3M", "2.2M", "10M"])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 96, 128], help="of ladder runs")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default=preferred_precision(), help="of our products"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of steady state, each measurement")
     parser.add_argument(
         "--length", type=float, default=300.0, help="seconds of the run that start-up is part of"
@@ -216,7 +226,8 @@ def main() -> None:
             for size, *jobs in pairs(what, args, number):
                 todo = list(zip(SIDES, jobs, strict=True))
                 for side, job in todo if number % 2 == 0 else todo[::-1]:
-                    key = {"what": what, "size": size, "side": side, "round": number, "length": args.length}
+                    key = {"what": what, "size": size, "precision": args.precision, "side": side,
+                           "round": number, "length": args.length}  # fmt: skip
                     once(args.record, key, job)
     rows = [row for row in read(args.record) if row["length"] == args.length]
     write_readme(args.record, summary(rows))

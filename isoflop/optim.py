@@ -21,8 +21,8 @@ NS_STEPS = 5
 def orthogonalise(g_nrc: Tensor, steps: int = NS_STEPS) -> Tensor:
     """Nearest semi-orthogonal matrix of each of n (r, c) matrices, by Newton-Schulz in their own precision.
 
-    torch.optim.Muon does the same one matrix at a time and in bfloat16, which a CPU without bfloat16
-    units computes a hundred times slower.
+    torch.optim.Muon does the same one matrix at a time and always in bfloat16, which a CPU without units
+    for it computes a hundred times slower.
     """
     a, b, c = NS_COEFFICIENTS
     tall = g_nrc.shape[-2] > g_nrc.shape[-1]
@@ -86,8 +86,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -107,7 +109,8 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
-        update = _orthogonalised(torch.stack(nesterov))
+        stacked = torch.stack(nesterov)
+        update = _orthogonalised(stacked.to(self.dtype)).to(stacked.dtype)
         rows, columns = params[0].T.shape if group.get("transposed") else params[0].shape
         weights: list[Tensor] = [p.data for p in params]
         torch._foreach_mul_(weights, 1 - lr * decay)
@@ -146,6 +149,7 @@ def make_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim
     muon = Muon(
         [{"params": ps, "transposed": t} for t, ps in matrices.items() if ps],
         config.lr_matrix, config.momentum, config.weight_decay,
+        torch.bfloat16 if config.precision == "bf16" else torch.float32,
     )  # fmt: skip
     optimizers = [muon, adamw]
     for optimizer in optimizers:

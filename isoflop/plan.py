@@ -25,7 +25,9 @@ from isoflop.throughput import SpeedModel
 from isoflop.variant import DEFAULT, Variant
 
 JOINED_EFFICIENCY = 0.85  # first guess of one run on all cores against packed ones; then it is measured
-COMPILE_FROM_SECONDS = 600.0  # shorter runs cannot earn back the 15-30 s of a cold compilation
+# Shorter runs cannot earn back the 10-30 s of a cold compilation, which gains some 7% in float32; in 16 bits,
+# whose products are faster, what it fuses is more of a step, and the gain some 25% (docs/LOG.md).
+COMPILE_FROM_SECONDS, COMPILE_16_BITS_FROM_SECONDS = 600.0, 120.0
 SLOW_CORE = 5e9  # FLOP/s that any core trains at, at least
 MARGIN = 0.95  # of the time left is planned: speeds drift by some percent within minutes (docs/LOG.md)
 MIN_STEPS = 50
@@ -171,7 +173,7 @@ def compiling_pays(
     project: Project, corpus: Corpus, config: RunConfig, seconds: float, progress: Progress, place: Place
 ) -> tuple[float, float] | None:
     """Speed over uncompiled and seconds of compilation, as measured, when that buys more tokens."""
-    if seconds < COMPILE_FROM_SECONDS or not has_compiler():
+    if seconds < _compile_from(config) or not has_compiler():
         return None
     compiled = config.model_copy(update={"compile": True})
     plain = measure_alone(project, corpus, [config], progress, place).tokens_per_second(config)
@@ -184,6 +186,11 @@ def compiling_pays(
     return fast / plain, cost
 
 
+def _compile_from(config: RunConfig) -> float:
+    """Seconds of a run that make it worth while to measure whether compiling pays."""
+    return COMPILE_FROM_SECONDS if config.precision == "float32" else COMPILE_16_BITS_FROM_SECONDS
+
+
 def compiled_if_it_pays(
     project: Project, corpus: Corpus, config: RunConfig, progress: Progress, place: Place
 ) -> RunConfig:
@@ -193,7 +200,7 @@ def compiled_if_it_pays(
     short on the slowest of machines are decided without.
     """
     compute = flops.run_flops(config)
-    if compute < COMPILE_FROM_SECONDS * SLOW_CORE * config.ranks * config.threads:
+    if compute < _compile_from(config) * SLOW_CORE * config.ranks * config.threads:
         return config
     plain = measure_alone(project, corpus, [config], progress, place).tokens_per_second(config)
     gained = compiling_pays(project, corpus, config, config.tokens / plain, progress, place)

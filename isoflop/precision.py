@@ -37,13 +37,18 @@ def check_precision(name: str, device: torch.device, progress: Progress) -> None
         progress.log(f"this {device.type} has no units for bf16: likely slower than float32")
 
 
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Of this CPU, as torch names them; none where torch is too old to say."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
+
+
 def has_bf16_units(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16, as far as torch knows."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-        return any(found.get(name) for name in CPU_UNITS)
+        return any(cpu_capabilities().get(name) for name in CPU_UNITS)
     return True
 
 

@@ -71,11 +71,16 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     5. Windows of half the context until the cooldown, of all of it from there on: +0.18 doublings of compute
        [0.15, 0.23] (docs/LOG.md). Measured on our decoder with a context of 512; other families, other
        objectives and shorter contexts have whole windows throughout.
+    6. Products in bf16 where this machine is much faster in it (`devices.preferred_precision`): at equal
+       FLOPs 0.00 doublings [-0.03, 0.03] (docs/LOG.md). Measured on our decoder; other families have float32.
     """
+    from isoflop.devices import preferred_precision  # brings torch in
+
     size = flops.params_matmul(model)
     batch = max(2 ** round(math.log2(1024 * math.sqrt(size / 100_000))), model.context)
     batch = overrides.get("batch_tokens", batch)
     width = math.sqrt(128 / model.d_model)
+    own = model.kind == OWN_KIND
     values: dict[str, Any] = {
         "model": model,
         "tokens": tokens,
@@ -87,6 +92,7 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
         "weight_decay": 0.0,
         "warmup_tokens": WARMUP_STEPS * batch,
         "cooldown": 0.3,
-        "trunk_context": model.context // 2 if model.kind == OWN_KIND and model.context >= CONTEXT else 0,
+        "trunk_context": model.context // 2 if own and model.context >= CONTEXT else 0,
+        "precision": preferred_precision() if own else "float32",
     }
     return RunConfig.model_validate(values | overrides)

@@ -39,9 +39,9 @@ CLOSE = 1e-5
 Losses = dict[tuple[str, bool], list[float]]  # by family, and whether sharded
 
 
-def of_family(name: str, corpus: Corpus) -> RunConfig:
+def of_family(name: str, corpus: Corpus, precision: str = "float32") -> RunConfig:
     model = find(name).shape(32, corpus.vocab_size, n_layers=2, context=64)
-    return recipe(model, STEPS * 256, batch_tokens=256, warmup_tokens=1024, seed=1)
+    return recipe(model, STEPS * 256, batch_tokens=256, warmup_tokens=1024, seed=1, precision=precision)
 
 
 def losses(config: RunConfig, corpus: Corpus) -> list[float]:
@@ -60,6 +60,9 @@ def shared(corpus: Corpus) -> Losses:
         (family, shard): of_family(family, corpus).model_copy(update={"ranks": 2, "shard": shard})
         for family in ("isoflop", "gpt2")
         for shard in (False, True)
+    } | {
+        ("bf16", shard): of_family("isoflop", corpus, "bf16").model_copy(update={"ranks": 2, "shard": shard})
+        for shard in (False, True)
     }
     return run_ranks(2, partial(all_losses, configs, corpus), fresh=True)
 
@@ -70,6 +73,12 @@ def test_ranks_have_the_losses_of_one_process(corpus: Corpus, shared: Losses, fa
     assert alone[-1] < alone[0] - 0.05  # it learns: what is compared depends on every step
     assert shared[family, False] == pytest.approx(alone, abs=CLOSE)
     assert shared[family, True] == pytest.approx(alone, abs=CLOSE)
+
+
+def test_ranks_in_16_bits_have_its_losses_to_its_rounding(corpus: Corpus, shared: Losses) -> None:
+    alone = losses(of_family("isoflop", corpus, "bf16"), corpus)
+    for shard in (False, True):
+        assert shared["bf16", shard] == pytest.approx(alone, abs=0.01)
 
 
 # -- going on in other processes ----------------------------------------------------------------------

@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from isoflop.devices import preferred_precision
 from isoflop.errors import TrainError
+from isoflop.families import find
 from isoflop.gpt import LinearCrossEntropy
 from isoflop.interrupt import Interrupted
 from isoflop.precision import Precision, check_precision, has_bf16_units
@@ -93,6 +95,50 @@ def test_what_a_device_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch, corpus
         assert has_bf16_units(CPU) == (lines == 0)
         check_precision("float32", CPU, heard)
         assert len(heard.lines) == lines
+
+
+@pytest.mark.parametrize(
+    ("units", "wanted"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True, "amx_bf16": False}, "float32"), ({}, "float32")],
+)
+def test_the_recipe_takes_bf16_for_our_decoder_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], wanted: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    monkeypatch.setattr("isoflop.devices.preferred_precision", preferred_precision)
+    assert recipe(shape(64, 512), 1000).precision == wanted
+    assert recipe(shape(64, 512), 1000, precision="float32").precision == "float32"
+    assert recipe(find("gpt2").shape(64, 512), 1000).precision == "float32"
+
+
+def test_a_gpu_without_units_for_bf16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isoflop.devices.device_for", lambda: torch.device("cuda"))
+    for found, wanted in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=found, **_: found)
+        assert preferred_precision() == wanted
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_attention_of_small_heads_has_32_bits_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, corpus: Corpus, head_dim: int
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def attention(q: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        low = torch.is_autocast_enabled("cpu")
+        seen.append(torch.get_autocast_dtype("cpu") if low else q.dtype)
+        return real(q, *rest, **options)
+
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    model = shape(64, corpus.vocab_size, context=32).model_copy(
+        update={"head_dim": head_dim, "n_heads": 64 // head_dim, "n_kv_heads": 64 // head_dim}
+    )
+    config = recipe(model, 640, batch_tokens=64, precision="bf16")
+    assert math.isfinite(Trainer(config, corpus, Silent()).train_step(640))
+    assert set(seen) == {torch.float32 if head_dim == 32 else torch.bfloat16}
 
 
 def stepped(gradients: list[float]) -> tuple[list[float], Precision]:
