@@ -62,15 +62,14 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     2. Matrix rate 0.04 for Muon (docs/LOG.md), constant over width: its step's spectral norm is already
        scaled (Bernstein and Newhouse, arXiv 2409.20325).
     3. Embedding and head rates for AdamW fall as 1/sqrt(d_model), from their values at width 128: 0.07 for
-       the embedding is worth 0.30 doublings of compute [0.27, 0.41] over 0.2 up to 2.4e12 FLOPs, and nothing
-       at 8e12 (docs/LOG.md). A table that is
-       both learns at the head's: 10% less loss for ModernBERT, within 1% for GPT-2 and BERT (150 to
-       300 steps at width 64).
+       the embedding is worth 0.20 doublings of compute [0.16, 0.27] over 0.2 from 6.6e11 to 1.2e13 FLOPs,
+       0.10 at the top, and 0.1 is as good there (docs/LOG.md). A table that is both learns at the head's: 10%
+       less loss for ModernBERT, within 1% for GPT-2 and BERT (150 to 300 steps at width 64).
     4. Warm-up of 10 batches (25 are worse for short runs); cooldown to zero over the last 30% (Haegele et
        al., arXiv 2405.18392, find 20% enough for long runs and more better for short ones).
     5. Windows of half the context until the cooldown, of all of it from there on: +0.18 doublings of compute
-       [0.15, 0.23] (docs/LOG.md). Measured on our decoder with a context of 512; other families, other
-       objectives and shorter contexts have whole windows throughout.
+       [0.14, 0.24], from 2e11 to 1.2e13 FLOPs (docs/LOG.md). Measured on our decoder with a context of 512;
+       other families, other objectives and shorter contexts have whole windows throughout.
     6. Products in bf16 where this machine is much faster in it (`devices.preferred_precision`): at equal
        FLOPs 0.00 doublings [-0.03, 0.03] (docs/LOG.md). Measured on our decoder; other families have float32.
     """
