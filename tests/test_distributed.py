@@ -20,7 +20,7 @@ from isoflop import checkpoint, devices, launched, parallel, sharded
 from isoflop.branches import Branches
 from isoflop.devices import device_for, run_ranks, whole_machine
 from isoflop.errors import CorruptError, TrainError
-from isoflop.families import find
+from isoflop.families import OWN, find
 from isoflop.identity import job_id, run_id
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
@@ -32,6 +32,7 @@ from isoflop.starting import chosen_config
 from isoflop.store import Project
 from isoflop.train import train_trunk
 from isoflop.trainer import Trainer
+from isoflop.variant import Variant
 
 STEPS = 8
 CLOSE = 1e-5
@@ -246,7 +247,9 @@ def test_a_sharded_trunk_that_is_stopped_in_a_cooldown_goes_on(
 # -- torchrun -----------------------------------------------------------------------------------------
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-TRAIN = ("train", "--width", "64", "--tokens", "60000", "--shard", "--json")
+PRECISION = "float32"  # as the run of this process that they are compared with
+SHAPE = ("train", "--width", "64", "--precision", PRECISION, "--json")
+TRAIN = (*SHAPE, "--tokens", "60000", "--shard")
 
 # A checkpoint a step.
 EAGER = """
@@ -306,7 +309,10 @@ def test_torchrun_trains_is_killed_and_goes_on(home: Path, tmp_path: Path) -> No
     assert (run.config.ranks, run.config.shard, run.stretches) == (2, True, ())
     project = Project(home)
     corpus = corpus_of(project)
-    config = chosen_config(project, corpus, width=64, layers=None, tokens=60000, lr_scale=1.0, seed=0)
+    config = chosen_config(
+        project, corpus, width=64, layers=None, tokens=60000, lr_scale=1.0, seed=0,
+        variant=Variant.of(OWN, [f"precision={PRECISION}"]),
+    )  # fmt: skip
     alone = train_model(project, corpus, config.model_copy(update={"ranks": 1, "threads": 1}))
     assert run.loss == pytest.approx(alone.loss, abs=1e-4)
     # What other processes finished is not trained again.
@@ -335,8 +341,7 @@ def test_sigterm_to_torchrun_saves_and_ends(home: Path, tmp_path: Path) -> None:
     codes.mkdir()
     before = set(home.glob("runs/*"))
     process = start(
-        "--no-python", sys.executable, program, codes, "train", "--width", 64, "--tokens", 400_000, "--json",
-        "--project", home,
+        "--no-python", sys.executable, program, codes, *SHAPE, "--tokens", 400_000, "--project", home
     )  # fmt: skip
     while process.poll() is None and not (
         begun := [f for f in home.glob("runs/*") if f not in before and (f / checkpoint.INDEX).exists()]

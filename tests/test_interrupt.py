@@ -18,6 +18,7 @@ import pytest
 from isoflop import checkpoint
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
+from isoflop.families import OWN
 from isoflop.interrupt import ASKING, Interrupted, Terminated, heeded
 from isoflop.pipeline import corpus_of, key_of, sweep, train_model
 from isoflop.progress import Silent
@@ -25,9 +26,12 @@ from isoflop.recipe import recipe, shape
 from isoflop.records import CorpusConfig, Ladder, Run
 from isoflop.starting import chosen_config
 from isoflop.store import Project
+from isoflop.variant import Variant
 from isoflop.workers import cores
 
-TRAIN = ("train", "--width", "64", "--tokens", "40000")  # one rank a core
+# One rank a core; in 32 bits, as the runs of this process that it is compared with.
+PRECISION = "float32"
+TRAIN = ("train", "--width", "64", "--tokens", "40000", "--precision", PRECISION)
 SWEEP = ("sweep", "--budget", "1e12flops")
 RESUMES = "interrupted; the same command goes on from here"
 
@@ -113,9 +117,11 @@ def trained(folder: Path, ranks: int) -> tuple[float, str | None]:
     project = Project(folder)
     corpus = corpus_of(project)
     config = chosen_config(
-        project, corpus, width=64, layers=None, tokens=int(TRAIN[-1]), lr_scale=1.0, seed=0
-    )
+        project, corpus, width=int(TRAIN[2]), layers=None, tokens=int(TRAIN[4]), lr_scale=1.0, seed=0,
+        variant=Variant.of(OWN, [f"precision={PRECISION}"]),
+    )  # fmt: skip
     run = train_model(project, corpus, config.model_copy(update={"ranks": ranks, "threads": 1}))
+    assert not list((folder / "runs").iterdir()), "it did not go on with what was saved"
     return run.loss, run.model
 
 
