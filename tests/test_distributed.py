@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,15 +11,17 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from isoflop import checkpoint, devices, launched, parallel, sharded
 from isoflop.branches import Branches
-from isoflop.devices import device_for, run_ranks, whole_machine
+from isoflop.devices import collected, device_for, rank, run_ranks, whole_machine
 from isoflop.errors import CorruptError, TrainError
 from isoflop.families import OWN, find
 from isoflop.identity import job_id, run_id
@@ -80,6 +83,46 @@ def test_ranks_in_16_bits_have_its_losses_to_its_rounding(corpus: Corpus, shared
     alone = losses(of_family("isoflop", corpus, "bf16"), corpus)
     for shard in (False, True):
         assert shared["bf16", shard] == pytest.approx(alone, abs=0.01)
+
+
+def mine(x: Any) -> torch.Tensor:
+    """What this rank has of a tensor."""
+    found: torch.Tensor = x.to_local() if isinstance(x, DTensor) else x
+    return found
+
+
+def spoilt_steps(configs: list[RunConfig], corpus: Corpus) -> list[list[tuple[bool, bool]]]:
+    """Of a second step in which one rank's gradient is not finite: whether the loss is, whether weights stay.
+
+    By config and rank.
+    """
+    found = []
+    for config in configs:
+        trainer = Trainer(config, corpus, Silent())
+        trainer.train_step(config.tokens)
+        weights = [mine(p.detach()) for p in trainer.model.parameters()]
+        before = [weight.clone() for weight in weights]
+        real = trainer.gradients
+
+        def gradients(
+            step: int, context: int | None = None, trainer: Trainer = trainer, real: Any = real
+        ) -> torch.Tensor:
+            loss: torch.Tensor = real(step, context)
+            if rank() == 1:
+                mine(trainer.model.head.grad).fill_(math.nan)
+            return loss
+
+        trainer.gradients = gradients  # type: ignore[method-assign]
+        loss = trainer.train_step(config.tokens)
+        same = all(map(torch.equal, weights, before))
+        found.append(collected((math.isfinite(loss), same)))
+    return found
+
+
+def test_ranks_agree_that_a_gradient_is_not_finite(corpus: Corpus) -> None:
+    config = of_family("isoflop", corpus).model_copy(update={"ranks": 2})
+    configs = [config, config.model_copy(update={"shard": True})]
+    assert run_ranks(2, partial(spoilt_steps, configs, corpus), fresh=True) == 2 * [2 * [(False, True)]]
 
 
 # -- going on in other processes ----------------------------------------------------------------------

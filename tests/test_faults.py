@@ -19,7 +19,7 @@ token files changed before a command       test_pipeline: damaged_token_files; h
 token files changed or cut under a run     here: tokens_that_change, _that_are_cut, _are_gone; e2e
 ledger damaged, or made by another version test_store
 ledger locked by another process           here: locked_ledger
-loss not finite                            test_train: a_loss_that_is_not_finite
+loss or gradient not finite                test_train: what_is_not_finite; test_distributed: ranks_agree
 clock goes back                            test_store: order_is_kept; here: clock
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -138,28 +138,47 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
         checkpoint.load(tmp_path, Silent())
 
 
-def test_a_loss_that_is_not_finite_goes_back_once_then_stops(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.train_step
-    bad = {"left": 1}
+def spoils(what: str, number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first so many computations of batch `number` find a weight, or leave a gradient, not finite."""
+    real, left = Trainer.gradients, [times]
 
-    def step(self: Any, total: int) -> float:
-        loss = real(self, total)
-        if self.step == 30 and bad["left"]:
-            bad["left"] -= 1
-            with torch.no_grad():
-                self.model.lm_head.weight.fill_(float("nan"))
-            return float("nan")
+    def gradients(self: Trainer, step: int, context: int | None = None) -> torch.Tensor:
+        spoilt = step == number and left[0] > 0
+        left[0] -= spoilt
+        if spoilt and what == "loss":
+            self.model.head.detach()[0, 0] = math.inf
+        loss = real(self, step, context)
+        if spoilt and what == "gradient":
+            assert self.model.head.grad is not None
+            self.model.head.grad[0, 0] = math.inf
+        assert math.isfinite(loss) == (not spoilt or what == "gradient")
         return loss
 
-    monkeypatch.setattr(Trainer, "train_step", step)
-    (run,) = train_trunk(small, [small.tokens], corpus, tmp_path / "once", checkpoint_seconds=0)
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_goes_back_once_then_stops_and_spoils_no_checkpoint(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def trained(name: str) -> Run:
+        return train_trunk(small, [small.tokens], corpus, tmp_path / name, checkpoint_seconds=0)[0]
+
+    with monkeypatch.context() as once:
+        spoils(what, 30, 1, once)
+        run = trained("once")
     assert run.rate_scale == 0.5
     assert run.loss < 5.7
-    bad["left"] = 2
-    with pytest.raises(TrainError, match="twice"):
-        train_trunk(small, [small.tokens], corpus, tmp_path / "twice", checkpoint_seconds=0)
+    with monkeypatch.context() as twice:
+        spoils(what, 30, 2, twice)
+        with pytest.raises(TrainError, match="not finite at step 31, twice"):
+            trained("twice")
+    state = checkpoint.load(tmp_path / "twice", Silent())
+    assert state is not None
+    assert state["done_steps"] == 30
+    assert all(torch.isfinite(weight).all() for weight in state["trainer"]["model"].values())
+    again = trained("twice")
+    assert (again.loss, again.rate_scale) == (trained("undisturbed").loss, 1.0)
 
 
 def test_an_epoch_visits_every_window_once(corpus: Corpus, small: RunConfig) -> None:
