@@ -4,6 +4,7 @@ fault                                      tests
 killed at any moment                       test_train: killed_again_and_again
 killed while a checkpoint is written       here: killed_in_the_middle_of_a_checkpoint
 Ctrl-C, once and twice; SIGTERM            test_interrupt; test_distributed: sigterm_to_torchrun
+a ladder's own process killed              test_interrupt: a_ladder_whose_process_is_killed
 a worker killed                            test_ladder: a_killed_worker; test_devices: a_rank_that_is_killed
 a process of torchrun killed               test_distributed: torchrun_trains_is_killed_and_goes_on
 other processes than before                test_distributed: goes_on_in_another_number_of_processes

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM in real processes: the first saves, a second Ctrl-C ends at once, and the same command
-ends with the same bits.
+"""Ctrl-C, SIGTERM and SIGKILL in real processes: the first saves, a second Ctrl-C ends at once, a kill loses
+little, and the same command ends with the same bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from isoflop import checkpoint
@@ -20,6 +21,7 @@ from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.families import OWN
 from isoflop.interrupt import ASKING, Interrupted, Terminated, heeded
+from isoflop.packed import folder_of
 from isoflop.pipeline import corpus_of, key_of, sweep, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
@@ -225,3 +227,52 @@ def test_the_members_of_a_ladder_save_and_end(home: Path, tmp_path: Path) -> Non
     ended(process, said)
     assert len(steps(folder)) >= 2
     assert swept(folder) == swept(other)
+
+
+def outlasting(folder: Path) -> Path:
+    """Give the ladder a member so long that it is in training when another is done; returns its folder."""
+    project = Project(folder)
+    ladder = project.latest("ladder", Ladder)
+    assert ladder is not None
+    first, *others = ladder.members
+    long = rungs.member(first.config, [40 * 256, 600 * 256], 1.0, 0.1)
+    project.put("ladder", ladder.model_copy(update={"members": (long, *others)}))
+    return folder_of(project, corpus_of(project), long)
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """Of the training of each run in the ledger: trained again, it would take others."""
+    return {r.id: r.seconds_train for r in Project(folder).all("run", Run)}
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # whose new parent does not ask for it
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_ladder_whose_process_is_killed_leaves_none_and_goes_on(home: Path, tmp_path: Path) -> None:
+    folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
+    outlasting(other)
+    long = outlasting(folder)
+    process = start(*SWEEP, "--project", str(folder))
+    heard(process, "ladder ...")
+
+    def one_is_done_and_another_saved() -> bool:
+        assert process.poll() is None, "it ended before it was killed"
+        return bool(seconds(folder)) and (long / checkpoint.INDEX).exists()
+
+    until(one_is_done_and_another_saved)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    until(lambda: all(map(gone, workers)))
+    before = seconds(folder)
+    state = checkpoint.load(long, Silent())
+    assert state is not None, "it was done before it was killed"
+    assert 40 <= state["done_steps"] < 600
+    assert swept(folder) == swept(other)
+    assert before.items() <= seconds(folder).items()
