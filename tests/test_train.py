@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -133,9 +134,30 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
     files[0].write_bytes(b"short")
     with pytest.raises(CorruptError, match="no checkpoint"):
         checkpoint.load(tmp_path, Silent())
-    (tmp_path / checkpoint.INDEX).write_text("nonsense")
-    with pytest.raises(CorruptError, match="index"):
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("sha256", "sha25v"),  # one bit, and still JSON
+        lambda text: text.replace("file", "fhle"),
+        lambda text: text.replace('"file": "checkpoint-000000002.pt"', '"file": 2'),
+        lambda text: "{}",
+        lambda text: "[7]",
+    ],
+)
+def test_a_damaged_index_is_said_in_a_sentence(tmp_path: Path, harm: Callable[[str], str]) -> None:
+    checkpoint.save(tmp_path, {"step": 1}, 1)
+    checkpoint.save(tmp_path, {"step": 2}, 2)
+    path = tmp_path / checkpoint.INDEX
+    text = path.read_text()
+    path.write_text(harm(text))
+    with pytest.raises(CorruptError, match=r"checkpoints\.json is not a checkpoint index: ") as caught:
         checkpoint.load(tmp_path, Silent())
+    assert caught.value.hint == f"delete {tmp_path} to start this run again"
+    path.write_text(text)
+    assert checkpoint.load(tmp_path, Silent()) == {"step": 2}
 
 
 def spoils(what: str, number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
