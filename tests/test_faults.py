@@ -19,7 +19,7 @@ checkpoint truncated or changed            here: damaged_checkpoint; test_train:
 token files changed before a command       test_pipeline: damaged_token_files; here: known_corpus
 token files changed or cut under a run     here: tokens_that_change, _that_are_cut, _are_gone; e2e
 ledger damaged, or made by another version test_store
-ledger locked by another process           here: locked_ledger
+ledger locked by another process           here: locked_ledger; for too long: test_store: held_too_long
 loss or gradient not finite                test_train: what_is_not_finite; test_distributed: ranks_agree
 clock goes back                            test_store: order_is_kept; here: clock
 """

@@ -178,6 +178,19 @@ def test_a_locked_project_names_its_user_and_still_reads_and_writes(project: Pro
     assert not (project.folder / ".lock.owner").exists()
 
 
+def test_a_ledger_that_is_held_too_long_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "WAIT_SECONDS", 0.2)
+    waiting = Project(project.folder)
+    with project.ledger._writer.begin():
+        with pytest.raises(
+            ProjectError, match=r"the ledger .* is locked: another process has held it for 0\.2 s"
+        ) as caught:
+            waiting.put("interval", interval(1), id="x")
+        assert "run the same command again" in caught.value.hint
+        assert waiting.all("interval", Interval) == []  # readers wait for nobody
+    waiting.put("interval", interval(1), id="x")
+
+
 def test_a_second_lock_in_the_same_process_is_refused(project: Project) -> None:
     with project.lock(), pytest.raises(ProjectError, match=f"process {os.getpid()}"), project.lock():
         pass
