@@ -298,7 +298,7 @@ class Branches:
         spent = flops.training_flops(config, self.spent_steps * config.batch_tokens - cooled, cooled)
         if config.ewc and not self.runs:
             spent += flops.flops_per_token(m) * config.ewc_tokens  # of the Fisher information
-        peak = config.ranks * flops.matmul_peak(config.threads)
+        peak = config.ranks * flops.matmul_peak(config.threads, config.precision)
         # What was asked for names the run: with patience it may have ended earlier.
         final = config.model_copy(update={"tokens": self.totals[self.branch] * config.batch_tokens})
         return Run(
