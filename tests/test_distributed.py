@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from hearing import Heard, save_to
 from torch.distributed.tensor import DTensor
 
 from isoflop import checkpoint, devices, launched, parallel, sharded
@@ -26,7 +27,6 @@ from isoflop.errors import CorruptError, TrainError
 from isoflop.families import OWN, find
 from isoflop.identity import job_id, run_id
 from isoflop.interrupt import Interrupted
-from isoflop.model import LanguageModel
 from isoflop.pipeline import corpus_of, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe
@@ -128,37 +128,20 @@ def test_ranks_agree_that_a_gradient_is_not_finite(corpus: Corpus) -> None:
 # -- going on in other processes ----------------------------------------------------------------------
 
 
-class Listener(Silent):
-    """Asks the run to stop at a step, and keeps what it says."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.reached = tokens, False
-        self.said: list[str] = []
-
-    def update(self, stage: str, done: float, note: str = "") -> None:
-        self.reached |= done >= self.tokens
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
-
-
-def save_to(path: Path, model: LanguageModel, run: Run) -> None:
-    torch.save(model.state_dict(), path)
-
-
 def trained(
     config: RunConfig, corpus: Corpus, folder: Path, *, ranks: int = 1, stop: int = 10**9
 ) -> tuple[Run | None, list[str]]:
     """The run, None when it was asked to stop after `stop` steps, and what it said."""
-    listener = Listener(stop * config.batch_tokens)
+    heard = Heard()
     try:
         (run,) = train_trunk(
-            config.model_copy(update={"ranks": ranks}), [config.tokens], corpus, folder, progress=listener,
-            stopping=lambda: listener.reached, keep=partial(save_to, folder / "weights.pt"),
+            config.model_copy(update={"ranks": ranks}), [config.tokens], corpus, folder, progress=heard,
+            stopping=lambda: heard.done >= stop * config.batch_tokens,
+            keep=partial(save_to, folder / "weights.pt"),
         )  # fmt: skip
     except Interrupted:
-        return None, listener.said
-    return run, listener.said
+        return None, heard.lines
+    return run, heard.lines
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hearing import stops_after
 
 from isoflop import checkpoint
 from isoflop import ladder as rungs
@@ -50,12 +51,6 @@ from isoflop.store import Project
 from isoflop.train import train_trunk
 
 PACKAGE = Path(rungs.__file__).parent
-
-
-def stops_after(steps: int) -> Callable[[], bool]:
-    """True from the call of that number on: one call a step."""
-    calls = count(1)
-    return lambda: next(calls) >= steps
 
 
 def train(config: RunConfig, corpus: Corpus, folder: Path, stop_after: int = 10**9) -> Run:

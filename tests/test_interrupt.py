@@ -9,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from hearing import Heard, until
 
 from isoflop import checkpoint
 from isoflop import ladder as rungs
@@ -90,13 +89,6 @@ def heard(process: subprocess.Popen[str], word: str) -> list[str]:
     raise AssertionError(f"it ended without saying {word!r}: {''.join(lines)}")
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def ended(process: subprocess.Popen[str], said: list[str], code: int = 130) -> str:
     """What it said in all, once it has ended as one that was interrupted does."""
     out, rest = process.communicate(timeout=120)
@@ -136,16 +128,6 @@ def swept(folder: Path) -> list[tuple[str, float]]:
     return [(r.id, r.loss) for r in runs]
 
 
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
-
-
 def signalled(*numbers: int, listener: Silent) -> None:
     """Work that gets these signals, and then does as it was asked."""
     with heeded(listener) as asked:
@@ -157,12 +139,12 @@ def signalled(*numbers: int, listener: Silent) -> None:
 
 
 def test_sigterm_asks_and_a_ctrl_c_after_it_ends_at_once() -> None:
-    listener = Listener()
+    listener = Heard()
     before = [signal.getsignal(number) for number in ASKING]
     with pytest.raises(Terminated) as stop:
         signalled(*3 * [signal.SIGTERM], listener=listener)  # a scheduler may repeat it
     assert stop.value.code == 143
-    assert len(listener.said) == 1
+    assert len(listener.lines) == 1
     with pytest.raises(KeyboardInterrupt) as pressed:
         signalled(signal.SIGTERM, signal.SIGINT, listener=listener)
     assert not isinstance(pressed.value, Interrupted)

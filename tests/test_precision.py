@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hearing import Heard, Kept, stops_after
 from torch.overrides import TorchFunctionMode
 
 from isoflop import flops
@@ -25,14 +26,6 @@ from isoflop.train import train, train_trunk
 from isoflop.trainer import Trainer
 
 CPU = torch.device("cpu")
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def tiny(corpus: Corpus, **changes: object) -> RunConfig:
@@ -245,14 +238,9 @@ def test_fp16_goes_on_with_the_same_bits(
 ) -> None:
     """Killed after the scale was halved: with the scale of the beginning, other steps would follow."""
     overflows_at(3, monkeypatch)
-    config, found = tiny(corpus, precision="fp16"), []
-
-    def keep(model: Any, run: Any) -> None:
-        found.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone())
-
-    asked = iter(range(100))
+    config, kept = tiny(corpus, precision="fp16"), Kept()
     with pytest.raises(Interrupted):
-        train_trunk(config, [config.tokens], corpus, tmp_path / "killed", stopping=lambda: next(asked) == 6)
+        train_trunk(config, [config.tokens], corpus, tmp_path / "killed", stopping=stops_after(7))
     scales: list[float] = []
     real = Precision.step
 
@@ -261,7 +249,7 @@ def test_fp16_goes_on_with_the_same_bits(
         real(self)
 
     monkeypatch.setattr(Precision, "step", step)
-    train_trunk(config, [config.tokens], corpus, tmp_path / "killed", keep=keep)
+    train_trunk(config, [config.tokens], corpus, tmp_path / "killed", keep=kept)
     assert scales[0] == 2.0**15
-    train_trunk(config, [config.tokens], corpus, tmp_path / "straight", keep=keep)
-    assert torch.equal(*found)
+    train_trunk(config, [config.tokens], corpus, tmp_path / "straight", keep=kept)
+    assert torch.equal(*kept.weights)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hearing import Heard, Kept, save_to
 
 from isoflop import checkpoint
 from isoflop.errors import CorruptError, TrainError
-from isoflop.model import LanguageModel
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Run, RunConfig
 from isoflop.train import train, train_trunk
@@ -35,20 +35,6 @@ training.train_trunk(
     config, json.loads(sys.argv[2]), load_corpus(Path(sys.argv[3])), Path(sys.argv[4]), checkpoint_seconds=0.0
 )
 """
-
-
-class Kept:
-    """Collects the weights of finished runs."""
-
-    def __init__(self) -> None:
-        self.weights: dict[int, dict[str, torch.Tensor]] = {}
-
-    def __call__(self, model: LanguageModel, run: Run) -> None:
-        self.weights[run.tokens] = {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def save_to(path: Path, model: LanguageModel, run: Run) -> None:
-    torch.save(model.state_dict(), path)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -74,10 +60,10 @@ def test_a_branch_is_the_run_of_its_own_length(corpus: Corpus, small: RunConfig,
     runs = train_trunk(small, counts, corpus, tmp_path / "trunk", keep=kept)
     assert [r.tokens for r in runs] == counts
     assert len({r.trunk for r in runs}) == 1
-    for tokens, run in zip(counts, runs, strict=True):
-        alone = Kept()
+    alone = Kept()
+    for tokens, run, weights in zip(counts, runs, kept.weights, strict=True):
         again = train(small.model_copy(update={"tokens": tokens}), corpus, tmp_path / str(tokens), keep=alone)
-        assert same(kept.weights[tokens], alone.weights[tokens])
+        assert torch.equal(weights, alone.weights[-1])
         assert (again.loss, again.id) == (run.loss, run.id)
         points = [p.tokens for p in run.curve]
         assert points == sorted(set(points))
@@ -223,13 +209,8 @@ def test_without_a_compiler_it_says_so_and_trains(
     corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.devnull)
-    said: list[str] = []
-
-    class Listener(Silent):
-        def log(self, message: str) -> None:
-            said.append(message)
-
+    said = Heard()
     config = small.model_copy(update={"tokens": 10 * 256, "compile": True})
-    run = train(config, corpus, tmp_path, progress=Listener())
+    run = train(config, corpus, tmp_path, progress=said)
     assert run.seconds_compile == 0
-    assert said == ["no C++ compiler found: training runs uncompiled"]
+    assert said.lines == ["no C++ compiler found: training runs uncompiled"]
