@@ -13,6 +13,7 @@ from postgres import PASSWORD, Server
 from isoflop.corpus import build_corpus
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Result, RunConfig
+from isoflop.store import Project
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -53,6 +54,14 @@ def postgres() -> Iterator[Server]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """A new project, with its ledger in its folder or on a server."""
+    if request.param == "sqlite":
+        return Project(tmp_path / "project")
+    return Project(tmp_path / "project", url=request.getfixturevalue("postgres").new())
 
 
 @pytest.fixture(scope="session")

@@ -10,18 +10,18 @@ a process of torchrun killed               test_distributed: torchrun_trains_is_
 other processes than before                test_distributed: goes_on_in_another_number_of_processes
 a Ray node killed                          test_cluster: a_killed_node
 a Ray worker, rank, or driver killed       test_cluster: a_killed_worker, outlive_a_killed, a_killed_driver
-a ledger's server stopped, or gone         test_store: a_server_that_is_stopped, was_cut_in_its_turn
-disk full: ledger, file, artifact          test_store: full_disk; e2e: a_disk_that_fills_up
+a ledger's server stopped, or gone         test_ledger: a_server_that_is_stopped, was_cut_in_its_turn
+disk full: ledger, file, artifact          test_ledger, test_store: full_disk; e2e: a_disk_that_fills_up
 disk full: corpus                          test_corpus_build
 disk full: checkpoint, ladder              here: full_disk
 checkpoint truncated or changed            here: damaged_checkpoint; test_train: a_damaged_checkpoint;
                                            test_distributed: checkpoints_of_shards
 token files changed before a command       test_pipeline: damaged_token_files; here: known_corpus
 token files changed or cut under a run     here: tokens_that_change, _that_are_cut, _are_gone; e2e
-ledger damaged, or made by another version test_store
-ledger locked by another process           here: locked_ledger; for too long: test_store: held_too_long
+ledger damaged, or made by another version test_ledger
+ledger locked by another process           here: locked_ledger; for too long: test_ledger
 loss or gradient not finite                test_train: what_is_not_finite; test_distributed: ranks_agree
-clock goes back                            test_store: order_is_kept; here: clock
+clock goes back                            test_ledger: order_is_kept; here: clock
 """
 
 from __future__ import annotations
