@@ -7,23 +7,19 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 from hearing import Heard, save_to
 from torch.distributed.tensor import DTensor
 
-from isoflop import checkpoint, devices, launched, parallel, sharded
-from isoflop.branches import Branches
+from isoflop import checkpoint, devices, launched
 from isoflop.devices import collected, device_for, rank, run_ranks, whole_machine
-from isoflop.errors import CorruptError, TrainError
+from isoflop.errors import TrainError
 from isoflop.families import OWN, find
 from isoflop.identity import job_id, run_id
 from isoflop.interrupt import Interrupted
@@ -183,91 +179,6 @@ def test_a_job_is_the_same_in_any_number_of_processes(corpus: Corpus, small: Run
     assert {job_id(c, corpus) for c in others} == {job_id(small, corpus)} == {run_id(small, corpus)}
     assert len({run_id(c, corpus) for c in (small, *others)}) == 3
     assert job_id(small.model_copy(update={"shard": True}), corpus) != job_id(small, corpus)
-
-
-# -- checkpoints of shards ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sole_rank() -> Iterator[None]:
-    """This process in a group of its own."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    yield
-    dist.destroy_process_group()
-
-
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def weight(state: dict[str, object] | None) -> float:
-    """The first element of what `Shards` saved."""
-    assert state is not None
-    return float(state["nested"][0]["weight"].full_tensor()[0, 0])  # type: ignore[index]
-
-
-def test_checkpoints_of_shards_are_whole_or_not_there(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, sole_rank: None
-) -> None:
-    model = parallel.shard(find("isoflop").build(small.model, 0), device_for())
-    mesh = parallel.mesh_of(model)
-
-    def save(step: int, name: str) -> None:
-        with torch.no_grad():
-            model.table.fill_(step)
-        sharded.save(tmp_path, {"nested": [{"weight": model.table}], "other": (step, None)}, step)
-        assert checkpoint.index(tmp_path)[-1]["file"] == name
-
-    def load() -> dict[str, object] | None:
-        return sharded.load(tmp_path, mesh, Silent())
-
-    assert load() is None
-    (tmp_path / ".checkpoint-000000001.tmp").mkdir()  # of a writer that was killed in the middle ...
-    (tmp_path / "checkpoint-000000001").mkdir()  # ... or just before it named its folder
-    save(1, "checkpoint-000000001")
-    save(2, "checkpoint-000000002")
-    save(3, "checkpoint-000000003")
-    save(3, "checkpoint-000000003.1")  # the end of a branch, after a checkpoint at its last step
-    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
-    assert [path.name for path in folders] == ["checkpoint-000000003", "checkpoint-000000003.1"]
-    save(4, "checkpoint-000000004")
-    state = load()
-    assert weight(state) == 4
-    assert state is not None
-    assert state["other"] == (4, None)
-    damage(max((tmp_path / "checkpoint-000000004").glob("*.distcp")))
-    assert weight(load()) == 3
-    (tmp_path / "checkpoint-000000003.1" / "rest.pt").unlink()
-    with pytest.raises(CorruptError, match="no checkpoint"):
-        load()
-
-
-def branches(config: RunConfig, corpus: Corpus, folder: Path, stop: int) -> list[float] | None:
-    """The losses of a trunk's branches in this process, or None when it was stopped after `stop` steps."""
-    folder.mkdir(exist_ok=True)
-    calls = count(1)
-    work = Branches(
-        config, [20 * 256, 40 * 256], corpus, folder, role="ladder", progress=Silent(), stage="train",
-        checkpoint_seconds=1e9, stopping=lambda: next(calls) >= stop,
-    )  # fmt: skip
-    try:
-        return [run.loss for run in work.run(partial(save_to, folder / "weights.pt"), 2)]
-    except Interrupted:
-        return None
-
-
-def test_a_sharded_trunk_that_is_stopped_in_a_cooldown_goes_on(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, sole_rank: None
-) -> None:
-    expected = branches(small, corpus, tmp_path / "undisturbed", stop=10**9)
-    config = small.model_copy(update={"shard": True})
-    assert branches(config, corpus, tmp_path / "sharded", stop=18) is None
-    assert branches(config, corpus, tmp_path / "sharded", stop=10**9) == pytest.approx(expected, abs=CLOSE)
-    weights, others = (torch.load(tmp_path / name / "weights.pt") for name in ("sharded", "undisturbed"))
-    assert weights.keys() == others.keys()
-    assert all(torch.allclose(w, others[name], atol=1e-4) for name, w in weights.items())
 
 
 # -- torchrun -----------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ a Ray worker, rank, or driver killed       test_cluster: a_killed_worker, outliv
 a ledger's server stopped, or gone         test_ledger: a_server_that_is_stopped, was_cut_in_its_turn
 disk full: ledger, file, artifact          test_ledger, test_store: full_disk; e2e: a_disk_that_fills_up
 disk full: corpus                          test_corpus_build
-disk full: checkpoint, ladder              here: full_disk
+disk full: checkpoint, ladder              here: full_disk; test_sharded: on_a_full_disk
 checkpoint truncated or changed            here: damaged_checkpoint; test_train: a_damaged_checkpoint;
-                                           test_distributed: checkpoints_of_shards
+                                           test_sharded: checkpoints_of_shards
 token files changed before a command       test_pipeline: damaged_token_files; here: known_corpus
 token files changed or cut under a run     here: tokens_that_change, _that_are_cut, _are_gone; e2e
 ledger damaged, or made by another version test_ledger
@@ -32,12 +32,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import Disk
 from hearing import stops_after
 
 from isoflop import checkpoint
@@ -116,27 +117,6 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path: Path) -> None:
         assert not list(folder.glob(".*.tmp"))
 
 
-class Disk:
-    """A small disk of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-
-    def resize(self, kilobytes: int, *options: str) -> bool:
-        words = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={kilobytes}k"]), "tmpfs"]
-        return subprocess.run([*words, str(self.folder)], capture_output=True).returncode == 0
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    if sys.platform != "linux" or not shutil.which("mount") or not disk.resize(64):
-        pytest.skip("a small disk cannot be mounted here: that takes Linux and root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk.folder)], check=True)
-
-
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     corpus: Corpus, small: RunConfig, disk: Disk, loss: float
 ) -> None:
@@ -145,8 +125,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     with pytest.raises(Interrupted):
         train(small, corpus, folder, stop_after=5)
     kept = sorted(path.name for path in folder.glob("*.pt"))
-    size = sum(path.stat().st_size for path in folder.iterdir()) // 1024
-    disk.resize(size + size // 4, "remount")  # for half of another checkpoint
+    disk.resize(disk.used() + disk.used() // 4, "remount")  # for half of another checkpoint
     with pytest.raises(
         ProjectError, match=r"the disk is full: the file .*checkpoint-.* not be written"
     ) as caught:
