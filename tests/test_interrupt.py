@@ -91,7 +91,7 @@ def heard(process: subprocess.Popen[str], word: str) -> list[str]:
 
 def ended(process: subprocess.Popen[str], said: list[str], code: int = 130) -> str:
     """What it said in all, once it has ended as one that was interrupted does."""
-    out, rest = process.communicate(timeout=120)
+    out, rest = process.communicate(timeout=300)
     err = "".join(said) + rest
     assert process.returncode == code, err
     assert out == ""
@@ -249,7 +249,7 @@ def test_a_ladder_whose_process_is_killed_leaves_none_and_goes_on(home: Path, tm
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2
     process.kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     until(lambda: all(map(gone, workers)))
     before = seconds(folder)
