@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from isoflop import corpus as texts
-from isoflop.engines import GGUF, open_engine
+from isoflop.engines import GGUF, ONNX, OPENVINO, open_engine
 from isoflop.errors import CorruptError, ProjectError
+from isoflop.export import onnx, openvino
 from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import load_pretrained, save_pretrained, tokenizer_of
@@ -66,10 +68,28 @@ def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate
     return folder
 
 
+def _write_graph(
+    write: Callable[..., None], name: str, model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int
+) -> Path:
+    """A folder with a graph in the place of the weights; config and tokenizer are as in a model folder."""
+    save_pretrained(model, corpus, folder)
+    (folder / "model.safetensors").unlink()
+    write(model, folder / name, kind=kind)
+    return folder
+
+
 FORMATS = {
     "gguf": Format(tuple(TYPES), _write_gguf, read_weights),
     "hf": Format(("f32",), _write_folder, lambda model, path: None),
-}
+    "onnx": Format(
+        tuple(onnx.TYPES), partial(_write_graph, onnx.write_onnx, ONNX),
+        lambda model, path: onnx.read_onnx(model, path / ONNX),
+    ),
+    "openvino": Format(
+        tuple(openvino.TYPES), partial(_write_graph, openvino.write_openvino, OPENVINO),
+        lambda model, path: openvino.read_openvino(model, path / OPENVINO),
+    ),
+}  # fmt: skip
 
 
 def export(
