@@ -90,7 +90,11 @@ def line(rows: list[dict[str, Any]], args: argparse.Namespace, name: str) -> str
 
 
 def config_of(project: Project, corpus: Corpus, args: argparse.Namespace, seed: int) -> RunConfig:
-    """As `isoflop train --width --layers --tokens --seed` makes it."""
+    """As `isoflop train --width --layers --tokens --seed` makes it.
+
+    For a run long enough to be compiled, speeds with and without are measured here, before the clock starts;
+    `isoflop train` pays for that once a machine and shape.
+    """
     return chosen_config(
         project, corpus, width=args.width, layers=args.layers, tokens=args.tokens, lr_scale=1.0, seed=seed
     )

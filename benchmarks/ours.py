@@ -52,7 +52,11 @@ class Clock(Silent):
 
 
 def as_trained(config: RunConfig, corpus: Corpus, project: Project, seconds: float) -> RunConfig:
-    """With the whole machine, and compiled where a plan of a run of that length would compile it."""
+    """With the whole machine, and compiled where a plan of a run of that length would compile it.
+
+    The speeds that decide it are measured here, before any clock starts, and kept in the project. `isoflop
+    train` measures them as well, once a machine and shape, inside the time of its first run.
+    """
     config = whole_machine(config)
     pays = plan.compiling_pays(project, corpus, config, seconds, Silent(), here()) is not None
     return config.model_copy(update={"compile": pays})

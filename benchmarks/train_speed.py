@@ -13,8 +13,8 @@ context, batch and vocabulary, hence the same N (weights that multiply, the head
 named by the blocks' weights alone. Peers are float32, their own choice without a GPU; ours multiplies in
 `--precision`, by default what the recipe takes on this machine, and its weights are float32. Every step takes
 whole batches of the same tokens; the Trainer's are counted like ours though it predicts one less a window.
-Matmuls are float32, so give `--precision float32` with `peak`. Speed is that of the loop as it is,
-data, optimizer and our checkpoints inside, over `--seconds` after 5 steps. Start-up is from the start of the
+The matmuls of `peak` are in that precision, too. Speed is that of the loop as it is, data, optimizer and our
+checkpoints inside, over `--seconds` after 5 steps. Start-up is from the start of the
 process to the end of the first step, with a cold compilation where there is one; "in a run" counts it over
 `--length` seconds. Not compared: what a token teaches (time_to_loss.py does). The order alternates from
 round to round. Rows are appended to `rows.jsonl` as they end; a row that is there is not measured again.
@@ -52,7 +52,7 @@ VOCAB, LADDER_VOCAB = 4096, 2048
 PEAK = """
 import sys
 from isoflop.flops import matmul_peak
-print(matmul_peak(int(sys.argv[1]), float(sys.argv[2])))
+print(matmul_peak(int(sys.argv[1]), sys.argv[2], float(sys.argv[3])))
 """
 GOALS = {
     ("nanogpt", "0.3M"): 1.4, ("nanogpt", "2.2M"): 1.3, ("nanogpt", "10M"): 1.1, ("trainer", "2.2M"): 1.3,
@@ -86,11 +86,11 @@ def run_ours(config: RunConfig, corpus: Corpus, args: argparse.Namespace) -> Row
     return row | {"params": n, "batch_tokens": config.batch_tokens, "flops_per_second": rate}
 
 
-def peak(seconds: float) -> Row:
+def peak(precision: str, seconds: float) -> Row:
     """FLOP/s of plain matmuls on all cores: one thread each side by side, or threads, whichever is more."""
 
     def together(processes: int, threads: int) -> float:
-        line = [sys.executable, "-c", PEAK, str(threads), str(seconds)]
+        line = [sys.executable, "-c", PEAK, str(threads), precision, str(seconds)]
         started = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
         return sum(float(p.communicate()[0]) for p in started)
 
@@ -130,7 +130,7 @@ def pairs(what: str, args: argparse.Namespace, seed: int) -> Iterator[tuple[str,
         config = equal(size, corpus, seed, own=what == "peak", precision=args.precision)
         mine = partial(run_ours, config, corpus, args)
         if what == "peak":
-            yield size, mine, partial(peak, args.seconds / 4)
+            yield size, mine, partial(peak, args.precision, args.seconds / 4)
         elif what == "trainer":
             yield size, mine, partial(
                 trainer_llama.speed, config.model, corpus, BATCH, cores(), args.seconds

@@ -33,7 +33,7 @@ Stopping = Callable[[], bool]
 
 
 class Diverged(Exception):
-    """The loss is not finite."""
+    """The loss, or a gradient, is not finite."""
 
 
 class Branches:
@@ -231,13 +231,16 @@ class Branches:
         self.progress.update(self.stage, self.done_steps * self.config.batch_tokens, f"loss {loss:.3f}")
 
     def _go_back(self) -> None:
-        """After a non-finite loss: the last good checkpoint once, at half the rate; then give up."""
+        """After a non-finite loss or gradient: the last checkpoint once, at half the rate; then give up."""
         if self.trainer.rate_scale < 1.0:
             raise TrainError(
-                f"the loss of run {self.trunk} is not finite at step {self.trainer.step}, twice",
+                f"the loss of run {self.trunk}, or its gradient, is not finite at step {self.trainer.step}, "
+                "twice",
                 hint="lower the learning rates (--lr-scale 0.5)",
             ) from None
-        self.progress.log(f"loss not finite at step {self.trainer.step}: going back, at half the rate")
+        self.progress.log(
+            f"loss or gradient not finite at step {self.trainer.step}: going back, at half the rate"
+        )
         self.trainer = Trainer(self.config, self.corpus, self.progress, self.past)
         self.fork = None
         self.patience = Patience(self.config, self.totals[-1])
@@ -295,7 +298,7 @@ class Branches:
         spent = flops.training_flops(config, self.spent_steps * config.batch_tokens - cooled, cooled)
         if config.ewc and not self.runs:
             spent += flops.flops_per_token(m) * config.ewc_tokens  # of the Fisher information
-        peak = config.ranks * flops.matmul_peak(config.threads)
+        peak = config.ranks * flops.matmul_peak(config.threads, config.precision)
         # What was asked for names the run: with patience it may have ended earlier.
         final = config.model_copy(update={"tokens": self.totals[self.branch] * config.batch_tokens})
         return Run(

@@ -79,12 +79,24 @@ def newest(
 
 
 def index(folder: Path) -> list[Entry]:
-    """What the folder's index names, oldest first."""
+    """What the folder's index names, oldest first. Raises CorruptError when it is not what was written."""
     path = folder / INDEX
     try:
         entries: list[Entry] = json.loads(path.read_text()) if path.exists() else []
+        if not (isinstance(entries, list) and all(map(_is_entry, entries))):
+            raise ValueError("it does not name files with their hashes")
     except ValueError as error:
         raise CorruptError(
             f"{path} is not a checkpoint index: {error}", hint=f"delete {folder} to start this run again"
         ) from None
     return entries
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a value is like an `Entry`: a name, and the hash of a file or of each of a folder's."""
+    match value:
+        case {"file": str(), "sha256": str(), **others} if not others:
+            return True
+        case {"file": str(), "files": {**hashes}, **others} if not others:
+            return all(isinstance(found, str) for found in hashes.values())
+    return False

@@ -167,14 +167,20 @@ def weight_bytes(params: float, bits: float) -> float:
 
 
 @lru_cache
-def matmul_peak(threads: int, seconds: float = 0.3) -> float:
-    """Best float32 matrix-multiplication rate of this process with `threads` threads, in FLOP/s."""
+def matmul_peak(threads: int, precision: str = "float32", seconds: float = 0.3) -> float:
+    """Best matrix-multiplication rate of this process with `threads` threads, in FLOP/s.
+
+    In the precision that a run multiplies in, one of `precision.PRECISIONS`: where bf16 has units of its own,
+    its peak is several times that of float32.
+    """
     import torch
+
+    from isoflop.precision import PRECISIONS
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     size = 768
-    a, b = torch.rand(size, size), torch.rand(size, size)
+    a, b = (torch.rand(size, size).to(PRECISIONS[precision] or torch.float32) for _ in range(2))
     best, deadline = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         start = time.perf_counter()

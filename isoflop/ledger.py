@@ -20,19 +20,29 @@ if TYPE_CHECKING:  # SQLAlchemy takes 0.2 s to import, so only a ledger that is 
     import sqlalchemy as sa
 
 
-# How an engine is made, and what a writer says first, to have its turn: it waits a minute at most. Its turn
-# begins with what was put before, which a transaction of PostgreSQL sees at no higher level of isolation.
-BACKENDS: dict[str, tuple[dict[str, Any], str]] = {
-    "sqlite": ({"connect_args": {"isolation_level": None, "timeout": 60.0}}, "BEGIN IMMEDIATE"),
-    "postgresql": (
-        {
-            "connect_args": {"connect_timeout": 10, "client_encoding": "utf8"},
-            "isolation_level": "READ COMMITTED",
-        },
-        "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '60s'; "
-        "SELECT pg_advisory_xact_lock(hashtext('isoflop ledger'))",
-    ),
-}
+LOCK_NOT_AVAILABLE = "55P03"  # as PostgreSQL says that a lock was waited for in vain
+WAIT_SECONDS = 60.0  # of a writer for its turn; then whoever has the ledger is not coming back
+
+
+def _backend(name: str) -> tuple[dict[str, Any], str]:
+    """How an engine is made, and what a writer says first, to have its turn.
+
+    Its turn begins with what was put before, which a transaction of PostgreSQL sees at no higher level of
+    isolation.
+    """
+    if name == "sqlite":
+        return {"connect_args": {"isolation_level": None, "timeout": WAIT_SECONDS}}, "BEGIN IMMEDIATE"
+    if name == "postgresql":
+        wait = f"{1000 * WAIT_SECONDS:.0f}ms"
+        return (
+            {
+                "connect_args": {"connect_timeout": 10, "client_encoding": "utf8"},
+                "isolation_level": "READ COMMITTED",
+            },
+            f"SET LOCAL lock_timeout = '{wait}'; SET LOCAL idle_in_transaction_session_timeout = '{wait}'; "
+            "SELECT pg_advisory_xact_lock(hashtext('isoflop ledger'))",
+        )
+    return {}, ""
 
 
 class Row(NamedTuple):
@@ -165,7 +175,7 @@ def _tables() -> tuple[sa.Table, sa.Table]:
 def _engine(url: sa.URL) -> sa.Engine:
     import sqlalchemy as sa
 
-    options, take_turn = BACKENDS.get(url.get_backend_name(), ({}, ""))
+    options, take_turn = _backend(url.get_backend_name())
     engine = sa.create_engine(url, poolclass=sa.NullPool, **options)
 
     @sa.event.listens_for(engine, "begin")
@@ -222,6 +232,11 @@ def _explain(ledger: str, cause: BaseException | None) -> IsoflopError:
     if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or "Could not decode" in str(cause):
         hint = "restore it from a copy; or move it away and start again, the artifacts are kept"
         return CorruptError(f"the ledger {ledger} is damaged: {cause}", hint=hint)
+    if code.startswith("SQLITE_BUSY") or getattr(cause, "sqlstate", "") == LOCK_NOT_AVAILABLE:
+        return ProjectError(
+            f"the ledger {ledger} is locked: another process has held it for {WAIT_SECONDS:g} s",
+            hint="end that process if it hangs, and run the same command again: what is finished is kept",
+        )
     why = " ".join(str(cause).strip().partition("\n")[0].split())  # servers and drivers add advice
     if "://" in ledger:
         hint = "check its server, user and NAME; the password is read from PGPASSWORD or ~/.pgpass"

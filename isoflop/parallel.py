@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from isoflop.devices import rank, world
@@ -49,6 +50,14 @@ def whole(model: LanguageModel, config: RunConfig) -> LanguageModel:
     if rank() == 0:
         gathered.load_state_dict(weights)
     return gathered
+
+
+def added_up(norm: Tensor) -> Tensor:
+    """The norm of what is shared out, of which each rank has its part: the same on all of them."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(norm, DTensor)
+    return norm.full_tensor()
 
 
 def mesh_of(model: LanguageModel) -> DeviceMesh:

@@ -300,7 +300,7 @@ def _run(
 
 
 def _expected_flops(budget: Budget) -> float:
-    """Training FLOPs that the budget might buy, to choose a vocabulary: half the measured matmul peak."""
+    """Training FLOPs that the budget might buy, to choose a vocabulary: half the measured peak of float32."""
     if budget.flops is not None:
         return budget.flops
     return 0.5 * matmul_peak(cores()) * (budget.seconds or 0.0)

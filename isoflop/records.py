@@ -226,10 +226,10 @@ class Run(Record):
     seconds_eval: float
     seconds_compile: float
     tokens_per_second: float
-    peak_flops_per_second: float  # measured float32 matmul peak for the same threads, times ranks
+    peak_flops_per_second: float  # measured matmul peak in its precision for the same threads, times ranks
     peak_share: float  # flops a second / peak_flops_per_second
     peak_memory_bytes: int  # of all ranks, pages that they share counted for each
-    rate_scale: float = 1.0  # below 1 after a non-finite loss
+    rate_scale: float = 1.0  # below 1 after a loss or gradient that was not finite
     curve: tuple[CurvePoint, ...] = ()
     # Of a run that went on in other processes than it began in: weights that its id names up to rounding.
     stretches: tuple[Stretch, ...] = ()  # empty: all of it in the processes of `config`

@@ -35,6 +35,28 @@ LIKE = {"sharded", "shape", "dtype"}  # what stands in `rest.pt` for a tensor th
 
 def save(folder: Path, state: State, step: int) -> None:
     """Write `state` as checkpoint `step`; at every instant the index names only whole folders."""
+    aside = folder / f".checkpoint-{step:09d}.tmp"
+    if rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed writer
+    agreed(0)
+    try:
+        files = _write(aside, state)
+    except BaseException:
+        if rank() == 0:  # a full disk has room again
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if rank() == 0:
+        named = {e["file"] for e in checkpoint.index(folder)}
+        names = (f"checkpoint-{step:09d}" + ("" if i == 0 else f".{i}") for i in count())
+        name = next(n for n in names if n not in named)
+        shutil.rmtree(folder / name, ignore_errors=True)  # of a writer killed before it could name it
+        aside.rename(folder / name)
+        checkpoint.publish(folder, {"file": name, "files": files})
+    agreed(0)
+
+
+def _write(aside: Path, state: State) -> dict[str, str]:
+    """Write `state` into a folder; returns the hash of each of its files."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_parts
@@ -42,10 +64,6 @@ def save(folder: Path, state: State, step: int) -> None:
     tensors: dict[str, Tensor] = {}
     rest = io.BytesIO()
     torch.save(_without(state, "", tensors), rest)
-    aside = folder / f".checkpoint-{step:09d}.tmp"
-    if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)  # of a killed writer
-    agreed(0)
     with disk_errors(f"the checkpoint {aside}"):
         try:
             save_parts(tensors, storage_writer=FileSystemWriter(aside))
@@ -56,17 +74,10 @@ def save(folder: Path, state: State, step: int) -> None:
     files = _hashes(aside, _from_first(sorted(path.name for path in aside.iterdir())))
     if "" in files.values():
         raise TrainError(
-            f"the processes of this run do not see the same files in {folder}",
+            f"the processes of this run do not see the same files in {aside.parent}",
             hint="keep the project on a disk that all machines share",
         )
-    if rank() == 0:
-        named = {e["file"] for e in checkpoint.index(folder)}
-        names = (f"checkpoint-{step:09d}" + ("" if i == 0 else f".{i}") for i in count())
-        name = next(n for n in names if n not in named)
-        shutil.rmtree(folder / name, ignore_errors=True)  # of a writer killed before it could name it
-        aside.rename(folder / name)
-        checkpoint.publish(folder, {"file": name, "files": files})
-    agreed(0)
+    return files
 
 
 def load(folder: Path, mesh: DeviceMesh, progress: Progress) -> State | None:

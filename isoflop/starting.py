@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from isoflop import corpus as texts
 from isoflop import plan as planner
 from isoflop.continued import HASH_DIGITS, Past
 from isoflop.corpus import load_corpus
-from isoflop.devices import whole_machine
 from isoflop.errors import CorpusError, IsoflopError, ProjectError, TrainError
 from isoflop.export import load_pretrained
-from isoflop.families import OWN, family_of
+from isoflop.families import Family, family_of
 from isoflop.pipeline import corpus_of
 from isoflop.places import Place, here
 from isoflop.progress import Progress, Silent
@@ -33,14 +33,17 @@ FISHER_TOKENS = 65_536
 
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
-    lr_scale: float, seed: int, variant: Variant = DEFAULT, progress: Progress | None = None,
+    lr_scale: float, seed: int | None, variant: Variant = DEFAULT,
+    named: Collection[str] = ("family", "objective"), progress: Progress | None = None,
     place: Place | None = None,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
-    A given shape is compiled where its run then ends sooner. Raises ProjectError when there is neither a plan
-    nor a width and tokens, or the plan is of another family than the one asked for; TrainError for a number
-    that cannot be.
+    Without a seed it is the plan's, or 0. A plan must be of the variant's family and objective, as far as
+    those were `named`. A given shape is compiled where its run then ends sooner.
+
+    Raises ProjectError when there is neither a plan nor a width and tokens, or the plan is of another family;
+    TrainError for a number that cannot be.
     """
     if layers is not None and (layers < 1 or width is None):
         raise TrainError(f"--layers {layers} is no shape", hint="give one layer or more, and a --width")
@@ -51,16 +54,12 @@ def chosen_config(
                 f"{project.folder} has no plan for its corpus",
                 hint="make one (isoflop plan), or give --width and --tokens",
             )
-        config, planned, wanted = latest.config, family_of(latest.config.model), variant.family
-        if wanted not in (OWN, planned):
-            raise ProjectError(
-                f"the latest plan is of the family {planned.name}, not {wanted.name}",
-                hint=f"give --width and --tokens, or sweep first: isoflop sweep --family {wanted.name}",
-            )
+        config = latest.config
+        _check_planned(family_of(config.model), variant.family, named)
         if tokens is not None and tokens <= 0:
             raise TrainError(f"--tokens is {tokens}", hint="give a number above zero, or leave it out")
-        if tokens is not None:
-            config = config.model_copy(update={"tokens": tokens})
+        given = {"tokens": tokens, "seed": seed}
+        config = config.model_copy(update={name: n for name, n in given.items() if n is not None})
         if variant.changes:
             config = (place or here()).whole(variant.applied(config))
     elif tokens is None or tokens <= 0 or width <= 0:
@@ -70,18 +69,35 @@ def chosen_config(
     else:
         place = place or here()
         model = variant.shape(width, corpus.vocab_size, n_layers=layers)
-        config = place.whole(variant.config(model, tokens, seed=seed))
+        config = place.whole(variant.config(model, tokens, seed=seed or 0))
         config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent(), place)
     return _scaled(config, lr_scale)
+
+
+def _check_planned(planned: Family, wanted: Family, named: Collection[str]) -> None:
+    """Raises ProjectError when a plan's family or objective, whichever was named, is not the one wanted."""
+    kinds = {
+        "family": ((planned.name, planned.template), (wanted.name, wanted.template)),
+        "objective": ((planned.objective,), (wanted.objective,)),
+    }
+    for what in named:
+        had, asked = kinds[what]
+        if had != asked:
+            raise ProjectError(
+                f"the latest plan is of the {what} {had[0]}, not {asked[0]}",
+                hint=f"give --width and --tokens, or sweep first: isoflop sweep --{what} {asked[0]}",
+            )
 
 
 def continuation(
     project: Project, corpus: Corpus, folder: Path, *, tokens: int | None, lr_scale: float = 1.0,
     seed: int = 0, old: Path | None = None, replay_share: float = 0.0, ewc: float = 0.0,
-    ewc_tokens: int = FISHER_TOKENS,
+    ewc_tokens: int = FISHER_TOKENS, variant: Variant = DEFAULT, place: Place | None = None,
 ) -> tuple[RunConfig, Past]:  # fmt: skip
     """The configuration of `tokens` tokens of training from `folder` on, and where its parts are.
 
+    Of the `variant` its changes count, and the model has a family of its own. The run has a machine of the
+    `place` to itself.
     The folder is kept among the project's artifacts, so that the run can go on without the original. `old` is
     a project or a corpus folder, of text that the model has learned before.
 
@@ -100,7 +116,8 @@ def continuation(
         ewc_tokens=ewc_tokens if ewc else 0,
     )  # fmt: skip
     past = Past(kept, None if before is None else before.folder.absolute())
-    return whole_machine(_scaled(config, RATE_SHARE * lr_scale)), past
+    config = variant.applied(_scaled(config, RATE_SHARE * lr_scale))
+    return (place or here()).whole(config), past
 
 
 def _scaled(config: RunConfig, factor: float) -> RunConfig:

@@ -61,9 +61,9 @@ def train_trunk(
     run that goes on from a model folder finds it. A run with another number of ranks or threads may go on
     from the checkpoints (`job_id`).
 
-    Raises TrainError when the loss is not finite twice, the corpus is smaller than a batch, or an option
-    cannot be; CorruptError when no checkpoint can be read or the training tokens change; Interrupted,
-    saved, when `stopping()` (None: at Ctrl-C).
+    Raises TrainError when the loss or a gradient is not finite twice, the corpus is smaller than a batch, or
+    an option cannot be; CorruptError when no checkpoint can be read or the training tokens change;
+    Interrupted, saved, when `stopping()` (None: at Ctrl-C).
     """
     check_patience(config, token_counts)
     progress = progress or Silent()

@@ -22,7 +22,7 @@ from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.optim import make_optimizers, rate
 from isoflop.options import check_options
-from isoflop.parallel import shard
+from isoflop.parallel import added_up, shard
 from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
 from isoflop.recompute import recompute_blocks
@@ -203,7 +203,10 @@ class Trainer:
         return total
 
     def train_step(self, total_tokens: int) -> float:
-        """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token."""
+        """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token.
+
+        That is nan where gradients are not finite, though the loss may be: no weight has changed then.
+        """
         config = self.config
         in_trunk = self.step < config.trunk_steps(total_tokens // config.batch_tokens)
         context = (config.trunk_model if in_trunk else config.model).context
@@ -211,17 +214,27 @@ class Trainer:
         self.precision.unscale()
         if self.consolidation is not None:
             self.consolidation.add_gradients()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        if config.shard:
+            norm = added_up(norm)
+        if math.isfinite(norm) or self.precision.scaler.is_enabled():  # which skips such a step by itself
+            self._update(total_tokens)
+        else:
+            loss = torch.full_like(loss, math.nan)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.step += 1
+        return float(loss)
+
+    def _update(self, total_tokens: int) -> None:
+        """Step the optimizers at the rate of this step."""
+        config = self.config
         done = self.step * config.batch_tokens
         share = self.rate_scale * rate(done, config.model_copy(update={"tokens": total_tokens}))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
         self.precision.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self.step += 1
-        return float(loss)
 
     def state(self) -> dict[str, Any]:
         """Everything that determines what comes next."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from disks import Disk
 from postgres import PASSWORD, Server
 
 from isoflop.corpus import build_corpus
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Result, RunConfig
+from isoflop.store import Project
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -53,6 +59,31 @@ def postgres() -> Iterator[Server]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture
+def sole_rank() -> Iterator[None]:
+    """This process in a group of its own."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path / "disk")
+    if sys.platform != "linux" or not shutil.which("mount") or not disk.resize(64):
+        pytest.skip("a small disk cannot be mounted here: that takes Linux and root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk.folder)], check=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """A new project, with its ledger in its folder or on a server."""
+    if request.param == "sqlite":
+        return Project(tmp_path / "project")
+    return Project(tmp_path / "project", url=request.getfixturevalue("postgres").new())
 
 
 @pytest.fixture(scope="session")

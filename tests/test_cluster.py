@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import ray
+from hearing import Heard, until
 from ray.cluster_utils import Cluster as Nodes
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -40,20 +41,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[
 
 STEPS = 12
 ANYWHERE = ""
-
-
-class Said(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.done = 0.0
-
-    def update(self, stage: str, done: float, note: str = "") -> None:
-        self.done = done
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(scope="session")
@@ -134,13 +121,6 @@ def holding(mark: Path, node: str = ANYWHERE) -> Place:
     return Cluster(checkpoint_seconds=0, train=partial(held, mark, node)).place()
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def when(mark: Path, act: Callable[[int], object]) -> threading.Thread:
     """Acts on the process that stands still, as soon as one does."""
 
@@ -162,7 +142,7 @@ def test_a_killed_node_costs_what_was_done_since_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (other,) = nodes.worker_nodes
-    mark, project, said = tmp_path / "mark", Project(tmp_path / "project"), Said()
+    mark, project, said = tmp_path / "mark", Project(tmp_path / "project"), Heard()
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.0)
     steps: list[Any] = []
 
@@ -190,7 +170,7 @@ def test_a_killed_node_costs_what_was_done_since_the_last_checkpoint(
 def test_a_killed_worker_costs_no_member(
     connection: None, ladder: Ladder, corpus: Corpus, expected: list[tuple[str, float]], tmp_path: Path
 ) -> None:
-    mark, said = tmp_path / "mark", Said()
+    mark, said = tmp_path / "mark", Heard()
     thread = when(mark, kill)
     runs = rungs.climb(Project(tmp_path / "project"), corpus, ladder, progress=said, place=holding(mark))
     thread.join()
@@ -219,7 +199,7 @@ with cluster.connected(sys.argv[1], Silent()):
 def test_a_killed_driver_trains_no_finished_member_again(
     nodes: Nodes, ladder: Ladder, corpus: Corpus, expected: list[tuple[str, float]], tmp_path: Path
 ) -> None:
-    mark, project, said = tmp_path / "mark", Project(tmp_path / "project"), Said()
+    mark, project, said = tmp_path / "mark", Project(tmp_path / "project"), Heard()
     project.put("ladder", ladder)
     words = [nodes.address, str(mark), str(project.folder), str(corpus.folder), str(Path(__file__).parent)]
     with subprocess.Popen([sys.executable, "-c", DRIVER, *words]) as driver:
@@ -237,7 +217,7 @@ def test_ranks_meet_across_nodes_and_outlive_a_killed_one(
 ) -> None:
     config = ladder.members[0].config.model_copy(update={"ranks": 2})
     here = train(config, corpus, tmp_path / "here")
-    mark, said, kept = tmp_path / "mark", Said(), tmp_path / "kept"
+    mark, said, kept = tmp_path / "mark", Heard(), tmp_path / "kept"
     thread = when(mark, kill)
 
     def keep(model: LanguageModel, run: Run) -> None:
@@ -259,7 +239,7 @@ def test_the_error_of_a_member_is_its_own(
     bad = ladder.members[0]
     broken = bad.config.model.model_copy(update={"n_heads": 3, "n_kv_heads": 2})
     members = (bad.model_copy(update={"config": bad.config.model_copy(update={"model": broken})}),)
-    said = Said()
+    said = Heard()
     runs = rungs.climb(
         Project(tmp_path / "project"), corpus,
         ladder.model_copy(update={"members": members + ladder.members[1:]}), progress=said, place=place,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from isoflop.corpus import build_corpus
 from isoflop.errors import CorpusError, CorruptError, TrainError
 from isoflop.evaluate import heldout
 from isoflop.export import load_pretrained, save_pretrained
-from isoflop.families import find
+from isoflop.families import OWN, find
 from isoflop.identity import run_id
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.pipeline import corpus_of, train_model
+from isoflop.places import here
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
@@ -37,6 +39,7 @@ from isoflop.starting import RATE_SHARE, continuation
 from isoflop.store import Project
 from isoflop.train import train, train_trunk
 from isoflop.trainer import Batches, Trainer
+from isoflop.variant import Variant
 
 CHILD = """
 import sys
@@ -103,6 +106,16 @@ def test_it_starts_where_the_folder_ended_at_half_the_rates(
         Trainer(config, corpus, Silent())
     with pytest.raises(TrainError, match="need a model that goes on"):
         Trainer(plain.model_copy(update={"ewc": 1.0}), corpus, Silent())
+
+
+def test_it_has_a_machine_of_its_place_to_itself(home: Project, corpus: Corpus, learned: Path) -> None:
+    def laid_out(config: RunConfig) -> RunConfig:
+        assert config.accumulate == 2  # on which the layout depends
+        return config.model_copy(update={"ranks": 3, "threads": 5})
+
+    place, variant = replace(here(), whole=laid_out), Variant.of(OWN, ["accumulate=2"])
+    config, _ = continuation(home, corpus, learned, tokens=4096, variant=variant, place=place)
+    assert (config.ranks, config.threads) == (3, 5)
 
 
 def test_a_changed_folder_or_corpus_is_noticed(

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
+from hearing import Heard, save_to
+from torch.distributed.tensor import DTensor
 
-from isoflop import checkpoint, devices, launched, parallel, sharded
-from isoflop.branches import Branches
-from isoflop.devices import device_for, run_ranks, whole_machine
-from isoflop.errors import CorruptError, TrainError
-from isoflop.families import find
+from isoflop import checkpoint, devices, launched
+from isoflop.devices import collected, device_for, rank, run_ranks, whole_machine
+from isoflop.errors import TrainError
+from isoflop.families import OWN, find
 from isoflop.identity import job_id, run_id
 from isoflop.interrupt import Interrupted
-from isoflop.model import LanguageModel
 from isoflop.pipeline import corpus_of, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe
@@ -32,6 +31,7 @@ from isoflop.starting import chosen_config
 from isoflop.store import Project
 from isoflop.train import train_trunk
 from isoflop.trainer import Trainer
+from isoflop.variant import Variant
 
 STEPS = 8
 CLOSE = 1e-5
@@ -81,40 +81,66 @@ def test_ranks_in_16_bits_have_its_losses_to_its_rounding(corpus: Corpus, shared
         assert shared["bf16", shard] == pytest.approx(alone, abs=0.01)
 
 
+def mine(x: Any) -> torch.Tensor:
+    """What this rank has of a tensor."""
+    found: torch.Tensor = x.to_local() if isinstance(x, DTensor) else x
+    return found
+
+
+def spoilt_steps(configs: list[RunConfig], corpus: Corpus) -> list[list[list[tuple[bool, bool]]]]:
+    """Of two steps, in the second of which one rank's gradient is not finite: is the loss, do weights stay?
+
+    By config, rank and step.
+    """
+    found = []
+    for config in configs:
+        trainer = Trainer(config, corpus, Silent())
+        weights = [mine(p.detach()) for p in trainer.model.parameters()]
+        real = trainer.gradients
+
+        def gradients(
+            step: int, context: int | None = None, trainer: Trainer = trainer, real: Any = real
+        ) -> torch.Tensor:
+            loss: torch.Tensor = real(step, context)
+            if step == 1 and rank() == 1:
+                mine(trainer.model.head.grad).fill_(math.nan)
+            return loss
+
+        trainer.gradients = gradients  # type: ignore[method-assign]
+        steps = []
+        for _ in range(2):
+            before = [weight.clone() for weight in weights]
+            loss = trainer.train_step(config.tokens)
+            steps.append((math.isfinite(loss), all(map(torch.equal, weights, before))))
+        found.append(collected(steps))
+    return found
+
+
+def test_ranks_agree_that_a_gradient_is_not_finite(corpus: Corpus) -> None:
+    config = of_family("isoflop", corpus).model_copy(update={"ranks": 2})
+    configs = [config, config.model_copy(update={"shard": True})]
+    assert run_ranks(2, partial(spoilt_steps, configs, corpus), fresh=True) == 2 * [
+        2 * [[(True, False), (False, True)]]
+    ]
+
+
 # -- going on in other processes ----------------------------------------------------------------------
-
-
-class Listener(Silent):
-    """Asks the run to stop at a step, and keeps what it says."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.reached = tokens, False
-        self.said: list[str] = []
-
-    def update(self, stage: str, done: float, note: str = "") -> None:
-        self.reached |= done >= self.tokens
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
-
-
-def save_to(path: Path, model: LanguageModel, run: Run) -> None:
-    torch.save(model.state_dict(), path)
 
 
 def trained(
     config: RunConfig, corpus: Corpus, folder: Path, *, ranks: int = 1, stop: int = 10**9
 ) -> tuple[Run | None, list[str]]:
     """The run, None when it was asked to stop after `stop` steps, and what it said."""
-    listener = Listener(stop * config.batch_tokens)
+    heard = Heard()
     try:
         (run,) = train_trunk(
-            config.model_copy(update={"ranks": ranks}), [config.tokens], corpus, folder, progress=listener,
-            stopping=lambda: listener.reached, keep=partial(save_to, folder / "weights.pt"),
+            config.model_copy(update={"ranks": ranks}), [config.tokens], corpus, folder, progress=heard,
+            stopping=lambda: heard.done >= stop * config.batch_tokens,
+            keep=partial(save_to, folder / "weights.pt"),
         )  # fmt: skip
     except Interrupted:
-        return None, listener.said
-    return run, listener.said
+        return None, heard.lines
+    return run, heard.lines
 
 
 @pytest.fixture
@@ -158,95 +184,12 @@ def test_a_job_is_the_same_in_any_number_of_processes(corpus: Corpus, small: Run
     assert job_id(small.model_copy(update={"shard": True}), corpus) != job_id(small, corpus)
 
 
-# -- checkpoints of shards ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sole_rank() -> Iterator[None]:
-    """This process in a group of its own."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    yield
-    dist.destroy_process_group()
-
-
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def weight(state: dict[str, object] | None) -> float:
-    """The first element of what `Shards` saved."""
-    assert state is not None
-    return float(state["nested"][0]["weight"].full_tensor()[0, 0])  # type: ignore[index]
-
-
-def test_checkpoints_of_shards_are_whole_or_not_there(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, sole_rank: None
-) -> None:
-    model = parallel.shard(find("isoflop").build(small.model, 0), device_for())
-    mesh = parallel.mesh_of(model)
-
-    def save(step: int, name: str) -> None:
-        with torch.no_grad():
-            model.table.fill_(step)
-        sharded.save(tmp_path, {"nested": [{"weight": model.table}], "other": (step, None)}, step)
-        assert checkpoint.index(tmp_path)[-1]["file"] == name
-
-    def load() -> dict[str, object] | None:
-        return sharded.load(tmp_path, mesh, Silent())
-
-    assert load() is None
-    (tmp_path / ".checkpoint-000000001.tmp").mkdir()  # of a writer that was killed in the middle ...
-    (tmp_path / "checkpoint-000000001").mkdir()  # ... or just before it named its folder
-    save(1, "checkpoint-000000001")
-    save(2, "checkpoint-000000002")
-    save(3, "checkpoint-000000003")
-    save(3, "checkpoint-000000003.1")  # the end of a branch, after a checkpoint at its last step
-    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
-    assert [path.name for path in folders] == ["checkpoint-000000003", "checkpoint-000000003.1"]
-    save(4, "checkpoint-000000004")
-    state = load()
-    assert weight(state) == 4
-    assert state is not None
-    assert state["other"] == (4, None)
-    damage(max((tmp_path / "checkpoint-000000004").glob("*.distcp")))
-    assert weight(load()) == 3
-    (tmp_path / "checkpoint-000000003.1" / "rest.pt").unlink()
-    with pytest.raises(CorruptError, match="no checkpoint"):
-        load()
-
-
-def branches(config: RunConfig, corpus: Corpus, folder: Path, stop: int) -> list[float] | None:
-    """The losses of a trunk's branches in this process, or None when it was stopped after `stop` steps."""
-    folder.mkdir(exist_ok=True)
-    calls = count(1)
-    work = Branches(
-        config, [20 * 256, 40 * 256], corpus, folder, role="ladder", progress=Silent(), stage="train",
-        checkpoint_seconds=1e9, stopping=lambda: next(calls) >= stop,
-    )  # fmt: skip
-    try:
-        return [run.loss for run in work.run(partial(save_to, folder / "weights.pt"), 2)]
-    except Interrupted:
-        return None
-
-
-def test_a_sharded_trunk_that_is_stopped_in_a_cooldown_goes_on(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, sole_rank: None
-) -> None:
-    expected = branches(small, corpus, tmp_path / "undisturbed", stop=10**9)
-    config = small.model_copy(update={"shard": True})
-    assert branches(config, corpus, tmp_path / "sharded", stop=18) is None
-    assert branches(config, corpus, tmp_path / "sharded", stop=10**9) == pytest.approx(expected, abs=CLOSE)
-    weights, others = (torch.load(tmp_path / name / "weights.pt") for name in ("sharded", "undisturbed"))
-    assert weights.keys() == others.keys()
-    assert all(torch.allclose(w, others[name], atol=1e-4) for name, w in weights.items())
-
-
 # -- torchrun -----------------------------------------------------------------------------------------
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-TRAIN = ("train", "--width", "64", "--tokens", "60000", "--shard", "--json")
+PRECISION = "float32"  # as the run of this process that they are compared with
+SHAPE = ("train", "--width", "64", "--precision", PRECISION, "--json")
+TRAIN = (*SHAPE, "--tokens", "60000", "--shard")
 
 # A checkpoint a step.
 EAGER = """
@@ -306,7 +249,10 @@ def test_torchrun_trains_is_killed_and_goes_on(home: Path, tmp_path: Path) -> No
     assert (run.config.ranks, run.config.shard, run.stretches) == (2, True, ())
     project = Project(home)
     corpus = corpus_of(project)
-    config = chosen_config(project, corpus, width=64, layers=None, tokens=60000, lr_scale=1.0, seed=0)
+    config = chosen_config(
+        project, corpus, width=64, layers=None, tokens=60000, lr_scale=1.0, seed=0,
+        variant=Variant.of(OWN, [f"precision={PRECISION}"]),
+    )  # fmt: skip
     alone = train_model(project, corpus, config.model_copy(update={"ranks": 1, "threads": 1}))
     assert run.loss == pytest.approx(alone.loss, abs=1e-4)
     # What other processes finished is not trained again.
@@ -335,8 +281,7 @@ def test_sigterm_to_torchrun_saves_and_ends(home: Path, tmp_path: Path) -> None:
     codes.mkdir()
     before = set(home.glob("runs/*"))
     process = start(
-        "--no-python", sys.executable, program, codes, "train", "--width", 64, "--tokens", 400_000, "--json",
-        "--project", home,
+        "--no-python", sys.executable, program, codes, *SHAPE, "--tokens", 400_000, "--project", home
     )  # fmt: skip
     while process.poll() is None and not (
         begun := [f for f in home.glob("runs/*") if f not in before and (f / checkpoint.INDEX).exists()]

@@ -4,23 +4,24 @@ fault                                      tests
 killed at any moment                       test_train: killed_again_and_again
 killed while a checkpoint is written       here: killed_in_the_middle_of_a_checkpoint
 Ctrl-C, once and twice; SIGTERM            test_interrupt; test_distributed: sigterm_to_torchrun
+a ladder's own process killed              test_interrupt: a_ladder_whose_process_is_killed
 a worker killed                            test_ladder: a_killed_worker; test_devices: a_rank_that_is_killed
 a process of torchrun killed               test_distributed: torchrun_trains_is_killed_and_goes_on
 other processes than before                test_distributed: goes_on_in_another_number_of_processes
 a Ray node killed                          test_cluster: a_killed_node
 a Ray worker, rank, or driver killed       test_cluster: a_killed_worker, outlive_a_killed, a_killed_driver
-a ledger's server stopped, or gone         test_store: a_server_that_is_stopped, was_cut_in_its_turn
-disk full: ledger, file, artifact          test_store: full_disk; e2e: a_disk_that_fills_up
+a ledger's server stopped, or gone         test_ledger: a_server_that_is_stopped, was_cut_in_its_turn
+disk full: ledger, file, artifact          test_ledger, test_store: full_disk; e2e: a_disk_that_fills_up
 disk full: corpus                          test_corpus_build
-disk full: checkpoint, ladder              here: full_disk
+disk full: checkpoint, ladder              here: full_disk; test_sharded: on_a_full_disk
 checkpoint truncated or changed            here: damaged_checkpoint; test_train: a_damaged_checkpoint;
-                                           test_distributed: checkpoints_of_shards
+                                           test_sharded: checkpoints_of_shards
 token files changed before a command       test_pipeline: damaged_token_files; here: known_corpus
 token files changed or cut under a run     here: tokens_that_change, _that_are_cut, _are_gone; e2e
-ledger damaged, or made by another version test_store
-ledger locked by another process           here: locked_ledger
-loss not finite                            test_train: a_loss_that_is_not_finite
-clock goes back                            test_store: order_is_kept; here: clock
+ledger damaged, or made by another version test_ledger
+ledger locked by another process           here: locked_ledger; for too long: test_ledger
+loss or gradient not finite                test_train: what_is_not_finite; test_distributed: ranks_agree
+clock goes back                            test_ledger: order_is_kept; here: clock
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import Disk
+from hearing import stops_after
 
 from isoflop import checkpoint
 from isoflop import ladder as rungs
@@ -49,12 +52,6 @@ from isoflop.store import Project
 from isoflop.train import train_trunk
 
 PACKAGE = Path(rungs.__file__).parent
-
-
-def stops_after(steps: int) -> Callable[[], bool]:
-    """True from the call of that number on: one call a step."""
-    calls = count(1)
-    return lambda: next(calls) >= steps
 
 
 def train(config: RunConfig, corpus: Corpus, folder: Path, stop_after: int = 10**9) -> Run:
@@ -120,27 +117,6 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path: Path) -> None:
         assert not list(folder.glob(".*.tmp"))
 
 
-class Disk:
-    """A small disk of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-
-    def resize(self, kilobytes: int, *options: str) -> bool:
-        words = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={kilobytes}k"]), "tmpfs"]
-        return subprocess.run([*words, str(self.folder)], capture_output=True).returncode == 0
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    if sys.platform != "linux" or not shutil.which("mount") or not disk.resize(64):
-        pytest.skip("a small disk cannot be mounted here: that takes Linux and root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk.folder)], check=True)
-
-
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     corpus: Corpus, small: RunConfig, disk: Disk, loss: float
 ) -> None:
@@ -149,8 +125,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     with pytest.raises(Interrupted):
         train(small, corpus, folder, stop_after=5)
     kept = sorted(path.name for path in folder.glob("*.pt"))
-    size = sum(path.stat().st_size for path in folder.iterdir()) // 1024
-    disk.resize(size + size // 4, "remount")  # for half of another checkpoint
+    disk.resize(disk.used() + disk.used() // 4, "remount")  # for half of another checkpoint
     with pytest.raises(
         ProjectError, match=r"the disk is full: the file .*checkpoint-.* not be written"
     ) as caught:

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM in real processes: the first saves, a second Ctrl-C ends at once, and the same command
-ends with the same bits.
+"""Ctrl-C, SIGTERM and SIGKILL in real processes: the first saves, a second Ctrl-C ends at once, a kill loses
+little, and the same command ends with the same bits.
 """
 
 from __future__ import annotations
@@ -9,25 +9,30 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+from hearing import Heard, until
 
 from isoflop import checkpoint
 from isoflop import ladder as rungs
 from isoflop.budget import Budget
+from isoflop.families import OWN
 from isoflop.interrupt import ASKING, Interrupted, Terminated, heeded
+from isoflop.packed import folder_of
 from isoflop.pipeline import corpus_of, key_of, sweep, train_model
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import CorpusConfig, Ladder, Run
 from isoflop.starting import chosen_config
 from isoflop.store import Project
+from isoflop.variant import Variant
 from isoflop.workers import cores
 
-TRAIN = ("train", "--width", "64", "--tokens", "40000")  # one rank a core
+# One rank a core; in 32 bits, as the runs of this process that it is compared with.
+PRECISION = "float32"
+TRAIN = ("train", "--width", "64", "--tokens", "40000", "--precision", PRECISION)
 SWEEP = ("sweep", "--budget", "1e12flops")
 RESUMES = "interrupted; the same command goes on from here"
 
@@ -84,16 +89,9 @@ def heard(process: subprocess.Popen[str], word: str) -> list[str]:
     raise AssertionError(f"it ended without saying {word!r}: {''.join(lines)}")
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def ended(process: subprocess.Popen[str], said: list[str], code: int = 130) -> str:
     """What it said in all, once it has ended as one that was interrupted does."""
-    out, rest = process.communicate(timeout=120)
+    out, rest = process.communicate(timeout=300)
     err = "".join(said) + rest
     assert process.returncode == code, err
     assert out == ""
@@ -113,9 +111,11 @@ def trained(folder: Path, ranks: int) -> tuple[float, str | None]:
     project = Project(folder)
     corpus = corpus_of(project)
     config = chosen_config(
-        project, corpus, width=64, layers=None, tokens=int(TRAIN[-1]), lr_scale=1.0, seed=0
-    )
+        project, corpus, width=int(TRAIN[2]), layers=None, tokens=int(TRAIN[4]), lr_scale=1.0, seed=0,
+        variant=Variant.of(OWN, [f"precision={PRECISION}"]),
+    )  # fmt: skip
     run = train_model(project, corpus, config.model_copy(update={"ranks": ranks, "threads": 1}))
+    assert not list((folder / "runs").iterdir()), "it did not go on with what was saved"
     return run.loss, run.model
 
 
@@ -126,16 +126,6 @@ def swept(folder: Path) -> list[tuple[str, float]]:
     budget = Budget.parse(SWEEP[-1])
     _, runs = sweep(project, corpus, budget, key=key_of(corpus, budget, 0, 1.0))
     return [(r.id, r.loss) for r in runs]
-
-
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
 
 
 def signalled(*numbers: int, listener: Silent) -> None:
@@ -149,12 +139,12 @@ def signalled(*numbers: int, listener: Silent) -> None:
 
 
 def test_sigterm_asks_and_a_ctrl_c_after_it_ends_at_once() -> None:
-    listener = Listener()
+    listener = Heard()
     before = [signal.getsignal(number) for number in ASKING]
     with pytest.raises(Terminated) as stop:
         signalled(*3 * [signal.SIGTERM], listener=listener)  # a scheduler may repeat it
     assert stop.value.code == 143
-    assert len(listener.said) == 1
+    assert len(listener.lines) == 1
     with pytest.raises(KeyboardInterrupt) as pressed:
         signalled(signal.SIGTERM, signal.SIGINT, listener=listener)
     assert not isinstance(pressed.value, Interrupted)
@@ -219,3 +209,52 @@ def test_the_members_of_a_ladder_save_and_end(home: Path, tmp_path: Path) -> Non
     ended(process, said)
     assert len(steps(folder)) >= 2
     assert swept(folder) == swept(other)
+
+
+def outlasting(folder: Path) -> Path:
+    """Give the ladder a member so long that it is in training when another is done; returns its folder."""
+    project = Project(folder)
+    ladder = project.latest("ladder", Ladder)
+    assert ladder is not None
+    first, *others = ladder.members
+    long = rungs.member(first.config, [40 * 256, 600 * 256], 1.0, 0.1)
+    project.put("ladder", ladder.model_copy(update={"members": (long, *others)}))
+    return folder_of(project, corpus_of(project), long)
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """Of the training of each run in the ledger: trained again, it would take others."""
+    return {r.id: r.seconds_train for r in Project(folder).all("run", Run)}
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # whose new parent does not ask for it
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_ladder_whose_process_is_killed_leaves_none_and_goes_on(home: Path, tmp_path: Path) -> None:
+    folder, other = (shutil.copytree(home, tmp_path / name) for name in ("project", "undisturbed"))
+    outlasting(other)
+    long = outlasting(folder)
+    process = start(*SWEEP, "--project", str(folder))
+    heard(process, "ladder ...")
+
+    def one_is_done_and_another_saved() -> bool:
+        assert process.poll() is None, "it ended before it was killed"
+        return bool(seconds(folder)) and (long / checkpoint.INDEX).exists()
+
+    until(one_is_done_and_another_saved)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    until(lambda: all(map(gone, workers)))
+    before = seconds(folder)
+    state = checkpoint.load(long, Silent())
+    assert state is not None, "it was done before it was killed"
+    assert 40 <= state["done_steps"] < 600
+    assert swept(folder) == swept(other)
+    assert before.items() <= seconds(folder).items()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hearing import Heard
 
 from isoflop import flops
 from isoflop import ladder as rungs
@@ -93,29 +94,24 @@ def test_finished_members_are_never_done_again_and_a_failed_one_is_reported(
         bad.model_copy(update={"config": bad.config.model_copy(update={"model": broken})}),
         *ladder.members[1:],
     )
-    said: list[str] = []
-
-    class Listener(Silent):
-        def log(self, message: str) -> None:
-            said.append(message)
-
-    runs = rungs.climb(home, corpus, ladder.model_copy(update={"members": members}), progress=Listener())
+    said = Heard()
+    runs = rungs.climb(home, corpus, ladder.model_copy(update={"members": members}), progress=said)
     assert len({r.params_matmul for r in runs}) == len({m.params for m in ladder.members}) - 1
-    assert any("failed" in line and f"{bad.params:,}" in line for line in said)
-    said.clear()
-    again = rungs.climb(home, corpus, ladder, progress=Listener())
-    assert len([line for line in said if "bits per byte" in line]) == 1  # the one that had failed
+    assert any("failed" in line and f"{bad.params:,}" in line for line in said.lines)
+    said.lines.clear()
+    again = rungs.climb(home, corpus, ladder, progress=said)
+    assert len([line for line in said.lines if "bits per byte" in line]) == 1  # the one that had failed
     assert len(again) == sum(len(m.token_counts) for m in ladder.members)
     assert {r.id for r in runs} < {r.id for r in again}
     first = ladder.members[0]
     assert len(first.token_counts) > 1
     fewer = first.model_copy(update={"token_counts": first.token_counts[:1]})
     home.delete("run", next(r.id for r in again if r.params_matmul == first.params))
-    said.clear()
+    said.lines.clear()
     mended = rungs.climb(
-        home, corpus, ladder.model_copy(update={"members": (fewer, *ladder.members[1:])}), progress=Listener()
+        home, corpus, ladder.model_copy(update={"members": (fewer, *ladder.members[1:])}), progress=said
     )
-    assert len([line for line in said if "bits per byte" in line]) == 1  # a branch was missing
+    assert len([line for line in said.lines if "bits per byte" in line]) == 1  # a branch was missing
     assert len(mended) == len(again) - len(first.token_counts) + 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hearing import Kept
 
 from isoflop import flops
 from isoflop.devices import run_ranks, whole_machine
@@ -146,27 +147,16 @@ def test_recomputed_activations_take_less_memory_as_estimated(corpus: Corpus) ->
 # -- dropout --------------------------------------------------------------------------------------------
 
 
-class Kept:
-    """The weights of finished runs."""
-
-    def __init__(self) -> None:
-        self.found: dict[int, torch.Tensor] = {}
-
-    def __call__(self, model: torch.nn.Module, run: object) -> None:
-        tokens = run.tokens  # type: ignore[attr-defined]
-        self.found[tokens] = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-
-
 def test_a_branch_with_dropout_is_the_run_of_its_own_length(corpus: Corpus, tmp_path: Path) -> None:
     config, counts = small_run(corpus, dropout=0.2), [STEPS * 256, 2 * STEPS * 256]
     together, alone = Kept(), Kept()
     train_trunk(config, counts, corpus, tmp_path / "both", keep=together)
-    for tokens in counts:
+    for tokens, weights in zip(counts, together.weights, strict=True):
         torch.manual_seed(tokens)  # whatever was drawn before
         train_trunk(
             config.model_copy(update={"tokens": tokens}), [tokens], corpus, tmp_path / str(tokens), keep=alone
         )
-        assert torch.equal(together.found[tokens], alone.found[tokens])
+        assert torch.equal(weights, alone.weights[-1])
 
 
 def test_dropout_draws_anew_each_step_and_never_in_scores(

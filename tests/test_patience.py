@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hearing import Heard, Kept, stops_after
 
 from isoflop.corpus import build_corpus
 from isoflop.errors import TrainError
 from isoflop.interrupt import Interrupted
 from isoflop.ladder import member
 from isoflop.patience import Patience
-from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
-from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
+from isoflop.records import Corpus, CorpusConfig, RunConfig
 from isoflop.train import train, train_trunk
 
 LITTLE = 30_000  # bytes
@@ -52,24 +51,6 @@ def plain(config: RunConfig, tokens: int) -> RunConfig:
     return config.model_copy(update={"tokens": tokens, "patience": 0, "evaluate_every": 0})
 
 
-class Kept:
-    """The weights of finished runs."""
-
-    def __init__(self) -> None:
-        self.weights: list[torch.Tensor] = []
-
-    def __call__(self, model: torch.nn.Module, run: Run) -> None:
-        self.weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone())
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
-
-
 def test_a_model_that_learns_by_heart_is_better_stopped(
     little: Corpus, config: RunConfig, tmp_path: Path
 ) -> None:
@@ -81,11 +62,6 @@ def test_a_model_that_learns_by_heart_is_better_stopped(
     assert stopped.curve[-1].tokens <= stopped.tokens
     assert stopped.flops == pytest.approx(whole.flops * stopped.tokens / whole.tokens)
     assert len([line for line in said.lines if "cooling down" in line]) == 1
-
-
-def stops_after(steps: int) -> Callable[[], bool]:
-    count = iter(range(1, 10_000))
-    return lambda: next(count) == steps
 
 
 def test_interrupted_anywhere_it_is_the_run_of_that_length(

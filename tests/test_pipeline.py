@@ -104,6 +104,16 @@ def test_a_chosen_shape_trains(project: tuple[Path, Result]) -> None:
         chosen_config(home, corpus, width=32, layers=None, tokens=None, lr_scale=1.0, seed=0)
 
 
+def test_a_plan_is_trained_with_its_seed_or_the_one_given(project: tuple[Path, Result]) -> None:
+    home = Project(project[0])
+    corpus = corpus_of(home)
+    fit_id, fitted = fit_runs(home, corpus)
+    plan = make_plan(home, corpus, fitted, fit_id, Budget(flops=1e12), key="seeded", seed=4)
+    for seed, wanted in ((None, 4), (0, 0), (7, 7)):
+        config = chosen_config(home, corpus, width=None, layers=None, tokens=None, lr_scale=1.0, seed=seed)
+        assert config == plan.config.model_copy(update={"seed": wanted})
+
+
 def test_a_model_of_another_tokenizer_is_refused(project: tuple[Path, Result], tmp_path: Path) -> None:
     home = Project(tmp_path / "other")
     other = corpus_of(

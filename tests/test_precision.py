@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hearing import Heard, Kept, stops_after
+from torch.overrides import TorchFunctionMode
 
+from isoflop import flops
 from isoflop.devices import preferred_precision
 from isoflop.errors import TrainError
 from isoflop.families import find
@@ -23,14 +26,6 @@ from isoflop.train import train, train_trunk
 from isoflop.trainer import Trainer
 
 CPU = torch.device("cpu")
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def tiny(corpus: Corpus, **changes: object) -> RunConfig:
@@ -54,6 +49,37 @@ def test_bf16_learns_as_float32_does_and_keeps_float32_weights(corpus: Corpus) -
     for optimizer in low.optimizers:
         moments = [v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
         assert {v.dtype for v in moments} == {torch.float32}
+
+
+def test_the_share_of_the_peak_is_that_of_the_runs_own_precision(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {"float32": 1e9, "bf16": 5e9}
+    monkeypatch.setattr(flops, "matmul_peak", lambda threads, precision: peaks[precision])
+    for precision, peak in peaks.items():
+        run = train(tiny(corpus, precision=precision), corpus, tmp_path / precision)
+        assert run.peak_flops_per_second == peak
+        assert run.peak_share == pytest.approx(run.flops_spent / run.seconds_train / peak)
+
+
+class Products(TorchFunctionMode):
+    """Keeps the types of what is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "matmul" in function.__name__:
+            self.types |= {x.dtype for x in args}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_peak_is_measured_in_a_precision(precision: str, dtype: torch.dtype) -> None:
+    with Products() as seen:
+        assert flops.matmul_peak(1, precision, seconds=0.001) > 0
+    assert seen.types == {dtype}
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
@@ -212,14 +238,9 @@ def test_fp16_goes_on_with_the_same_bits(
 ) -> None:
     """Killed after the scale was halved: with the scale of the beginning, other steps would follow."""
     overflows_at(3, monkeypatch)
-    config, found = tiny(corpus, precision="fp16"), []
-
-    def keep(model: Any, run: Any) -> None:
-        found.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone())
-
-    asked = iter(range(100))
+    config, kept = tiny(corpus, precision="fp16"), Kept()
     with pytest.raises(Interrupted):
-        train_trunk(config, [config.tokens], corpus, tmp_path / "killed", stopping=lambda: next(asked) == 6)
+        train_trunk(config, [config.tokens], corpus, tmp_path / "killed", stopping=stops_after(7))
     scales: list[float] = []
     real = Precision.step
 
@@ -228,7 +249,7 @@ def test_fp16_goes_on_with_the_same_bits(
         real(self)
 
     monkeypatch.setattr(Precision, "step", step)
-    train_trunk(config, [config.tokens], corpus, tmp_path / "killed", keep=keep)
+    train_trunk(config, [config.tokens], corpus, tmp_path / "killed", keep=kept)
     assert scales[0] == 2.0**15
-    train_trunk(config, [config.tokens], corpus, tmp_path / "straight", keep=keep)
-    assert torch.equal(*found)
+    train_trunk(config, [config.tokens], corpus, tmp_path / "straight", keep=kept)
+    assert torch.equal(*kept.weights)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hearing import Heard
 
 from isoflop.errors import TrainError
 from isoflop.pipeline import train_model
@@ -198,14 +199,6 @@ class Memory:
         self.call("close", 0)
 
 
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
-
-
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
     """A tracker under the name of a module that is there."""
@@ -236,12 +229,12 @@ def test_a_tracker_that_fails_costs_one_line(
     corpus: Corpus, small: RunConfig, memory: type[Memory], tmp_path: Path
 ) -> None:
     (tmp_path / "tracking").write_text("not a folder")
-    project, listener = Project(tmp_path), Listener()
+    project, listener = Project(tmp_path), Heard()
     memory.fails_at = 5
     with tracked(["json", "tensorboard"], project, listener) as progress:
         run = train_model(project, corpus, small, progress=progress)
     assert project.get("run", run.id, Run) == run
-    lines = [line for line in listener.said if line.startswith("tracking by ")]
+    lines = [line for line in listener.lines if line.startswith("tracking by ")]
     assert [line.split()[2] for line in lines] == ["tensorboard", "json"]
     assert (
         lines[1] == "tracking by json ends here, the run goes on: OSError: [Errno 28] No space left on device"

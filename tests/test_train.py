@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from hearing import Heard, Kept, save_to
 
 from isoflop import checkpoint
 from isoflop.errors import CorruptError, TrainError
-from isoflop.model import LanguageModel
 from isoflop.progress import Silent
 from isoflop.records import Corpus, Run, RunConfig
 from isoflop.train import train, train_trunk
@@ -34,20 +35,6 @@ training.train_trunk(
     config, json.loads(sys.argv[2]), load_corpus(Path(sys.argv[3])), Path(sys.argv[4]), checkpoint_seconds=0.0
 )
 """
-
-
-class Kept:
-    """Collects the weights of finished runs."""
-
-    def __init__(self) -> None:
-        self.weights: dict[int, dict[str, torch.Tensor]] = {}
-
-    def __call__(self, model: LanguageModel, run: Run) -> None:
-        self.weights[run.tokens] = {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def save_to(path: Path, model: LanguageModel, run: Run) -> None:
-    torch.save(model.state_dict(), path)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -73,10 +60,10 @@ def test_a_branch_is_the_run_of_its_own_length(corpus: Corpus, small: RunConfig,
     runs = train_trunk(small, counts, corpus, tmp_path / "trunk", keep=kept)
     assert [r.tokens for r in runs] == counts
     assert len({r.trunk for r in runs}) == 1
-    for tokens, run in zip(counts, runs, strict=True):
-        alone = Kept()
+    alone = Kept()
+    for tokens, run, weights in zip(counts, runs, kept.weights, strict=True):
         again = train(small.model_copy(update={"tokens": tokens}), corpus, tmp_path / str(tokens), keep=alone)
-        assert same(kept.weights[tokens], alone.weights[tokens])
+        assert torch.equal(weights, alone.weights[-1])
         assert (again.loss, again.id) == (run.loss, run.id)
         points = [p.tokens for p in run.curve]
         assert points == sorted(set(points))
@@ -133,33 +120,73 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
     files[0].write_bytes(b"short")
     with pytest.raises(CorruptError, match="no checkpoint"):
         checkpoint.load(tmp_path, Silent())
-    (tmp_path / checkpoint.INDEX).write_text("nonsense")
-    with pytest.raises(CorruptError, match="index"):
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("sha256", "sha25v"),  # one bit, and still JSON
+        lambda text: text.replace("file", "fhle"),
+        lambda text: text.replace('"file": "checkpoint-000000002.pt"', '"file": 2'),
+        lambda text: "{}",
+        lambda text: "[7]",
+    ],
+)
+def test_a_damaged_index_is_said_in_a_sentence(tmp_path: Path, harm: Callable[[str], str]) -> None:
+    checkpoint.save(tmp_path, {"step": 1}, 1)
+    checkpoint.save(tmp_path, {"step": 2}, 2)
+    path = tmp_path / checkpoint.INDEX
+    text = path.read_text()
+    path.write_text(harm(text))
+    with pytest.raises(CorruptError, match=r"checkpoints\.json is not a checkpoint index: ") as caught:
         checkpoint.load(tmp_path, Silent())
+    assert caught.value.hint == f"delete {tmp_path} to start this run again"
+    path.write_text(text)
+    assert checkpoint.load(tmp_path, Silent()) == {"step": 2}
 
 
-def test_a_loss_that_is_not_finite_goes_back_once_then_stops(
-    corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.train_step
-    bad = {"left": 1}
+def spoils(what: str, number: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first so many computations of batch `number` find a weight, or leave a gradient, not finite."""
+    real, left = Trainer.gradients, [times]
 
-    def step(self: Any, total: int) -> float:
-        loss = real(self, total)
-        if self.step == 30 and bad["left"]:
-            bad["left"] -= 1
-            with torch.no_grad():
-                self.model.lm_head.weight.fill_(float("nan"))
-            return float("nan")
+    def gradients(self: Trainer, step: int, context: int | None = None) -> torch.Tensor:
+        spoilt = step == number and left[0] > 0
+        left[0] -= spoilt
+        if spoilt and what == "loss":
+            self.model.head.detach()[0, 0] = math.inf
+        loss = real(self, step, context)
+        if spoilt and what == "gradient":
+            assert self.model.head.grad is not None
+            self.model.head.grad[0, 0] = math.inf
+        assert math.isfinite(loss) == (not spoilt or what == "gradient")
         return loss
 
-    monkeypatch.setattr(Trainer, "train_step", step)
-    (run,) = train_trunk(small, [small.tokens], corpus, tmp_path / "once", checkpoint_seconds=0)
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_goes_back_once_then_stops_and_spoils_no_checkpoint(
+    corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def trained(name: str) -> Run:
+        return train_trunk(small, [small.tokens], corpus, tmp_path / name, checkpoint_seconds=0)[0]
+
+    with monkeypatch.context() as once:
+        spoils(what, 30, 1, once)
+        run = trained("once")
     assert run.rate_scale == 0.5
     assert run.loss < 5.7
-    bad["left"] = 2
-    with pytest.raises(TrainError, match="twice"):
-        train_trunk(small, [small.tokens], corpus, tmp_path / "twice", checkpoint_seconds=0)
+    with monkeypatch.context() as twice:
+        spoils(what, 30, 2, twice)
+        with pytest.raises(TrainError, match="not finite at step 31, twice"):
+            trained("twice")
+    state = checkpoint.load(tmp_path / "twice", Silent())
+    assert state is not None
+    assert state["done_steps"] == 30
+    assert all(torch.isfinite(weight).all() for weight in state["trainer"]["model"].values())
+    again = trained("twice")
+    assert (again.loss, again.rate_scale) == (trained("undisturbed").loss, 1.0)
 
 
 def test_an_epoch_visits_every_window_once(corpus: Corpus, small: RunConfig) -> None:
@@ -182,13 +209,8 @@ def test_without_a_compiler_it_says_so_and_trains(
     corpus: Corpus, small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.devnull)
-    said: list[str] = []
-
-    class Listener(Silent):
-        def log(self, message: str) -> None:
-            said.append(message)
-
+    said = Heard()
     config = small.model_copy(update={"tokens": 10 * 256, "compile": True})
-    run = train(config, corpus, tmp_path, progress=Listener())
+    run = train(config, corpus, tmp_path, progress=said)
     assert run.seconds_compile == 0
-    assert said == ["no C++ compiler found: training runs uncompiled"]
+    assert said.lines == ["no C++ compiler found: training runs uncompiled"]

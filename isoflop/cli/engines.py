@@ -51,9 +51,9 @@ def export(
     from isoflop.export.gated import export as write
     from isoflop.pipeline import corpus_of
 
-    home, given = open_project(project), {} if calibrate is None else {"calibrate": calibrate}
+    home = open_project(project)
     with home.lock():
-        done = write(home, corpus_of(home), model, to=to, kind=kind, **given)
+        done = write(home, corpus_of(home), model, to=to, kind=kind, calibrate=calibrate)
     if json:
         out(done)
         return

@@ -41,6 +41,7 @@ from isoflop.cli.options import (
     VocabOption,
     WithinOption,
     open_project,
+    typed,
 )
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -136,6 +137,7 @@ def corpus(
 
 @app.command()
 def sweep(
+    context: typer.Context,
     budget: BudgetOption = "100s", project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0,
     target: Annotated[
         str | None, typer.Option(help="The whole budget that the law is for; in the same unit as --budget.")
@@ -152,6 +154,7 @@ def sweep(
     Example: [bold]isoflop sweep --budget 100s[/bold] or [bold]isoflop sweep --budget 20m --target 2h[/bold]
     """
     from isoflop.budget import Budget
+    from isoflop.errors import BudgetError
     from isoflop.families import find
     from isoflop.pipeline import corpus_of, key_of
     from isoflop.pipeline import sweep as sweep_ladder
@@ -159,6 +162,11 @@ def sweep(
     from isoflop.trackers import tracked
     from isoflop.variant import Variant
 
+    if target is None and typed(context, "within"):
+        raise BudgetError(
+            "--within is for a ladder that grows, and no --target was given",
+            hint="give the whole budget that the law is for, e.g. --target 2h, or leave out --within",
+        )
     parsed, home = Budget.parse(budget), open_project(project)
     variant = Variant.of(find(family, objective), changes or ())
     whole = None if target is None else Budget.parse(target)
@@ -196,6 +204,7 @@ def sweep(
 
 @app.command()
 def train(
+    context: typer.Context,
     project: ProjectOption = DEFAULT_PROJECT,
     width: Annotated[int | None, typer.Option(help="d_model.")] = None,
     layers: Annotated[int | None, typer.Option(help="Number of layers; from the width when absent.")] = None,
@@ -208,7 +217,11 @@ def train(
     shard: Annotated[
         bool, typer.Option("--shard", help="Share weights and optimizer state out to the processes (FSDP2).")
     ] = False,
-    seed: SeedOption = 0, ray: RayOption = None, track: TrackOption = None, json: JsonOption = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of initial weights and data order; the plan's, or 0, when absent."),
+    ] = None,
+    ray: RayOption = None, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the latest plan's model, or the shape given, or go on from a model folder.
 
@@ -228,8 +241,8 @@ def train(
     options = {"precision": precision, "accumulate": accumulate, "patience": patience, "shard": shard or None}
     said = [f"{name}={value}" for name, value in options.items() if value is not None]
     forget = forgetting_options(old, replay, replay_share, ewc, ewc_tokens)
-    shaped = width is not None or layers is not None or family != DEFAULT_FAMILY or objective is not None
-    check_start(initial, shaped, forget)
+    named = [option.removeprefix("--") for option in typed(context, "family", "objective")]
+    check_start(initial, bool(named) or width is not None or layers is not None, forget)
     home, variant = open_project(project), Variant.of(find(family, objective), [*(changes or ()), *said])
     with (
         home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress,
@@ -238,13 +251,13 @@ def train(
         text, past = corpus_of(home), None
         if initial is not None:
             config, past = continuation(
-                home, text, initial, tokens=tokens, lr_scale=lr_scale, seed=seed, **forget
-            )
-            config = variant.applied(config)
+                home, text, initial, tokens=tokens, lr_scale=lr_scale, seed=seed or 0, variant=variant,
+                place=place, **forget,
+            )  # fmt: skip
         else:
             config = chosen_config(
                 home, text, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
-                variant=variant, progress=progress, place=place,
+                variant=variant, named=named, progress=progress, place=place,
             )  # fmt: skip
         role = "train" if past is None else "continued"
         done = train_model(home, text, config, role=role, progress=progress, past=past, place=place)

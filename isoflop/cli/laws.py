@@ -29,6 +29,7 @@ from isoflop.cli.options import (
     WithOption,
     count,
     open_project,
+    typed,
 )
 from isoflop.terminal import Terminal, out, table
 
@@ -218,6 +219,7 @@ def predict(
 
 @app.command()
 def plan(
+    context: typer.Context,
     law: Annotated[
         str | None,
         typer.Argument(
@@ -251,13 +253,14 @@ def plan(
         "bandwidth": bandwidth, "teacher_loss": teacher_loss, "teacher_params": teacher_params,
     }  # fmt: skip
     if law is None:
-        _refuse_without_law({"flops": flops, **limits})
+        _refuse(typed(context, "flops", *limits, "interval", "others"), with_fit=False)
         made = _project_plan(project, budget, seed)
         if json:
             out(made)
         else:
             _show_plan(made, budget)
         return
+    _refuse(typed(context, "budget", "project", "seed"), with_fit=True)
     from isoflop.errors import BudgetError
     from isoflop.laws.planning import plan_law
     from isoflop.laws.saved import load, numbers
@@ -271,15 +274,20 @@ def plan(
         _show_law_plan(best)
 
 
-def _refuse_without_law(given: dict[str, Any]) -> None:
+def _refuse(options: list[str], *, with_fit: bool) -> None:
+    """Raises FitError when options of the other kind of plan were typed."""
     from isoflop.errors import FitError
 
-    for name, value in given.items():
-        if value:
-            raise FitError(
-                f"--{name.replace('_', '-')} is for a plan by a law alone, and no FIT was given.",
-                hint="Name a saved fit or a published law, e.g. isoflop plan besiroglu-2024 --flops 1e21.",
-            )
+    if options and with_fit:
+        raise FitError(
+            f"{options[0]} is for a plan by the project's law, and a FIT was given.",
+            hint="Leave it out: a plan by a law alone has --flops for its budget; or leave out the FIT.",
+        )
+    if options:
+        raise FitError(
+            f"{options[0]} is for a plan by a law alone, and no FIT was given.",
+            hint="Name a saved fit or a published law, e.g. isoflop plan besiroglu-2024 --flops 1e21.",
+        )
 
 
 def _project_plan(project: Path, budget: str, seed: int) -> Plan:

@@ -164,6 +164,16 @@ TeacherParamsOption = Annotated[
 ]
 
 
+def typed(context: typer.Context, *names: str) -> list[str]:
+    """Which of these parameters of the command were typed, whatever their values, as a user names them."""
+    found = [context.get_parameter_source(name) for name in names]
+    known = {param.name: param.opts[0] for param in context.command.params}
+    return [
+        known[name] for name, source in zip(names, found, strict=True)
+        if source is not None and source.name == "COMMANDLINE"
+    ]  # fmt: skip
+
+
 def open_project(folder: Path, *, create: bool = False, ledger: str | None = None) -> Project:
     """The project in that folder, with its ledger at that URL. Raises ProjectError."""
     from isoflop.store import Project

@@ -58,7 +58,7 @@ def _write_gguf(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: 
     path = folder / f"model-{kind}{GGUF}"
     write_gguf(
         model, tokenizer_of(model.config, corpus)[0], texts.end_token(corpus), path, kind=kind,
-        importance=importance(model, corpus, calibrate) if calibrate and kind not in FLOATS else None,
+        importance=importance(model, corpus, calibrate) if calibrate else None,
     )  # fmt: skip
     return path
 
@@ -94,25 +94,31 @@ FORMATS = {
 
 def export(
     project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str = "f32",
-    calibrate: int = CALIBRATION_TOKENS,
+    calibrate: int | None = None,
 ) -> Export:  # fmt: skip
     """Write a model folder of our decoder in another format, check it in its engine, and keep it.
 
-    Weights that are rounded are so by what `calibrate` tokens of training text feed them, or each to its
-    nearest with 0.
+    Weights that are rounded are so by what `calibrate` tokens of training text feed them (None: 65,536), or
+    each to its nearest with 0.
 
-    Raises ProjectError for a format, a type or an architecture that cannot be, or an engine that is not
-    installed; CorruptError when the folder is damaged or the export does not pass the gate.
+    Raises ProjectError for a format, a type or an architecture that cannot be, for tokens to calibrate what
+    is not rounded, or an engine that is not installed; CorruptError when the folder is damaged or the export
+    does not pass the gate.
     """
     known = FORMATS.get(to)
     if known is None:
         raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
     if kind not in known.kinds:
         raise ProjectError(f"{to} has no type {kind!r}", hint=f"name one of {', '.join(known.kinds)}")
+    if calibrate is None:
+        calibrate = 0 if kind in FLOATS else CALIBRATION_TOKENS
     if calibrate < 0:
         raise ProjectError(f"{calibrate} calibration tokens are too few", hint="give 0 for none")
-    if kind in FLOATS:
-        calibrate = 0
+    if calibrate and kind in FLOATS:
+        raise ProjectError(
+            f"{kind} rounds no weights by text: {calibrate} calibration tokens would change nothing",
+            hint="leave out --calibrate, or name a type of 8 bits or fewer, e.g. --type q8_0",
+        )
     model = _model(folder, corpus)
     found: list[tuple[Path, Parity]] = []
 

@@ -114,6 +114,12 @@ def test_a_budget_too_small_for_a_ladder(isoflop, project: Job) -> None:  # type
     refused(isoflop("sweep", "--budget", "1e9flops", "--project", project[0]), "sizes that a law needs")
 
 
+@pytest.mark.parametrize("within", [0.05, 7])
+def test_a_ladder_that_does_not_grow_has_no_width_to_end_at(isoflop, project: Job, within: float) -> None:  # type: ignore[no-untyped-def]
+    words = ("sweep", "--budget", "8e11flops", "--project", project[0], "--within", within)
+    refused(isoflop(*words), "--within is for a ladder that grows, and no --target was given")
+
+
 def test_a_bad_ladder_share(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     refused(isoflop("run", "--ladder-share", 1.5, "--project", tmp_path / "p"), "1.5")
 
@@ -259,6 +265,8 @@ def test_a_whole_job_of_another_family(isoflop, tmp_path: Path, sources: tuple[s
     assert isoflop("plan", "--budget", "8e11flops", "--project", tmp_path / "p").code == 0
     words = ("train", "--family", "llama", "--project", tmp_path / "p")
     refused(isoflop(*words), "the latest plan is of the family gpt2, not llama")
+    words = ("train", "--family", "isoflop", "--project", tmp_path / "p")  # the default, but it was typed
+    refused(isoflop(*words), "the latest plan is of the family gpt2, not isoflop")
 
 
 def test_a_masked_model_has_no_bits_per_byte(isoflop, tmp_path: Path, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]

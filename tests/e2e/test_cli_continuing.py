@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from e2e.commands import refused
-from isoflop.records import Result, Run
+from isoflop.errors import TrainError
+from isoflop.places import Place, here
+from isoflop.progress import Progress
+from isoflop.records import Result, Run, RunConfig
 
 Job = tuple[Path, Result]
 
@@ -32,6 +38,7 @@ def test_going_on_says_what_was_forgotten(isoflop, project: Job) -> None:  # typ
         ("--from /no/such/model --tokens 100", "/no/such/model has no config.json"),
         ("--from MODEL", "--tokens above zero"),
         ("--from MODEL --tokens 100 --width 64", "are its own"),
+        ("--from MODEL --tokens 100 --family isoflop", "are its own"),
         ("--from MODEL --tokens 100 --ewc 1", "need the text"),
         ("--from MODEL --tokens 100 --old /no/such/project", "no old corpus in /no/such/project"),
         ("--from MODEL --tokens 100 --old /a --replay /b", "are different"),
@@ -49,3 +56,19 @@ def test_what_cannot_go_on_or_begin(isoflop, project: Job, line: str, says: str)
     places = {"MODEL": result.model, "PROJECT": folder}
     typed = [places.get(word, word) for word in line.split()]
     refused(isoflop("train", *typed, "--project", folder), says)
+
+
+def test_a_cluster_lays_out_what_goes_on(isoflop, project: Job, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    folder, result = project
+
+    def whole(config: RunConfig) -> RunConfig:
+        raise TrainError("it was asked", hint="")
+
+    @contextmanager
+    def place_at(ray: str | None, progress: Progress) -> Iterator[Place]:
+        assert ray == "auto"
+        yield replace(here(), whole=whole)
+
+    monkeypatch.setattr("isoflop.places.place_at", place_at)
+    words = ("train", "--from", result.model, "--tokens", 4096, "--ray", "auto", "--project", folder)
+    refused(isoflop(*words), "it was asked")

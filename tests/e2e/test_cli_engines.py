@@ -37,6 +37,9 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
         (("export", "MODEL", "--type", "q9"), "no type 'q9'"),
         (("export", "MODEL", "--to", "x"), "no format 'x'"),
         (("export", "/none"), "/none has no config.json"),
+        (("export", "MODEL", "--calibrate", 512), "f32 rounds no weights by text"),
+        (("export", "MODEL", "--calibrate", 512, "--type", "f16"), "f16 rounds no weights by text"),
+        (("export", "MODEL", "--calibrate", 512, "--to", "hf"), "f32 rounds no weights by text"),
         (("eval", "/none.gguf"), "neither a model folder nor"),
     ],
 )

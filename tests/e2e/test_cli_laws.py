@@ -247,6 +247,20 @@ def test_columns_are_mapped_in_one_breath(isoflop, runs_csv: Path) -> None:  # t
         (("plan", "besiroglu-2024", "--flops", "1e20", "--serving-bits", "0"), "serving_bits is 0"),
         (("plan", "busbridge-2025", "--flops", "1e20"), "needs its loss"),
         (("plan", "--max-memory", "8GB"), "--max-memory is for a plan by a law alone"),
+        (("plan", "--interval", "0.9"), "--interval is for a plan by a law alone"),
+        (("plan", "--with", "a=1"), "--with is for a plan by a law alone"),
+        (
+            ("plan", "besiroglu-2024", "--flops", "1e20", "-b", "5m"),
+            "--budget is for a plan by the project's",
+        ),
+        (
+            ("plan", "besiroglu-2024", "--flops", "1e20", "--seed", "0"),
+            "--seed is for a plan by the project's",
+        ),
+        (
+            ("plan", "besiroglu-2024", "--flops", "1e20", "-p", "x"),
+            "--project is for a plan by the project's",
+        ),
         (("plan", "step-law-lr", "--flops", "1e20"), "nothing to split"),
         (("predict", "besiroglu-2024", "--params", "inf", "--tokens", "1e9"), "--params is 'inf'"),
         (("predict", "besiroglu-2024", "--params", "7B", "--tokens", "lots"), "--tokens is 'lots'"),
