@@ -34,7 +34,7 @@ def home(project: tuple[Path, Result]) -> Home:
 
 @pytest.fixture(scope="module")
 def exports(home: Home) -> dict[tuple[str, str], Export]:
-    return {(to, kind): export(*home, to=to, kind=kind, calibrate=0) for to, kind in KINDS}
+    return {(to, kind): export(*home, to=to, kind=kind) for to, kind in KINDS}
 
 
 def test_keys_and_values_change_nothing() -> None:
@@ -113,6 +113,7 @@ def test_a_damaged_graph_is_told(
 
 
 def test_four_bits_are_read_in_their_order() -> None:
-    packed = np.arange(16, dtype=np.uint8).reshape(1, 1, 16) * 16 + np.arange(15, -1, -1, dtype=np.uint8)
+    high, low = np.arange(16, dtype=np.uint8), np.arange(15, -1, -1, dtype=np.uint8)
+    packed = (high << 4 | low).astype(np.uint8).reshape(1, 1, 16)
     found = _unpacked(packed, np.array([0.5], np.float32), 1, 32, 4)
     assert found[0, :4].tolist() == [0.5 * (15 - 8), 0.5 * (0 - 8), 0.5 * (14 - 8), 0.5 * (1 - 8)]

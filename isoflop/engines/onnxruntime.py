@@ -52,6 +52,7 @@ class OnnxRuntime:
             ) from None
         table = 4 * self.vocab_size * config["hidden_size"]  # of which a token reads one row
         self.weight_bytes = (path / ONNX).stat().st_size - table
+        self._past: dict[str, NDArray[np.float32]] = {}
         self._names = [i.name for i in self._session.get_inputs() if i.name.startswith(PAST)]
         self.reset()
 
@@ -76,4 +77,4 @@ class OnnxRuntime:
         self._past = dict.fromkeys(self._names, self._empty)
 
     def close(self) -> None:
-        self._session = self._past = None
+        self._session, self._past = None, {}

@@ -44,7 +44,8 @@ class Cached(nn.Module):
         mask_b1ts = causal_ts & (seen_bs[:, None, None, :] > 0)
         cos, sin = (table[positions_bt][:, None] for table in (decoder.cos_te, decoder.sin_te))
         x_btd, present = decoder.embed_tokens(ids_bt), []
-        for i, layer in enumerate(decoder.layers):
+        layers: list[Any] = list(decoder.layers)
+        for i, layer in enumerate(layers):
             y, *kept = _attend(
                 layer.self_attn, layer.input_layernorm(x_btd), cos, sin, mask_b1ts, past[2 * i : 2 * i + 2]
             )
