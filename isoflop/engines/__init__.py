@@ -54,6 +54,11 @@ def open_engine(path: Path, *, threads: int = 1) -> Iterator[Engine]:
         engine.close()
 
 
+def is_export(path: Path) -> bool:
+    """Whether an artifact is for another engine than torch: a file, or a folder with a graph."""
+    return path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO))
+
+
 def check_room(tokens: int, context: int) -> None:
     """Raises ProjectError when an engine would hold more tokens than its context."""
     if tokens > context:
