@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from isoflop.corpus import end_token, tokenizer
-from isoflop.engines import GGUF, Engine, open_engine
+from isoflop.engines import Engine, is_export, open_engine
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.evaluate import HeldOut, heldout, heldout_of
 from isoflop.export import load_pretrained, tokenizer_of
@@ -20,11 +20,11 @@ SAMPLE_TOKENS = 96
 
 
 def evaluate_model(path: Path, corpus: Corpus, *, eval_tokens: int, threads: int = 1) -> HeldOut:
-    """Held-out scores of a model folder, or of an exported file in its engine.
+    """Held-out scores of a model folder, or of an export of one in its engine.
 
     Raises CorruptError when its tokenizer is another one.
     """
-    if path.suffix == GGUF:
+    if is_export(path):
         with open_engine(path, threads=threads) as engine:
             check_reading(engine, path, corpus)
             return heldout_of(engine, corpus, eval_tokens=eval_tokens)

@@ -148,7 +148,7 @@ def test_weights_that_are_not_finite_are_named(home: Home, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"to": "onnx"}, "no format 'onnx'"), ({"kind": "q3"}, "gguf has no type 'q3'"),
+    [({"to": "mlx"}, "no format 'mlx'"), ({"kind": "q3"}, "gguf has no type 'q3'"),
      ({"to": "hf", "kind": "q8_0"}, "hf has no type 'q8_0'")],
 )  # fmt: skip
 def test_unknown_formats_are_named(home: Home, options: dict[str, str], words: str) -> None:

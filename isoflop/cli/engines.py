@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 ModelArgument = Annotated[
-    Path, typer.Argument(help="A model folder, or an exported .gguf file, of this project's tokenizer.")
+    Path, typer.Argument(help="A model folder, or an export of one, of this project's tokenizer.")
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the engine.")]
 
@@ -27,12 +27,16 @@ ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the engine."
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder of this project's tokenizer.")],
     project: ProjectOption = DEFAULT_PROJECT,
-    to: Annotated[str, typer.Option(help="gguf (llama.cpp), or hf (a Hugging Face folder).")] = "gguf",
+    to: Annotated[
+        str,
+        typer.Option(help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, or hf (a Hugging Face folder)."),
+    ] = "gguf",
     kind: Annotated[
         str,
         typer.Option(
             "--type",
-            help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0.",
+            help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0; "
+            "of onnx and openvino: f32, int8 or int4.",
         ),
     ] = "f32",
     calibrate: Annotated[

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from isoflop.errors import ProjectError
 
 GGUF = ".gguf"
+ONNX, OPENVINO = "model.onnx", "openvino_model.xml"
 
 
 class Engine(Protocol):
@@ -41,7 +42,7 @@ class Engine(Protocol):
 
 @contextmanager
 def open_engine(path: Path, *, threads: int = 1) -> Iterator[Engine]:
-    """The engine of an artifact, for a `with`: llama.cpp for a .gguf file, transformers for a model folder.
+    """The engine of an artifact, for a `with`: llama.cpp for a .gguf file, else by what is in the folder.
 
     Raises ProjectError when there is no such file or its engine is not installed, CorruptError when the
     engine refuses it.
@@ -53,11 +54,30 @@ def open_engine(path: Path, *, threads: int = 1) -> Iterator[Engine]:
         engine.close()
 
 
+def is_export(path: Path) -> bool:
+    """Whether an artifact is for another engine than torch: a file, or a folder with a graph."""
+    return path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO))
+
+
+def check_room(tokens: int, context: int) -> None:
+    """Raises ProjectError when an engine would hold more tokens than its context."""
+    if tokens > context:
+        raise ProjectError(f"{tokens} tokens do not fit into a context of {context}", hint="shorten the text")
+
+
 def _loaded(path: Path, threads: int) -> Engine:
     if path.suffix == GGUF and path.is_file():
         from isoflop.engines.llamacpp import LlamaCpp
 
         return LlamaCpp(path, threads=threads)
+    if (path / ONNX).is_file():
+        from isoflop.engines.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(path, threads=threads)
+    if (path / OPENVINO).is_file():
+        from isoflop.engines.openvino import OpenVino
+
+        return OpenVino(path, threads=threads)
     if (path / "config.json").is_file():
         from isoflop.engines.folder import Transformers
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.engines import check_room
 from isoflop.errors import CorruptError, ProjectError
 
 HINT = "pip install 'isoflop[gguf]'"
@@ -183,10 +184,7 @@ class LlamaCpp:
     def feed(self, ids: Sequence[int], *, every: bool) -> NDArray[np.float32]:
         """Raises ProjectError when the context is full or llama.cpp cannot compute."""
         n, batch = len(ids), self._batch
-        if self._fed + n > self.context:
-            raise ProjectError(
-                f"{self._fed + n} tokens do not fit into a context of {self.context}", hint="shorten the text"
-            )
+        check_room(self._fed + n, self.context)
         batch.n_tokens = n
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i] = token, self._fed + i

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from isoflop import corpus as texts
-from isoflop.engines import GGUF, open_engine
+from isoflop.engines import GGUF, ONNX, OPENVINO, open_engine
 from isoflop.errors import CorruptError, ProjectError
+from isoflop.export import onnx, openvino
 from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import load_pretrained, save_pretrained, tokenizer_of
@@ -48,6 +50,7 @@ class Format(NamedTuple):
     """What a format is called, of which types its weights may be, and how it is written."""
 
     kinds: tuple[str, ...]
+    by_text: tuple[str, ...]  # kinds that are rounded by what training text feeds the weights
     write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
     reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
 
@@ -66,10 +69,28 @@ def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate
     return folder
 
 
+def _write_graph(
+    write: Callable[..., None], name: str, model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int
+) -> Path:
+    """A folder with a graph in the place of the weights; config and tokenizer are as in a model folder."""
+    save_pretrained(model, corpus, folder)
+    (folder / "model.safetensors").unlink()
+    write(model, folder / name, kind=kind)
+    return folder
+
+
 FORMATS = {
-    "gguf": Format(tuple(TYPES), _write_gguf, read_weights),
-    "hf": Format(("f32",), _write_folder, lambda model, path: None),
-}
+    "gguf": Format(tuple(TYPES), tuple(k for k in TYPES if k not in FLOATS), _write_gguf, read_weights),
+    "hf": Format(("f32",), (), _write_folder, lambda model, path: None),
+    "onnx": Format(
+        tuple(onnx.TYPES), (), partial(_write_graph, onnx.write_onnx, ONNX),
+        lambda model, path: onnx.read_onnx(model, path / ONNX),
+    ),
+    "openvino": Format(
+        tuple(openvino.TYPES), (), partial(_write_graph, openvino.write_openvino, OPENVINO),
+        lambda model, path: openvino.read_openvino(model, path / OPENVINO),
+    ),
+}  # fmt: skip
 
 
 def export(
@@ -91,13 +112,13 @@ def export(
     if kind not in known.kinds:
         raise ProjectError(f"{to} has no type {kind!r}", hint=f"name one of {', '.join(known.kinds)}")
     if calibrate is None:
-        calibrate = 0 if kind in FLOATS else CALIBRATION_TOKENS
+        calibrate = CALIBRATION_TOKENS if kind in known.by_text else 0
     if calibrate < 0:
         raise ProjectError(f"{calibrate} calibration tokens are too few", hint="give 0 for none")
-    if calibrate and kind in FLOATS:
+    if calibrate and kind not in known.by_text:
         raise ProjectError(
-            f"{kind} rounds no weights by text: {calibrate} calibration tokens would change nothing",
-            hint="leave out --calibrate, or name a type of 8 bits or fewer, e.g. --type q8_0",
+            f"{to}'s {kind} rounds no weights by text: {calibrate} calibration tokens would change nothing",
+            hint="leave out --calibrate, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
         )
     model = _model(folder, corpus)
     found: list[tuple[Path, Parity]] = []
