@@ -22,17 +22,16 @@ from isoflop import checkpoint
 from isoflop.corpus import load_corpus
 from isoflop.devices import agreed, device_for, rank
 from isoflop.errors import CorruptError, TrainError
-from isoflop.evaluate import window_losses
+from isoflop.evaluate import mean_se, window_losses
 from isoflop.export import load_pretrained
 from isoflop.model import LanguageModel
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Forgetting, RunConfig
-from isoflop.store import content_hash
+from isoflop.store import HASH_DIGITS, content_hash
 
 if TYPE_CHECKING:
     from isoflop.trainer import Batches
 
-HASH_DIGITS = 16  # of a folder's content, as in the names of artifacts
 FINEST_SHARE = 1000  # shares of old text are fractions with this denominator at most
 
 Examples = Callable[[Tensor, Corpus, tuple[int, ...]], tuple[Tensor, Tensor]]
@@ -193,6 +192,6 @@ def forgetting(model: LanguageModel, config: RunConfig, past: Past) -> Forgettin
         before=float(before.mean()),
         after=float(after.mean()),
         nats=float(more.mean()),
-        nats_se=float(more.std(ddof=1) / math.sqrt(len(more))) if len(more) > 1 else math.nan,
+        nats_se=mean_se(more),
         windows=len(more),
     )
