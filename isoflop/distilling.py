@@ -8,12 +8,15 @@ Shapes: b batch, t time, n positions, d width (each model's own), v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from isoflop.continued import Past
 from isoflop.divergences import Lesson
 from isoflop.errors import CorruptError, TrainError
 from isoflop.export import load_pretrained
@@ -21,6 +24,9 @@ from isoflop.gpt import CHUNK_TOKENS, product_dtype
 from isoflop.model import LanguageModel
 from isoflop.records import ModelConfig, RunConfig
 from isoflop.store import HASH_DIGITS, content_hash
+from isoflop.topk import Memory, Top
+
+Told = Callable[[slice], Tensor]  # a teacher's logits (rows, v) of some of the positions
 
 CLOSE = 1e-3  # of a head's logits to the model's own, as a share of their spread
 
@@ -28,24 +34,24 @@ CLOSE = 1e-3  # of a head's logits to the model's own, as a share of their sprea
 class DistilledCrossEntropy(torch.autograd.Function):
     """The mean of a `Lesson`'s loss of the logits x @ weight.T, gradients made in the forward pass.
 
-    As `gpt.LinearCrossEntropy`, chunk by chunk, of the teachers' logits too: each teacher is given as its
-    last hidden states (n, d) and its head (v, d). Under autocast the products have its 16 bits, the rest 32.
+    As `gpt.LinearCrossEntropy`, chunk by chunk, of the teachers' logits too. Under autocast the products have
+    its 16 bits, the rest 32.
     """
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x_nd: Tensor, weight_vd: Tensor, y_n: Tensor,
-        teachers: Sequence[tuple[Tensor, Tensor]], lesson: Lesson,
+        teachers: Sequence[Told], lesson: Lesson,
     ) -> Tensor:  # fmt: skip
         low = product_dtype(x_nd)
         wide = torch.promote_types(x_nd.dtype, torch.float32)
-        low_vd, told = weight_vd.to(low), [(h.to(low), head.to(low)) for h, head in teachers]
+        low_vd = weight_vd.to(low)
         grad_x, grad_weight = torch.empty_like(x_nd, dtype=low), torch.zeros_like(weight_vd)
         total = x_nd.new_zeros((), dtype=wide)
         for start in range(0, len(x_nd), CHUNK_TOKENS):
             rows = slice(start, start + CHUNK_TOKENS)
             x = x_nd[rows].to(low)
-            logp = _mean_log_probs([torch.mm(h[rows], w.T).to(wide) for h, w in told], lesson.temperature)
+            logp = _mean_log_probs([told(rows).to(wide) for told in teachers], lesson.temperature)
             nats, grad = lesson(torch.mm(x, low_vd.T).to(wide), logp, y_n[rows])
             total += nats
             grad = grad.to(low)
@@ -64,6 +70,13 @@ class DistilledCrossEntropy(torch.autograd.Function):
         return grad_x.to(ctx.dtype) * share, grad_weight * share, None, None, None  # type: ignore[attr-defined]
 
 
+def told_by(hidden_nd: Tensor, head_vd: Tensor) -> Told:
+    """The logits hidden @ head.T, when they are wanted."""
+    low = product_dtype(hidden_nd)
+    h_nd, w_vd = hidden_nd.to(low), head_vd.to(low)
+    return lambda rows: torch.mm(h_nd[rows], w_vd.T)
+
+
 def _mean_log_probs(logits: Sequence[Tensor], temperature: float) -> Tensor:
     """Of the mean of the teachers' probabilities."""
     logs = [(u if temperature == 1 else u / temperature).log_softmax(1) for u in logits]
@@ -71,14 +84,21 @@ def _mean_log_probs(logits: Sequence[Tensor], temperature: float) -> Tensor:
 
 
 class Teaching:
-    """The teachers of a run, as `RunConfig.teachers` names them."""
+    """The teachers of a run, as `RunConfig.teachers` names them.
 
-    def __init__(self, config: RunConfig, folders: Sequence[Path], device: torch.device) -> None:
+    With `RunConfig.teacher_topk` only so many of their likeliest tokens count, which `Past.answers` keeps.
+    """
+
+    def __init__(self, config: RunConfig, past: Past | None, device: torch.device) -> None:
+        folders = () if past is None else past.teachers
         self.lesson = Lesson(config.teacher_weight, config.temperature, config.divergence)
+        self.config = config
         self.teachers = [
             _teacher(wanted, folder, config.model).to(device)
             for wanted, folder in zip(config.teachers, folders, strict=True)
         ]
+        self.past = past
+        self.memories: dict[tuple[int, int], Memory] = {}  # by teacher and context
 
     @property
     def shapes(self) -> tuple[ModelConfig, ...]:
@@ -86,13 +106,50 @@ class Teaching:
         return tuple(teacher.config for teacher in self.teachers)
 
     def loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        """In nats a token, of the student alone has it gradients."""
-        size = student.config.vocab_size
+        """In nats a token; its gradients are the student's alone."""
         with torch.no_grad():
-            told = [(t.features(ids_bt, targets_bt)[0], t.head[:size]) for t in self.teachers]
+            told = [self._told(i, ids_bt) for i in range(len(self.teachers))]
         x_nd, y_n = student.features(ids_bt, targets_bt)
         out: Tensor = DistilledCrossEntropy.apply(x_nd, student.head, y_n, told, self.lesson)  # type: ignore[no-untyped-call]
         return out
+
+    def _told(self, number: int, ids_bt: Tensor) -> Told:
+        if not self.config.teacher_topk:
+            return self._asked(number, ids_bt)
+        memory = self._memory(number, ids_bt.shape[1])
+        ask = partial(self._top, number)
+        tokens, logp = ask(ids_bt) if memory is None else memory.recall(ids_bt, ask)
+        top = Top(tokens.flatten(0, 1), logp.flatten(0, 1))
+        size = self.config.model.vocab_size
+        return lambda rows: Top(top.tokens[rows], top.logp[rows]).logits(size, torch.float32)
+
+    def _asked(self, number: int, ids_bt: Tensor) -> Told:
+        teacher = self.teachers[number]
+        hidden_nd, _ = teacher.features(ids_bt, ids_bt)
+        return told_by(hidden_nd, teacher.head[: self.config.model.vocab_size])
+
+    def _top(self, number: int, ids_bt: Tensor) -> Top:
+        """(b, t, ...), chunk by chunk."""
+        told = self._asked(number, ids_bt)
+        chunks = [
+            Top.of(told(slice(start, start + CHUNK_TOKENS)).float(), self.config.teacher_topk)
+            for start in range(0, ids_bt.numel(), CHUNK_TOKENS)
+        ]
+        tokens, logp = (torch.cat(parts).unflatten(0, ids_bt.shape) for parts in zip(*chunks, strict=True))
+        return Top(tokens, logp)
+
+    def _memory(self, number: int, context: int) -> Memory | None:
+        """Of a teacher's windows of that length."""
+        past, config = self.past, self.config
+        if past is None or past.answers is None:
+            return None
+        if (number, context) not in self.memories:
+            folder = past.answers / f"{config.teachers[number]}-{context}-{socket.gethostname()}"
+            self.memories[number, context] = Memory(
+                folder, max_bytes=past.answers_bytes, context=context, k=config.teacher_topk,
+                vocabulary=config.model.vocab_size,
+            )  # fmt: skip
+        return self.memories[number, context]
 
 
 def _teacher(wanted: str, folder: Path, student: ModelConfig) -> LanguageModel:

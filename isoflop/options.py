@@ -93,6 +93,11 @@ def _check_teaching(config: RunConfig) -> None:
         raise TrainError(
             f"temperature is {config.temperature}, and must be above 0", hint="give e.g. --temperature 2"
         )
+    if not 0 <= config.teacher_topk < config.model.vocab_size:
+        raise TrainError(
+            f"teacher_topk is {config.teacher_topk}, and the vocabulary has {config.model.vocab_size} tokens",
+            hint="give e.g. --top-k 32",
+        )
     if config.divergence not in DIVERGENCES:
         raise TrainError(
             f"there is no divergence {config.divergence!r}", hint=f"name one of {', '.join(DIVERGENCES)}"

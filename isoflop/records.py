@@ -124,6 +124,7 @@ class Paced(Growing):
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
         "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
+        "teacher_topk",
     )  # fmt: skip
 
     model: ModelConfig
@@ -182,6 +183,7 @@ class RunConfig(Paced):
     teacher_weight: float = 0.0  # lambda, of their share of the loss
     temperature: float = 1.0  # of their probabilities and, beside them, the model's
     divergence: str = "forward-kl"  # of `divergences.DIVERGENCES`
+    teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
 
 
 class CurvePoint(Record):

@@ -138,7 +138,7 @@ class Trainer:
             self._remember(past, progress)
         self.teaching: Teaching | None = None
         if config.teachers:
-            self.teaching = Teaching(config, () if past is None else past.teachers, self.device)
+            self.teaching = Teaching(config, past, self.device)
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()

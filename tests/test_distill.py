@@ -14,6 +14,7 @@ from conftest import STDLIB
 from isoflop import flops
 from isoflop.continued import Past
 from isoflop.corpus import build_corpus
+from isoflop.distilling import Teaching
 from isoflop.divergences import DIVERGENCES, Lesson
 from isoflop.errors import CorruptError, IsoflopError, ProjectError, TrainError
 from isoflop.evaluate import heldout
@@ -28,7 +29,7 @@ from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.train import train, train_trunk
 from isoflop.trainer import Trainer
 from isoflop.transforms import Transform
-from isoflop.transforms.distill import distill
+from isoflop.transforms.distill import distill, student
 from isoflop.variant import Variant
 
 SMALL = Variant.of(
@@ -76,16 +77,21 @@ def taught(config: RunConfig, *teachers: Path, lesson: Lesson | None = None) -> 
         "teacher_weight": lesson.weight,
         "temperature": lesson.temperature,
         "divergence": lesson.divergence,
+        "teacher_topk": lesson.topk,
     }
     return config.model_copy(update=update), Past(teachers=teachers)
 
 
-def made(home: Project, corpus: Corpus, *teachers: Path, **options: Any) -> Transform:
+def made(
+    home: Project, corpus: Corpus, *teachers: Path, lesson: Lesson | None = None, cache: float = 0.0,
+    **options: Any,
+) -> Transform:  # fmt: skip
     """A small student in this process."""
     asked: dict[str, Any] = {"tokens": 40 * 256, "variant": SMALL, **options}
     if "start" not in asked:
         asked = {"width": 32, "layers": 2, **asked}
-    return distill(home, corpus, teachers, **asked)
+    config, past = student(home, corpus, **asked)
+    return distill(home, corpus, teachers, config, past, lesson=lesson, cache_bytes=cache)
 
 
 def steps(config: RunConfig, corpus: Corpus, past: Past | None, count: int = 4) -> torch.Tensor:
@@ -288,6 +294,8 @@ def test_a_head_that_is_not_linear_is_refused(home: Project, corpus: Corpus, tmp
         ({"lesson": Lesson(weight=1.5)}, "teacher_weight is 1.5"),
         ({"lesson": Lesson(temperature=0.0)}, "temperature is 0.0"),
         ({"lesson": Lesson(temperature=float("nan"))}, "temperature is nan"),
+        ({"lesson": Lesson(topk=512)}, "teacher_topk is 512"),
+        ({"lesson": Lesson(topk=8), "cache": 100.0}, "100 bytes do not hold"),
         ({"lesson": Lesson(divergence="hellinger")}, "no divergence 'hellinger'"),
         ({"width": None}, "needs --width or --from"),
         ({"tokens": None}, "--tokens above zero"),
@@ -309,3 +317,30 @@ def test_a_changed_teacher_is_noticed(corpus: Corpus, small: RunConfig, teacher:
     with pytest.raises(CorruptError, match="the run began with"):
         Trainer(config, corpus, Silent(), Past(teachers=(second,)))
     assert "teachers" not in json.loads(small.to_json())
+
+
+def test_the_likeliest_tokens_teach_and_are_kept(
+    home: Project, corpus: Corpus, teacher: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second student of the same teachers asks them nothing, and its cost is counted all the same."""
+    asked: list[int] = []
+    ask = Teaching._asked
+    monkeypatch.setattr(Teaching, "_asked", lambda *args: (asked.append(len(args[2])), ask(*args))[1])
+    whole = made(home, corpus, teacher, second)
+    asked.clear()
+    lesson = Lesson(topk=64)
+    first = made(home, corpus, teacher, second, lesson=lesson, cache=2e7)
+    assert sum(asked) == 2 * 40 * 4  # each window of either teacher
+    assert first.after.loss == pytest.approx(whole.after.loss, abs=0.02)
+    asked.clear()
+    again = made(home, corpus, teacher, second, lesson=lesson._replace(temperature=2.0), cache=2e7)
+    assert not asked
+    assert again.flops == first.flops == whole.flops
+    assert 0 < first.measured["probability left out"] < 0.5
+    assert first.measured["L1 distance"] <= 2 * first.measured["probability left out"] + 0.01
+    kept = list((home.folder / "answers").glob("*/*/*"))
+    assert len(kept) == 8  # keys, tokens, probabilities and a lock, of two teachers
+    assert sum(file.stat().st_size for file in kept) <= 2e7
+    made(home, corpus, teacher, lesson=lesson, cache=1e5)  # room for some
+    few = list((home.folder / "answers").glob("*/*/*"))
+    assert 0 < sum(file.stat().st_size for file in few) <= 1e5  # the others are gone

@@ -10,6 +10,7 @@ import typer
 from isoflop.cli.continuing import FromOption
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
+    CacheOption,
     JsonOption,
     PrecisionOption,
     ProjectOption,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from isoflop.transforms import Scores, Transform
 
 app = typer.Typer()
+TOP_K = 32  # of --cache; an assumption: what it leaves out is measured and said
 
 
 @app.command()
@@ -50,6 +52,10 @@ def distill(
     divergence: Annotated[
         str, typer.Option(help="forward-kl, reverse-kl or jensen-shannon.")
     ] = Lesson().divergence,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Learn this many of their likeliest tokens alone.")
+    ] = None,
+    cache: CacheOption = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     changes: SetOption = None, precision: PrecisionOption = None, project: ProjectOption = DEFAULT_PROJECT,
     seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
@@ -63,16 +69,21 @@ def distill(
     from isoflop.pipeline import corpus_of
     from isoflop.trackers import tracked
     from isoflop.transforms.distill import distill as distill_model
+    from isoflop.transforms.distill import student
     from isoflop.variant import Variant
 
     said = [] if precision is None else [f"precision={precision}"]
     home, variant = open_project(project), Variant.of(find("isoflop"), [*(changes or ()), *said])
+    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0))
     with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
-        made = distill_model(
-            home, corpus_of(home), teachers, tokens=None if tokens is None else int(tokens), width=width,
-            layers=layers, start=start, lesson=Lesson(weight, temperature, divergence), lr_scale=lr_scale,
-            seed=seed, variant=variant, progress=progress,
+        text = corpus_of(home)
+        config, past = student(
+            home, text, tokens=None if tokens is None else int(tokens), width=width, layers=layers,
+            start=start, lr_scale=lr_scale, seed=seed, variant=variant, progress=progress,
         )  # fmt: skip
+        made = distill_model(
+            home, text, teachers, config, past, lesson=lesson, cache_bytes=cache or 0.0, progress=progress
+        )
     if json:
         out(made)
         return
@@ -90,6 +101,8 @@ def show(made: Transform) -> None:
     )
     if made.change is not None:
         typer.echo(f"change of loss, nats a token: {made.change:+.4f} +- {made.change_se:.4f}")
+    for name, value in made.measured.items():
+        typer.echo(f"{name}: {value:.4g}")
     for name, p in made.predicted.items():
         held = "below" if made.after.loss < p.low else "above" if made.after.loss > p.high else "within"
         typer.echo(f"foretold {name}: {p.value:.4f} [{p.low:.4f}, {p.high:.4f}]; the result is {held}")

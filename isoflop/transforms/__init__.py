@@ -66,6 +66,7 @@ class Transform(Record):
     run_id: str | None = None  # of the run that trained it, if one did
     change: float | None = None  # after - before in nats a token, window by window
     change_se: float | None = None  # its standard error over windows, which are paired
+    measured: dict[str, float] = Field(default_factory=dict)  # what else was, e.g. an approximation's error
     predicted: dict[str, Interval] = Field(default_factory=dict)  # losses, written before it was made
 
     @property

@@ -29,9 +29,11 @@ def test_a_student_of_the_projects_model(isoflop, project: Job) -> None:  # type
     shown = json.loads(isoflop("show", made.run_id, "--project", folder).out)
     assert Run.model_validate(shown).config.teachers == (made.sources[0].hash,)
     on = isoflop(
-        "distill", result.model, "--from", folder / made.model, "--tokens", 4096, "--project", folder
-    )
+        "distill", result.model, "--from", folder / made.model, "--tokens", 4096, "--cache", "2MB",
+        "--project", folder,
+    )  # fmt: skip
     assert on.code == 0, on.err
+    assert "probability left out" in on.out
     assert "change of loss, nats a token" in on.out
 
 
@@ -46,6 +48,8 @@ def test_a_student_of_the_projects_model(isoflop, project: Job) -> None:  # type
         ("MODEL --width 64 --tokens 100 --weight 2", "teacher_weight is 2"),
         ("MODEL --width 64 --tokens 100 --temperature 0", "temperature is 0"),
         ("MODEL --width 64 --tokens 100 --divergence wasserstein", "no divergence 'wasserstein'"),
+        ("MODEL --width 64 --tokens 100 --cache 10", "10 bytes do not hold one window"),
+        ("MODEL --width 64 --tokens 100 --cache lots", "--cache is 'lots'"),
         ("MODEL --width 64 --tokens 100 --set temperature=2", "decided elsewhere"),
         ("MODEL --width 64 --tokens many", "--tokens is 'many'"),
     ],
