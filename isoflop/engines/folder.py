@@ -83,8 +83,8 @@ def opened(path: Path) -> tuple[Any, Tokenizer]:
         objective = of_config(json.loads((path / "config.json").read_text())).objective
         if not OBJECTIVES[objective].compresses:
             raise ProjectError(
-                f"{path} has learned the objective {objective!r}, and only a causal model with a cache writes "
-                "token by token here",
+                f"{path} has learned the objective {objective!r}, and only a causal model with a cache "
+                "writes token by token here",
                 hint="leave --speed out, or name a causal model",
             )
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)

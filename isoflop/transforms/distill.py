@@ -160,8 +160,8 @@ def _opened(folder: Path, corpus: Corpus) -> LanguageModel:
         raise TrainError(
             f"the tokenizer of the teacher {folder} is not the tokenizer of corpus {corpus.id}: their "
             "probabilities are of different tokens",
-            hint=f"learn from text that it writes (sequence-level distillation): isoflop write {folder} --out "
-            f"FILE, or build the corpus with --tokenizer {folder / 'tokenizer.json'}",
+            hint="learn from text that it writes (sequence-level distillation): isoflop write "
+            f"{folder} --out FILE; or build the corpus with --tokenizer {folder / 'tokenizer.json'}",
         )
     if teacher.config.objective != "causal":
         raise TrainError(
