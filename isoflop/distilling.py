@@ -91,6 +91,11 @@ class Teaching:
 
     def __init__(self, config: RunConfig, past: Past | None, device: torch.device) -> None:
         folders = () if past is None else past.teachers
+        if len(folders) != len(config.teachers):
+            raise TrainError(
+                f"this run learns from {len(config.teachers)} teachers, and {len(folders)} are given",
+                hint="train it with: isoflop distill TEACHER...",
+            )
         self.lesson = Lesson(config.teacher_weight, config.temperature, config.divergence)
         self.config = config
         self.teachers = [

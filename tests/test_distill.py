@@ -317,6 +317,8 @@ def test_a_changed_teacher_is_noticed(corpus: Corpus, small: RunConfig, teacher:
     with pytest.raises(CorruptError, match="the run began with"):
         Trainer(config, corpus, Silent(), Past(teachers=(second,)))
     assert "teachers" not in json.loads(small.to_json())
+    with pytest.raises(TrainError, match="learns from 1 teachers, and 0 are given"):
+        Trainer(config, corpus, Silent())
 
 
 def test_the_likeliest_tokens_teach_and_are_kept(

@@ -129,10 +129,7 @@ def test_places_that_cannot_be_are_refused(
     with pytest.raises(ProjectError, match=r"no config\.json"):
         write(home, None, tmp_path / "nowhere", tmp_path / "a.jsonl", Manner(9))
     bert = find("bert")
-    save_pretrained(
-        bert.build(bert.shape(64, corpus.vocab_size + 1, n_layers=2, context=64), 0),
-        corpus,
-        tmp_path / "bert",
-    )
+    size = bert.shape(64, corpus.vocab_size + 1, n_layers=2, context=64)
+    save_pretrained(bert.build(size, 0), corpus, tmp_path / "bert")
     with pytest.raises(ProjectError, match="only a causal model"):
         write(home, None, tmp_path / "bert", tmp_path / "a.jsonl", Manner(9))

@@ -121,8 +121,8 @@ def _check(manner: Manner, context: int, corpus: Corpus | None) -> None:
         )
     if not (manner.temperature > 0 and 0 < manner.top_p <= 1 and manner.top_k >= 0 and manner.batch > 0):
         raise TrainError(
-            f"a temperature of {manner.temperature:g}, a top-p of {manner.top_p:g}, a top-k of {manner.top_k} "
-            f"and batches of {manner.batch} cannot all be",
+            f"a temperature of {manner.temperature:g}, a top-p of {manner.top_p:g}, a top-k of "
+            f"{manner.top_k} and batches of {manner.batch} cannot all be",
             hint="give a temperature above 0, and a top-p above 0 up to 1",
         )
     if manner.prompt_tokens and corpus is None:
