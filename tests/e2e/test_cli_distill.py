@@ -48,7 +48,7 @@ def test_a_student_of_the_projects_model(isoflop, project: Job) -> None:  # type
         ("MODEL --width 64 --tokens 100 --weight 2", "teacher_weight is 2"),
         ("MODEL --width 64 --tokens 100 --temperature 0", "temperature is 0"),
         ("MODEL --width 64 --tokens 100 --divergence wasserstein", "no divergence 'wasserstein'"),
-        ("MODEL --width 64 --tokens 100 --cache 10", "10 bytes do not hold one window"),
+        ("MODEL --width 64 --tokens 100 --cache 10", "do not hold one window"),
         ("MODEL --width 64 --tokens 100 --cache lots", "--cache is 'lots'"),
         ("MODEL --width 64 --tokens 100 --set temperature=2", "decided elsewhere"),
         ("MODEL --width 64 --tokens many", "--tokens is 'many'"),
