@@ -17,6 +17,7 @@ from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, any_rank, rank
 from isoflop.errors import TrainError
 from isoflop.evaluate import HeldOut, heldout
+from isoflop.features import bare
 from isoflop.identity import run_id, trunk_id
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
@@ -251,7 +252,8 @@ class Branches:
             model = parallel.whole(model, self.config)
         if rank() == 0:
             run = self._run(scores)
-            keep(model, run)
+            with bare(model) as kept:
+                keep(kept, run)
             self.runs.append(run)
         self.branch += 1
         self.spent_steps = 0
@@ -296,6 +298,8 @@ class Branches:
         teachers = trainer.teaching.shapes if trainer.teaching is not None else ()
         spent = flops.training_flops(config, trunk, cooled)
         spent += flops.teachers_flops(teachers, config, trunk, cooled)
+        matched = flops.matching_flops_per_token(teachers, config)
+        spent += matched * (trunk + cooled)
         if config.ewc and not self.runs:
             spent += flops.flops_per_token(m) * config.ewc_tokens  # of the Fisher information
         peak = config.ranks * flops.matmul_peak(config.threads)
@@ -320,7 +324,7 @@ class Branches:
             params_matmul=flops.params_matmul(m),
             tokens=tokens,
             unique_tokens=trainer.batches.unique_tokens(tokens),
-            flops=flops.run_flops(ended) + asked,
+            flops=flops.run_flops(ended) + asked + matched * tokens,
             flops_teachers=asked,
             flops_spent=spent,
             seconds_train=seconds,

@@ -20,6 +20,7 @@ from isoflop.continued import Past
 from isoflop.divergences import Lesson
 from isoflop.errors import CorruptError, TrainError
 from isoflop.export import load_pretrained
+from isoflop.features import Matching
 from isoflop.gpt import CHUNK_TOKENS, product_dtype
 from isoflop.model import LanguageModel
 from isoflop.records import ModelConfig, RunConfig
@@ -87,9 +88,12 @@ class Teaching:
     """The teachers of a run, as `RunConfig.teachers` names them.
 
     With `RunConfig.teacher_topk` only so many of their likeliest tokens count, which `Past.answers` keeps.
+    With `RunConfig.feature_weight` their hidden states count too.
     """
 
-    def __init__(self, config: RunConfig, past: Past | None, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, past: Past | None, device: torch.device, student: LanguageModel
+    ) -> None:
         folders = () if past is None else past.teachers
         if len(folders) != len(config.teachers):
             raise TrainError(
@@ -102,6 +106,9 @@ class Teaching:
             _teacher(wanted, folder, config.model).to(device)
             for wanted, folder in zip(config.teachers, folders, strict=True)
         ]
+        self.matching: Matching | None = None
+        if config.feature_weight:
+            self.matching = Matching(student, self.teachers, config.seed)
         self.past = past
         self.memories: dict[tuple[int, int], Memory] = {}  # by teacher and context
 
@@ -112,6 +119,13 @@ class Teaching:
 
     def loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """In nats a token; its gradients are the student's alone."""
+        if self.matching is None:
+            return self._loss(student, ids_bt, targets_bt)
+        with self.matching.listening():
+            told = self._loss(student, ids_bt, targets_bt)
+            return told + self.config.feature_weight * self.matching.loss()
+
+    def _loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         with torch.no_grad():
             told = [self._told(i, ids_bt) for i in range(len(self.teachers))]
         x_nd, y_n = student.features(ids_bt, targets_bt)

@@ -103,6 +103,12 @@ def run_teachers_flops(config: RunConfig, teachers: Sequence[ModelConfig]) -> fl
     return teachers_flops(teachers, config, *_parts(config))
 
 
+def matching_flops_per_token(teachers: Sequence[ModelConfig], config: RunConfig) -> float:
+    """Of the projections from each of the student's layers to each teacher, 6 a weight like all that learns."""
+    m = config.model
+    return 6.0 * m.n_layers * m.d_model * sum(t.d_model for t in teachers) if config.feature_weight else 0.0
+
+
 def mean_flops_per_token(config: Paced, cooled: float = 1.0) -> float:
     """Training FLOPs over tokens of a long run; `cooled` cooldowns counted, as a trunk's branches have."""
     return training_flops(config, 1 - config.cooldown, config.cooldown * cooled)

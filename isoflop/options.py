@@ -98,6 +98,17 @@ def _check_teaching(config: RunConfig) -> None:
             f"teacher_topk is {config.teacher_topk}, and the vocabulary has {config.model.vocab_size} tokens",
             hint="give e.g. --top-k 32",
         )
+    if not 0 <= config.feature_weight < math.inf:
+        raise TrainError(
+            f"feature_weight is {config.feature_weight}, and must be at least 0",
+            hint="give e.g. --features 1",
+        )
+    if config.feature_weight and (config.teacher_topk or config.compile):
+        name = "teacher_topk" if config.teacher_topk else "compile"
+        raise TrainError(
+            f"{name} does not go with feature_weight, which listens to every layer",
+            hint="leave one of them out",
+        )
     if config.divergence not in DIVERGENCES:
         raise TrainError(
             f"there is no divergence {config.divergence!r}", hint=f"name one of {', '.join(DIVERGENCES)}"

@@ -124,7 +124,7 @@ class Paced(Growing):
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
         "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
-        "teacher_topk",
+        "teacher_topk", "feature_weight",
     )  # fmt: skip
 
     model: ModelConfig
@@ -184,6 +184,7 @@ class RunConfig(Paced):
     temperature: float = 1.0  # of their probabilities and, beside them, the model's
     divergence: str = "forward-kl"  # of `divergences.DIVERGENCES`
     teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
+    feature_weight: float = 0.0  # of their hidden states, beside all the rest
 
 
 class CurvePoint(Record):

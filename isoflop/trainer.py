@@ -128,6 +128,9 @@ class Trainer:
         if config.checkpoint_activations:
             recompute_blocks(model, random=config.dropout > 0)
         self.model = shard(model, self.device) if config.shard else model.to(self.device)
+        self.teaching: Teaching | None = None
+        if config.teachers:
+            self.teaching = Teaching(config, past, self.device, self.model)
         self.optimizers = make_optimizers(self.model, config)
         self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
@@ -136,9 +139,6 @@ class Trainer:
         self.consolidation: Consolidation | None = None
         if config.replay_share or config.ewc:
             self._remember(past, progress)
-        self.teaching: Teaching | None = None
-        if config.teachers:
-            self.teaching = Teaching(config, past, self.device)
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()

@@ -20,6 +20,7 @@ from isoflop.errors import CorruptError, IsoflopError, ProjectError, TrainError
 from isoflop.evaluate import heldout
 from isoflop.export import load_pretrained, save_pretrained
 from isoflop.families import find
+from isoflop.features import matched
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
 from isoflop.progress import Silent
@@ -78,6 +79,7 @@ def taught(config: RunConfig, *teachers: Path, lesson: Lesson | None = None) -> 
         "temperature": lesson.temperature,
         "divergence": lesson.divergence,
         "teacher_topk": lesson.topk,
+        "feature_weight": lesson.features,
     }
     return config.model_copy(update=update), Past(teachers=teachers)
 
@@ -131,10 +133,11 @@ def test_a_far_better_teacher_helps(
     assert run.id != plain.id
 
 
+@pytest.mark.parametrize("lesson", [Lesson(0.8, 2.0), Lesson(features=1.0)])
 def test_interrupted_it_ends_with_the_same_bits(
-    corpus: Corpus, small: RunConfig, teacher: Path, second: Path, tmp_path: Path
+    corpus: Corpus, small: RunConfig, teacher: Path, second: Path, lesson: Lesson, tmp_path: Path
 ) -> None:
-    config, past = taught(small, teacher, second, lesson=Lesson(0.8, 2.0))
+    config, past = taught(small, teacher, second, lesson=lesson)
     kept: list[dict[str, torch.Tensor]] = []
 
     def keep(model: LanguageModel, run: Run) -> None:
@@ -294,6 +297,8 @@ def test_a_head_that_is_not_linear_is_refused(home: Project, corpus: Corpus, tmp
         ({"lesson": Lesson(weight=1.5)}, "teacher_weight is 1.5"),
         ({"lesson": Lesson(temperature=0.0)}, "temperature is 0.0"),
         ({"lesson": Lesson(temperature=float("nan"))}, "temperature is nan"),
+        ({"lesson": Lesson(features=-1.0)}, "feature_weight is -1"),
+        ({"lesson": Lesson(features=1.0, topk=8)}, "teacher_topk does not go with feature_weight"),
         ({"lesson": Lesson(topk=512)}, "teacher_topk is 512"),
         ({"lesson": Lesson(topk=8), "cache": 100.0}, "100 bytes do not hold"),
         ({"lesson": Lesson(divergence="hellinger")}, "no divergence 'hellinger'"),
@@ -346,3 +351,46 @@ def test_the_likeliest_tokens_teach_and_are_kept(
     made(home, corpus, teacher, lesson=lesson, cache=1e5)  # room for some
     few = list((home.folder / "answers").glob("*/*/*"))
     assert 0 < sum(file.stat().st_size for file in few) <= 1e5  # the others are gone
+
+
+def test_hidden_states_are_matched_through_projections_that_are_thrown_away(
+    home: Project, corpus: Corpus, small: RunConfig, teacher: Path, second: Path, tmp_path: Path
+) -> None:
+    config, past = taught(small, teacher, second, lesson=Lesson(features=2.0))
+    trainer = Trainer(config, corpus, Silent(), past)
+    assert trainer.teaching is not None
+    matching = trainer.teaching.matching
+    assert matching is not None
+    assert [m.weight.shape for m in matching.matrices] == [(64, 32), (64, 32), (32, 32), (32, 32)]
+    ids, targets = trainer.examples(0)
+    with matching.listening():
+        plain = trainer.teaching._loss(trainer.model, ids, targets)
+        hidden = [[h.clone() for h in heard] for heard in matching.heard]
+    whole = trainer.teaching.loss(trainer.model, ids, targets)
+    parts = []
+    for (number, layer, theirs), matrix in zip(matching.pairs, matching.matrices, strict=True):
+        g = hidden[number][theirs]
+        wanted = g / g.square().mean(-1, keepdim=True).sqrt()
+        parts.append(torch.nn.functional.mse_loss(hidden[0][layer] @ matrix.weight.T, wanted))
+    assert whole.item() == pytest.approx((plain + 2.0 * torch.stack(parts).mean()).item(), rel=1e-5)
+    first = torch.stack(parts).mean().item()
+    for _ in range(60):
+        trainer.train_step(config.tokens)
+    with matching.listening():
+        trainer.teaching._loss(trainer.model, ids, targets)
+        assert matching.loss().item() < 0.7 * first
+    assert not matching.heard  # evaluation is not listened to
+    done = made(home, corpus, teacher, lesson=Lesson(features=1.0))
+    run = home.get("run", str(done.run_id), Run)
+    assert run is not None
+    kept = load_pretrained(home.folder / done.model)
+    assert not hasattr(kept, "projections")
+    matrices = 6 * 2 * 32 * 64 * run.tokens
+    assert done.flops["training"] == pytest.approx(flops.run_flops(run.config) + matrices)
+
+
+@pytest.mark.parametrize(
+    ("layers", "theirs", "wanted"), [(2, 4, [1, 3]), (2, 2, [0, 1]), (4, 2, [0, 0, 0, 1])]
+)
+def test_layers_meet_at_the_same_depth(layers: int, theirs: int, wanted: list[int]) -> None:
+    assert [matched(layer, layers, theirs) for layer in range(layers)] == wanted

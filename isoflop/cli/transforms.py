@@ -56,6 +56,9 @@ def distill(
         int | None, typer.Option(min=1, help="Learn this many of their likeliest tokens alone.")
     ] = None,
     cache: CacheOption = None,
+    features: Annotated[
+        float, typer.Option(help="Weight of their hidden states, layer by layer through learned projections.")
+    ] = 0.0,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     changes: SetOption = None, precision: PrecisionOption = None, project: ProjectOption = DEFAULT_PROJECT,
     seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
@@ -74,7 +77,7 @@ def distill(
 
     said = [] if precision is None else [f"precision={precision}"]
     home, variant = open_project(project), Variant.of(find("isoflop"), [*(changes or ()), *said])
-    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0))
+    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0), features)
     with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text = corpus_of(home)
         config, past = student(

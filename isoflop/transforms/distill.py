@@ -147,6 +147,8 @@ def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> 
             "temperature": lesson.temperature,
             "divergence": lesson.divergence,
             "teacher_topk": lesson.topk,
+            "feature_weight": lesson.features,
+            "compile": config.compile and not lesson.features,
         }
     )
     check_options(taught)
@@ -249,7 +251,9 @@ def _foretold(
     if ladder.members[0].config.model.kind != config.model.kind:
         return {}
     n, run = flops.params_matmul(config.model), whole_batches(config)
-    more = 1 + flops.run_teachers_flops(run, teachers) / flops.run_flops(run)
+    taught = flops.run_teachers_flops(run, teachers)
+    taught += flops.matching_flops_per_token(teachers, config) * run.tokens
+    more = 1 + taught / flops.run_flops(run)
     found = {PLAIN: fit.predict(n, run.tokens), LONGER: fit.predict(n, more * run.tokens)}
     words = [f"{p.value:.4f} [{p.low:.4f}, {p.high:.4f}]" for p in found.values()]
     progress.log(
