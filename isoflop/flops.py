@@ -104,7 +104,7 @@ def run_teachers_flops(config: RunConfig, teachers: Sequence[ModelConfig]) -> fl
 
 
 def matching_flops_per_token(teachers: Sequence[ModelConfig], config: RunConfig) -> float:
-    """Of the projections from each of the student's layers to each teacher, 6 a weight like all that learns."""
+    """Of the projections from each of the student's layers to each teacher, 6 a weight as usual."""
     m = config.model
     return 6.0 * m.n_layers * m.d_model * sum(t.d_model for t in teachers) if config.feature_weight else 0.0
 
