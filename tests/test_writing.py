@@ -104,7 +104,7 @@ def test_a_model_of_transformers_writes_too(home: Project, corpus: Corpus, tmp_p
     ("manner", "says"),
     [
         (Manner(0), "--tokens is 0"),
-        (Manner(9, prompt_tokens=63), "--prompt-tokens is 63, and the teacher reads 64"),
+        (Manner(9, prompt_tokens=63), "--prompt-tokens is 63, and a document has 64"),
         (Manner(9, prompt_tokens=3), "beginnings need training text"),
         (Manner(9, temperature=0.0), "a temperature of 0"),
         (Manner(9, top_p=1.5), "a top-p of 1.5"),

@@ -29,6 +29,7 @@ from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, ModelConfig, Record, digest
 from isoflop.store import Project, disk_errors
 from isoflop.transforms import TEACHER, Source, source_of
+from isoflop.using import check_finite
 
 LONGEST = 1024  # tokens of a document, of a model that could write further
 BATCH = 32  # documents at once
@@ -82,9 +83,11 @@ def write(
     training text without a beginning long enough, CorruptError for a folder that cannot be read.
     """
     progress = progress or Silent()
-    shape = load_pretrained(teacher).config
+    model = load_pretrained(teacher)
+    check_finite(model, teacher)
+    shape = model.config
     source = source_of(project, TEACHER, teacher)
-    _check(manner, shape.context, corpus)
+    _check(manner, min(shape.context, LONGEST), corpus)
     corpus_id = corpus.id if corpus is not None and manner.prompt_tokens else None
     id = digest([source.hash, corpus_id, manner._asdict()])
     done = project.get("written", id, Written)
@@ -116,7 +119,7 @@ def _check(manner: Manner, context: int, corpus: Corpus | None) -> None:
         raise TrainError(f"--tokens is {manner.tokens}, and must be above 0", hint="give e.g. --tokens 1M")
     if not 0 <= manner.prompt_tokens < context - 1:
         raise TrainError(
-            f"--prompt-tokens is {manner.prompt_tokens}, and the teacher reads {context} tokens at once",
+            f"--prompt-tokens is {manner.prompt_tokens}, and a document has {context} tokens at most",
             hint="give fewer",
         )
     if not (manner.temperature > 0 and 0 < manner.top_p <= 1 and manner.top_k >= 0 and manner.batch > 0):

@@ -10,6 +10,7 @@ import pytest
 from e2e.commands import refused
 from isoflop.records import Result, Run
 from isoflop.transforms import Transform
+from isoflop.transforms.writing import Written
 
 Job = tuple[Path, Result]
 
@@ -35,6 +36,20 @@ def test_a_student_of_the_projects_model(isoflop, project: Job) -> None:  # type
     assert on.code == 0, on.err
     assert "probability left out" in on.out
     assert "change of loss, nats a token" in on.out
+
+
+def test_a_teacher_writes(isoflop, project: Job, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, result = project
+    file = tmp_path / "text.jsonl"
+    words = ("write", result.model, "--out", file, "--tokens", 50, "--batch", 2, "--project", folder)
+    plain = isoflop(*words)
+    assert plain.code == 0, plain.err
+    assert "tokens a second" in plain.out
+    made = Written.model_validate(json.loads(isoflop(*words, "--json").out))
+    assert made.documents == len(file.read_text().splitlines())
+    refused(isoflop(*words[:5], 60, *words[6:]), f"{file} exists already")
+    refused(isoflop("write", "/no/model", *words[2:]), "/no/model has no config.json")
+    refused(isoflop(*words[:3], tmp_path / "b", "--tokens", 0, "--project", folder), "--tokens is 0")
 
 
 @pytest.mark.parametrize(
