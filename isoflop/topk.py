@@ -25,7 +25,7 @@ from torch import Tensor
 from isoflop.errors import TrainError
 from isoflop.store import disk_errors
 
-TINY = 1e-12  # probability of all others together, at least: what 16 bits of a logarithm can say
+TINY = 1e-12  # probability of all others together, at least: of a sum of 1 rounding may leave nothing
 SMALL_VOCABULARY = 1 << 15  # torch's 16 bits have a sign
 EMPTY, PROBES = 0, 16  # of the hash table: a free place, and places that a window may have
 
