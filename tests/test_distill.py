@@ -14,7 +14,7 @@ from conftest import STDLIB
 from isoflop import flops
 from isoflop.continued import Past
 from isoflop.corpus import build_corpus
-from isoflop.distilling import Teaching
+from isoflop.distilling import Teaching, Told
 from isoflop.divergences import DIVERGENCES, Lesson
 from isoflop.errors import CorruptError, IsoflopError, ProjectError, TrainError
 from isoflop.evaluate import heldout
@@ -213,6 +213,8 @@ def test_a_student_goes_on_and_a_result_is_a_model_like_any_other(
     done = made(home, corpus, teacher, start=second)
     assert done.before is not None
     assert done.change == pytest.approx(done.after.loss - done.before.loss, abs=1e-5)
+    assert done.change is not None
+    assert done.change_se is not None
     assert done.change < 0 < done.change_se
     again = made(home, corpus, home.folder / done.model, start=home.folder / done.model)
     assert again.sources[0].hash == again.sources[1].hash == hash_of(home.folder / done.model)
@@ -332,7 +334,12 @@ def test_the_likeliest_tokens_teach_and_are_kept(
     """A second student of the same teachers asks them nothing, and its cost is counted all the same."""
     asked: list[int] = []
     ask = Teaching._asked
-    monkeypatch.setattr(Teaching, "_asked", lambda *args: (asked.append(len(args[2])), ask(*args))[1])
+
+    def counted(self: Teaching, number: int, ids: torch.Tensor) -> Told:
+        asked.append(len(ids))
+        return ask(self, number, ids)
+
+    monkeypatch.setattr(Teaching, "_asked", counted)
     whole = made(home, corpus, teacher, second)
     asked.clear()
     lesson = Lesson(topk=64)

@@ -45,6 +45,14 @@ def made(
     return x, w, torch.randint(V, (N,), generator=g), told
 
 
+def distilled(
+    x: Tensor, w: Tensor, y: Tensor, teachers: list[tuple[Tensor, Tensor]], lesson: Lesson
+) -> Tensor:
+    told = [told_by(*t) for t in teachers]
+    loss: Tensor = DistilledCrossEntropy.apply(x, w, y, told, lesson)  # type: ignore[no-untyped-call]
+    return loss
+
+
 def gradients(loss: Tensor, *weights: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(3.0 * loss, weights))
 
@@ -57,15 +65,13 @@ def test_it_is_the_formula(divergence: str, temperature: float, weight: float, t
     lesson = Lesson(weight, temperature, divergence)
     x, w, y, told = made(torch.float64, teachers)
     wanted = plain(x @ w.T, y, [h @ u.T for h, u in told], lesson)
-    found = DistilledCrossEntropy.apply(x, w, y, [told_by(*t) for t in told], lesson)
+    found = distilled(x, w, y, told, lesson)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-10)
     for a, b in zip(gradients(found, x, w), gradients(wanted, x, w), strict=True):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-13)
     exact = found.item()
     x, w, y, told = made(torch.float32, teachers)
-    assert DistilledCrossEntropy.apply(x, w, y, [told_by(*t) for t in told], lesson).item() == pytest.approx(
-        exact, rel=1e-5
-    )
+    assert distilled(x, w, y, told, lesson).item() == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -78,7 +84,7 @@ def test_under_autocast_it_is_the_formula_of_rounded_products(divergence: str) -
     wanted = plain(z, y, us, lesson)
     (by_logits,) = torch.autograd.grad(wanted, [z])
     with torch.autocast("cpu", torch.bfloat16):
-        found = DistilledCrossEntropy.apply(x, w, y, [told_by(*t) for t in told], lesson)
+        found = distilled(x, w, y, told, lesson)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
     for a, b in zip(
@@ -92,10 +98,8 @@ def test_under_autocast_it_is_the_formula_of_rounded_products(divergence: str) -
 def test_without_weight_it_is_cross_entropy(low: bool) -> None:
     x, w, y, told = made()
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        ours = DistilledCrossEntropy.apply(
-            x, w, y, [told_by(*t) for t in told], Lesson(0.0, 2.0, "reverse-kl")
-        )
-        usual = LinearCrossEntropy.apply(x, w, y)
+        ours = distilled(x, w, y, told, Lesson(0.0, 2.0, "reverse-kl"))
+        usual = LinearCrossEntropy.apply(x, w, y)  # type: ignore[no-untyped-call]
     assert ours.item() == pytest.approx(usual.item(), rel=1e-6)
     for a, b in zip(gradients(ours, x, w), gradients(usual, x, w), strict=True):
         assert float((a - b).norm() / b.norm()) < (0.01 if low else 1e-5)
@@ -105,7 +109,7 @@ def test_without_weight_it_is_cross_entropy(low: bool) -> None:
 def test_its_own_teacher_teaches_nothing(divergence: str) -> None:
     x, w, y, _ = made(torch.float64)
     told = [(x.detach(), w.detach())]
-    found = DistilledCrossEntropy.apply(x, w, y, [told_by(*t) for t in told], Lesson(1.0, 2.0, divergence))
+    found = distilled(x, w, y, told, Lesson(1.0, 2.0, divergence))
     assert found.item() == pytest.approx(0, abs=1e-12)
     assert all(float(g.abs().max()) < 1e-12 for g in gradients(found, x, w))
 
@@ -115,7 +119,7 @@ def test_far_apart_nothing_overflows() -> None:
     x, w, y, told = made()
     z, (h, u) = (40 * x).detach().requires_grad_(), told[0]
     for name in DIVERGENCES:
-        found = DistilledCrossEntropy.apply(z, w, y, [told_by(-40 * h, u)], Lesson(1.0, 1.0, name))
+        found = distilled(z, w, y, [(-40 * h, u)], Lesson(1.0, 1.0, name))
         assert math.isfinite(found.item())
         assert all(bool(torch.isfinite(g).all()) for g in gradients(found, z, w))
         if name == "jensen-shannon":

@@ -10,6 +10,7 @@ import pytest
 
 from isoflop import flops
 from isoflop.corpus import train_documents
+from isoflop.engines.folder import opened
 from isoflop.errors import CorpusError, IsoflopError, ProjectError
 from isoflop.export import load_pretrained, save_pretrained
 from isoflop.families import find
@@ -90,7 +91,7 @@ def test_it_goes_on_from_training_text(home: Project, corpus: Corpus, author: Pa
     for text, document in zip(texts(tmp_path / "a.jsonl"), documents, strict=False):
         assert text[:20] == document[:20]
     with pytest.raises(CorpusError, match="have no 4000 tokens more"):
-        list(writing._beginnings(corpus, writing.opened(author)[1], 4000))
+        list(writing._beginnings(corpus, opened(author)[1], 4000))
 
 
 def test_a_model_of_transformers_writes_too(home: Project, corpus: Corpus, tmp_path: Path) -> None:
