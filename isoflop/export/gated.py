@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from isoflop import corpus as texts
 from isoflop.engines import GGUF, ONNX, OPENVINO, open_engine
-from isoflop.errors import CorruptError, ProjectError
+from isoflop.errors import ProjectError
 from isoflop.export import onnx, openvino
 from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
@@ -20,7 +18,7 @@ from isoflop.export.parity import Parity, check
 from isoflop.gpt import GPT
 from isoflop.records import Corpus, Record, digest
 from isoflop.store import Project, content_hash
-from isoflop.using import check_vocabulary
+from isoflop.using import check_finite, check_vocabulary
 
 # Root mean square difference of logits that is allowed, as a share of their spread. llama.cpp keeps keys and
 # values in 16 bits, and multiplies rounded weights with activations that it rounds to 8 bits.
@@ -158,7 +156,5 @@ def _model(folder: Path, corpus: Corpus) -> GPT:
             hint="export a causal model",
         )
     check_vocabulary(model, folder, corpus)
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
+    check_finite(model, folder)
     return model
