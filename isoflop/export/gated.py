@@ -118,7 +118,18 @@ def export(
             f"{to}'s {kind} rounds no weights by text: {calibrate} calibration tokens would change nothing",
             hint="leave out --calibrate, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
         )
-    model = _model(folder, corpus)
+    return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate)
+
+
+def kept(
+    project: Project, corpus: Corpus, folder: Path, known: Format, *, to: str, kind: str, calibrate: int,
+    options: object = None,
+) -> Export:  # fmt: skip
+    """What `known` writes of a model folder, if it passes the gate; `options` are what else it depends on.
+
+    Raises ProjectError or CorruptError as `export` does.
+    """
+    model = exportable(folder, corpus)
     found: list[tuple[Path, Parity]] = []
 
     def write(target: Path) -> None:
@@ -130,11 +141,12 @@ def export(
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
 
     source = content_hash(folder)[:16]
-    kept = project.add_artifact(f"{to}-{kind}", write)
-    (name, parity), home = found[0], project.folder / kept
+    artifact = project.add_artifact(f"{to}-{kind}", write)
+    (name, parity), home = found[0], project.folder / artifact
+    named = [source, to, kind, calibrate, *([] if options is None else [options])]
     done = Export(
-        id=digest([source, to, kind, calibrate]), source=source, format=to, kind=kind,
-        calibrated=calibrate, path=str(Path(kept) / name),
+        id=digest(named), source=source, format=to, kind=kind,
+        calibrated=calibrate, path=str(Path(artifact) / name),
         bytes=sum(f.stat().st_size for f in home.rglob("*") if f.is_file()),
         params_total=sum(p.numel() for p in model.parameters()), parity=parity,
     )  # fmt: skip
@@ -142,8 +154,8 @@ def export(
     return done
 
 
-def _model(folder: Path, corpus: Corpus) -> GPT:
-    """Our decoder with finite weights, of the corpus's tokenizer."""
+def exportable(folder: Path, corpus: Corpus) -> GPT:
+    """Our decoder with finite weights, of the corpus's tokenizer. Raises ProjectError or CorruptError."""
     model = load_pretrained(folder)
     if not isinstance(model, GPT):
         raise ProjectError(
