@@ -90,8 +90,8 @@ def test_it_goes_on_from_training_text(home: Project, corpus: Corpus, author: Pa
     documents = list(train_documents(corpus))
     for text, document in zip(texts(tmp_path / "a.jsonl"), documents, strict=False):
         assert text[:20] == document[:20]
-    with pytest.raises(CorpusError, match="have no 4000 tokens more"):
-        list(writing._beginnings(corpus, opened(author)[1], 4000))
+    with pytest.raises(CorpusError, match="have no 200000 tokens more"):
+        list(writing._beginnings(corpus, opened(author)[1], 200_000))
 
 
 def test_a_model_of_transformers_writes_too(home: Project, corpus: Corpus, tmp_path: Path) -> None:
