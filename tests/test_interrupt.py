@@ -229,7 +229,7 @@ def seconds(folder: Path) -> dict[str, float]:
 
 def gone(process: psutil.Process) -> bool:
     try:
-        return process.status() == psutil.STATUS_ZOMBIE  # whose new parent does not ask for it
+        return bool(process.status() == psutil.STATUS_ZOMBIE)  # whose new parent does not ask for it
     except psutil.NoSuchProcess:
         return True
 
