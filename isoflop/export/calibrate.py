@@ -7,6 +7,7 @@ matrix.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -23,38 +24,48 @@ CALIBRATION_TOKENS = 65_536
 BATCH_WINDOWS = 8
 
 
+def windows(corpus: Corpus, context: int, tokens: int = CALIBRATION_TOKENS) -> Iterator[Tensor]:
+    """Batches (b, context + 1) of token ids: windows that lie evenly over the training text, read as they go.
+
+    About `tokens` tokens in all, one window at least. Raises CorpusError when the text has less than that.
+    """
+    text = train_tokens(corpus)
+    available = (len(text) - 1) // context
+    if not available:
+        raise CorpusError(
+            f"corpus {corpus.id} has {len(text)} training tokens, less than one window of {context}",
+            hint="add text; an export does without calibration (--calibrate 0)",
+        )
+    count = max(1, min(available, tokens // context))
+    chosen = np.linspace(0, available - 1, count).round().astype(np.int64)
+    for some in np.array_split(chosen, -(-count // BATCH_WINDOWS)):
+        rows = np.stack([text[w * context : (w + 1) * context + 1] for w in some]).astype(np.int64)
+        yield torch.from_numpy(rows)
+
+
 @torch.no_grad()
 def importance(
     model: GPT, corpus: Corpus, tokens: int = CALIBRATION_TOKENS
 ) -> dict[str, NDArray[np.float32]]:
     """Mean square of each input of every linear layer, (columns,) by weight name, on training text.
 
-    Windows are spread evenly over it. Raises CorpusError when it has less than one window.
+    Raises CorpusError when there is less than one window of it.
     """
-    text, context = train_tokens(corpus), model.config.context
-    available = (len(text) - 1) // context
-    if not available:
-        raise CorpusError(
-            f"corpus {corpus.id} has {len(text)} training tokens, less than one window of {context}",
-            hint="add text, or leave calibration out (--calibrate 0)",
-        )
-    windows = (
-        np.linspace(0, available - 1, max(1, min(available, tokens // context))).round().astype(np.int64)
-    )
     sums: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_pre_hook(partial(_add, sums, f"{name}.weight"))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
+    seen = 0
     try:
-        for some in np.array_split(windows, -(-len(windows) // BATCH_WINDOWS)):
-            rows = np.stack([text[w * context : (w + 1) * context] for w in some]).astype(np.int64)
-            model.forward(torch.from_numpy(rows))
+        for rows in windows(corpus, model.config.context, tokens):
+            seen += rows[:, 1:].numel()
+            model.forward(rows[:, :-1])
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (total / (len(windows) * context)).numpy() for name, total in sums.items()}
+    return {name: (total / seen).numpy() for name, total in sums.items()}
 
 
 def _add(sums: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
