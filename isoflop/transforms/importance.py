@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from isoflop import flops
 from isoflop.errors import TrainError
 from isoflop.export.calibrate import CALIBRATION_TOKENS, windows
-from isoflop.gpt import GPT, Block
+from isoflop.gpt import GPT, Block, RMSNorm
 from isoflop.objectives import OBJECTIVES
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, ModelConfig
@@ -181,18 +181,20 @@ class _Slopes:
         for i, layer in enumerate(blocks(model)):
             mlp = layer.mlp
             slope = {name: _slope(p) for name, p in layer.named_parameters()}
-            self.layers_l[i] += sum(s.sum() for s in slope.values())
+            for s in slope.values():
+                self.layers_l[i] += s.sum()
             inner = [slope[f"self_attn.{name}_proj.weight"] for name in "qkv"]
             out_da = slope["self_attn.o_proj.weight"]
             for s in (*inner, out_da.T):
                 self.groups_lk[i] += s.reshape(k, -1).sum(1)
             gate_fd, up_fd, down_df = (_slope(p.weight) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
             self.ff_lf[i] += gate_fd.sum(1) + up_fd.sum(1) + down_df.sum(0)
-            self.width_d += sum(s.sum(0) for s in (*inner, gate_fd, up_fd))
-            self.width_d += out_da.sum(1) + down_df.sum(1)
-        self.width_d += sum(_slope(norm.weight) for norm in norms(model))
-        tables = {id(p): p for p in (model.table, model.head)}  # a tied one once
-        self.width_d += sum(_slope(p).sum(0) for p in tables.values())
+            for s in (*inner, gate_fd, up_fd, out_da.T, down_df.T):
+                self.width_d += s.sum(0)
+        for norm in norms(model):
+            self.width_d += _slope(norm.weight)
+        for table in {id(p): p for p in (model.table, model.head)}.values():  # a tied one once
+            self.width_d += _slope(table).sum(0)
 
 
 def _slope(p: Tensor) -> Tensor:
@@ -205,7 +207,7 @@ def blocks(model: GPT) -> list[Block]:
     return [layer for layer in model.model.layers if isinstance(layer, Block)]
 
 
-def norms(model: GPT) -> list[nn.Module]:
+def norms(model: GPT) -> list[RMSNorm]:
     """The norms of the residual stream in the order in which it meets them."""
     pairs = ((b.input_layernorm, b.post_attention_layernorm) for b in blocks(model))
     return [*(norm for pair in pairs for norm in pair), model.model.norm]

@@ -1,12 +1,15 @@
 """Weights set to zero one by one, for research: they take less room on disk, and no time less.
 
-By magnitude (Han et al., arXiv 1506.02626) or Wanda (Sun et al., arXiv 2306.11695), at a share of each matrix or
-two of every four (Mishra et al., arXiv 2104.08378). The blocks' matrices alone are masked, as in both.
+By magnitude (Han et al., arXiv 1506.02626) or Wanda (Sun et al., arXiv 2306.11695), a share of each matrix or
+two of every four (Mishra et al., arXiv 2104.08378). The blocks' matrices alone are masked, as in Wanda.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +17,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoflop.errors import TrainError
+from isoflop.export import save_pretrained
+from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
+from isoflop.families.sparse import compact
 from isoflop.gpt import GPT
-from isoflop.transforms.importance import blocks
+from isoflop.records import Corpus
+from isoflop.store import Project
+from isoflop.transforms import (
+    MODEL,
+    Transform,
+    change_of,
+    finished,
+    scores_of,
+    source_of,
+    transform_id,
+)
+from isoflop.transforms.importance import blocks, pass_flops
+from isoflop.using import decoder_of
 
 RULES = ("wanda", "magnitude")
 TWO_FOUR = "2:4"
+EVAL_TOKENS = 131_072
 RUN = 4  # neighbours in a row, of which 2:4 keeps two
 
 
@@ -57,7 +76,7 @@ def mask(
 def matrices(model: GPT) -> dict[str, Tensor]:
     """The blocks' matrices by name."""
     inside = {id(m) for block in blocks(model) for m in block.modules() if isinstance(m, nn.Linear)}
-    return {f"{n}.weight": m.weight for n, m in model.named_modules() if id(m) in inside}  # type: ignore[misc]
+    return {f"{n}.weight": m.weight for n, m in model.named_modules() if id(m) in inside}
 
 
 def zero_share(model: GPT) -> float:
@@ -70,3 +89,46 @@ def _lowest(score_rc: Tensor, count: int) -> Tensor:
     """Where the `count` lowest scores of each row are; of equal ones the first."""
     order = score_rc.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(score_rc, dtype=torch.bool).scatter_(1, order, True)
+
+
+def mask_model(
+    project: Project, corpus: Corpus, folder: Path, *, share: float = 0.5, two_four: bool = False,
+    rule: str = RULES[0], tokens: int = CALIBRATION_TOKENS, eval_tokens: int = EVAL_TOKENS,
+) -> Transform:  # fmt: skip
+    """Mask a model folder and keep it in the sparse form, which `load_pretrained` opens.
+
+    Raises ProjectError for another architecture, TrainError for a rule or share that cannot be, CorruptError
+    for a folder that is damaged, CorpusError when the text is too short.
+    """
+    if rule not in RULES:
+        raise TrainError(f"--by {rule} is no rule for masks", hint=f"name one of {', '.join(RULES)}")
+    model = decoder_of(folder, corpus, "pruned")
+    source = source_of(project, MODEL, folder, scores_of(model, corpus, eval_tokens))
+    options: dict[str, Any] = {
+        "pattern": TWO_FOUR if two_four else "unstructured",
+        "share": share,
+        "by": rule,
+    }
+    calibrated = rule == "wanda"
+    options |= {"calibrate": tokens} if calibrated else {}
+    id = transform_id("mask", corpus, [source], options)
+    if (done := finished(project, id)) is not None:
+        return done
+    began = time.perf_counter()
+    mask(model, share, importance(model, corpus, tokens) if calibrated else None, two_four=two_four)
+    change, change_se = change_of(decoder_of(folder, corpus, "pruned"), model, corpus, eval_tokens)
+
+    def write(target: Path) -> None:
+        save_pretrained(model, corpus, target)
+        compact(target)
+
+    kept = project.add_artifact(f"mask-{id}", write)
+    record = Transform(
+        id=id, kind="mask", corpus_id=corpus.id, sources=(source,),
+        options={**options, "zeros": zero_share(model)},
+        flops={"calibration": pass_flops(model.config, tokens, backward=False)} if calibrated else {},
+        seconds=time.perf_counter() - began, eval_tokens=eval_tokens,
+        after=scores_of(model, corpus, eval_tokens), model=kept, change=change, change_se=change_se,
+    )  # fmt: skip
+    project.put("transform", record)
+    return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import product
 
@@ -21,6 +22,11 @@ OPTIONS = {
 WORDS = {"n_layers": "layers", "n_heads": "heads", "d_ff": "feed-forward width", "d_model": "width"}
 CLOSE = 0.05  # a candidate has at most this share of the parameters less than the largest
 CANDIDATES = 24
+
+
+def sizes_of(shape: ModelConfig) -> dict[str, int]:
+    """Its SIZES."""
+    return {name: getattr(shape, name) for name in SIZES}
 
 
 def smaller(model: ModelConfig, **keep: int) -> ModelConfig:
@@ -49,7 +55,7 @@ def smaller(model: ModelConfig, **keep: int) -> ModelConfig:
 
 
 def candidates(model: ModelConfig, share: float, keep: Mapping[str, int]) -> list[ModelConfig]:
-    """Shapes of at most `share` of the model's stored parameters, with the sizes in `keep`, the most even first.
+    """Shapes of at most `share` of the stored parameters, with the sizes in `keep`, the most even first.
 
     For each depth, number of heads and width, the largest feed-forward width that fits; what then has CLOSE
     fewer parameters than the largest of them falls out. A shape is as even as the smallest share that it
@@ -82,12 +88,11 @@ def path(model: ModelConfig, target: ModelConfig, steps: int) -> list[ModelConfi
     if steps < 1:
         raise TrainError(f"{steps} steps prune nothing", hint="give 1 or more")
     shapes: list[ModelConfig] = []
-    for i in range(1, steps + 1):
-        keep = {name: _between(model, target, name, i / steps) for name in SIZES}
-        shape = smaller(model, **keep)
-        if not shapes or shape != shapes[-1]:
+    for i in range(1, steps):
+        shape = smaller(model, **{name: _between(model, target, name, i / steps) for name in SIZES})
+        if shape not in (model, target, *shapes):
             shapes.append(shape)
-    return [shape for shape in shapes[:-1] if shape != model] + [shapes[-1]]
+    return [*shapes, target]
 
 
 def _unit(model: ModelConfig, name: str) -> int:
@@ -109,23 +114,22 @@ def _sizes(model: ModelConfig, name: str, keep: Mapping[str, int]) -> list[int]:
 
 
 def _fitting(model: ModelConfig, most: float, keep: Mapping[str, int]) -> Iterator[ModelConfig]:
-    widths = _sizes(model, "d_ff", keep)
-    for layers, heads, width in product(
-        *(_sizes(model, n, keep) for n in ("n_layers", "n_heads", "d_model"))
-    ):
-        rest = {"n_layers": layers, "n_heads": heads, "d_model": width}
-        shapes = (smaller(model, d_ff=ff, **rest) for ff in reversed(widths))
-        fits = next((s for s in shapes if flops.params_total(s) <= most), None)
-        if fits is not None:
-            yield fits
+    """Of each depth, number of heads and width, the widest feed-forward with at most so many parameters."""
+    widths, others = _sizes(model, "d_ff", keep), [name for name in SIZES if name != "d_ff"]
+    for sizes in product(*(_sizes(model, name, keep) for name in others)):
+        rest = smaller(model, **dict(zip(others, sizes, strict=True)))
+        fit = bisect_right(widths, most, key=lambda ff: flops.params_total(smaller(rest, d_ff=ff)))
+        if fit:
+            yield smaller(rest, d_ff=widths[fit - 1])
 
 
 def _evenness(model: ModelConfig, shape: ModelConfig) -> float:
-    return min(getattr(shape, name) / getattr(model, name) for name in SIZES)
+    return min(float(getattr(shape, name) / getattr(model, name)) for name in SIZES)
 
 
 def _between(model: ModelConfig, target: ModelConfig, name: str, part: float) -> int:
     """A size on a geometric way, rounded up to what it may be."""
-    have, goal = getattr(model, name), getattr(target, name)
+    have, goal = int(getattr(model, name)), int(getattr(target, name))
     exact = have ** (1 - part) * goal**part
-    return next(s for s in sorted({goal, have, *_sizes(model, name, {})}) if s >= exact - 1e-9 and s >= goal)
+    allowed = sorted({goal, *_sizes(model, name, {})})
+    return next(size for size in allowed if size >= max(goal, exact - 1e-9))
