@@ -41,9 +41,12 @@ Examples = Callable[[Tensor, Corpus, tuple[int, ...]], tuple[Tensor, Tensor]]
 class Past:
     """Where a run finds what its configuration names by hash; crosses into its processes."""
 
-    model: Path  # the folder of `RunConfig.initial`
+    model: Path | None = None  # the folder of `RunConfig.initial`
     old: Path | None = None  # the folder of the corpus `RunConfig.old`
     fisher: Path | None = None  # where the run keeps its Fisher information
+    teachers: tuple[Path, ...] = ()  # the folders of `RunConfig.teachers`
+    answers: Path | None = None  # where their likeliest tokens are kept (`topk.Memory`)
+    answers_bytes: float = 0.0  # of each of their files, at most
 
 
 def old_corpus(config: RunConfig, past: Past | None) -> Corpus:
@@ -70,7 +73,7 @@ def initial_model(config: RunConfig, past: Past | None) -> LanguageModel:
 
     Raises TrainError when nobody says where it is, CorruptError when it is another one.
     """
-    if past is None:
+    if past is None or past.model is None:
         raise TrainError(
             f"this run goes on from the model folder with hash {config.initial}, which is not given",
             hint="train it with: isoflop train --from FOLDER",

@@ -16,6 +16,7 @@ from torch import Tensor
 from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model, old_corpus
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
+from isoflop.distilling import Teaching
 from isoflop.errors import TrainError
 from isoflop.families import family_of
 from isoflop.model import LanguageModel
@@ -135,6 +136,9 @@ class Trainer:
         self.consolidation: Consolidation | None = None
         if config.replay_share or config.ewc:
             self._remember(past, progress)
+        self.teaching: Teaching | None = None
+        if config.teachers:
+            self.teaching = Teaching(config, past, self.device)
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()
@@ -198,9 +202,14 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True):
             with self.precision.autocast():
-                loss = self.model.loss(*part, label_smoothing=config.label_smoothing)
+                loss = self._loss(*part)
             total += self.precision.backward(loss / config.accumulate)
         return total
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self.teaching is not None:
+            return self.teaching.loss(self.model, inputs, targets)
+        return self.model.loss(inputs, targets, label_smoothing=self.config.label_smoothing)
 
     def train_step(self, total_tokens: int) -> float:
         """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token."""

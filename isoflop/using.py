@@ -84,14 +84,26 @@ def generate(
 
 def check_vocabulary(model: LanguageModel, folder: Path, corpus: Corpus) -> None:
     """Raises CorruptError unless the model's tokenizer is the corpus's own."""
-    theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
-    size = max(corpus.vocab_size, ours.get_vocab_size(with_added_tokens=True))
-    if model.config.vocab_size < size or not (theirs.exists() and _text(theirs) == ours.to_str()):
+    if not same_tokenizer(model, folder, corpus):
         raise CorruptError(
             f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
             hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "
-            f"{theirs}",
+            f"{folder / 'tokenizer.json'}",
         )
+
+
+def same_tokenizer(model: LanguageModel, folder: Path, corpus: Corpus) -> bool:
+    """Whether a model folder's tokenizer is the corpus's, and the model knows all of its tokens."""
+    theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
+    size = max(corpus.vocab_size, ours.get_vocab_size(with_added_tokens=True))
+    return model.config.vocab_size >= size and theirs.exists() and _text(theirs) == ours.to_str()
+
+
+def check_finite(model: LanguageModel, folder: Path) -> None:
+    """Raises CorruptError naming the first weights that are not finite."""
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
 
 
 def decoder_of(folder: Path, corpus: Corpus, done: str) -> GPT:
@@ -108,9 +120,7 @@ def decoder_of(folder: Path, corpus: Corpus, done: str) -> GPT:
             hint="name a folder that isoflop trained, or a Qwen3",
         )
     check_vocabulary(model, folder, corpus)
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
+    check_finite(model, folder)
     return model
 
 

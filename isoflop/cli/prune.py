@@ -54,6 +54,9 @@ def prune(
     calibrate: TokenCount = None,
     steps: Annotated[int, typer.Option(help="Prune a part, train on, and prune again, so often.")] = 1,
     heal_tokens: HealOption = None,
+    heal_by: Annotated[
+        str, typer.Option(help="distill, with the unpruned model as teacher, or train, on the text alone.")
+    ] = "distill",
     lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of healing.")] = 1.0,
     unstructured: Annotated[
         float | None,
@@ -100,7 +103,7 @@ def prune(
                 keep, share, depth=depth_by, tokens=tokens, steps=steps,
                 **({} if by is None else {"by": by}),
             )  # fmt: skip
-            heal = None if heal_tokens is None else Heal(int(heal_tokens), lr_scale, seed)
+            heal = None if heal_tokens is None else Heal(int(heal_tokens), heal_by, lr_scale, seed)
             chain = prune_model(
                 home, corpus, model, wanted, heal=heal, eval_tokens=eval_tokens, progress=progress
             )

@@ -18,8 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from isoflop import flops
-from isoflop.records import Corpus, Record, digest
+from isoflop.records import Corpus, Interval, Record, digest
 from isoflop.store import HASH_DIGITS, Project, content_hash
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Transform(Record):
     run_id: str | None = None  # of the run that trained it, if one did
     change: float | None = None  # after - before in nats a token, window by window
     change_se: float | None = None  # its standard error over windows, which are paired
+    measured: dict[str, float] = Field(default_factory=dict)  # what else was, e.g. an approximation's error
+    predicted: dict[str, Interval] = Field(default_factory=dict)  # losses, written before it was made
 
     @property
     def before(self) -> Scores | None:

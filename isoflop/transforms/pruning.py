@@ -31,6 +31,7 @@ from isoflop.transforms import (
     source_of,
     transform_id,
 )
+from isoflop.transforms.distill import distill, student
 from isoflop.transforms.importance import Importance, measure, pass_flops
 from isoflop.transforms.prune import prune
 from isoflop.transforms.shapes import WORDS, candidates, path, sizes_of, smaller
@@ -39,6 +40,7 @@ from isoflop.using import decoder_of
 EVAL_TOKENS = 131_072
 SEARCH_TOKENS = 16_384  # of calibration text, on which each candidate shape is tried
 PRUNE, HEAL = "prune", "heal"
+HEALERS = ("distill", "train")  # with the unpruned model as teacher, or on the text alone
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Heal:
     """How pruned models are trained on."""
 
     tokens: int  # of all steps together
+    by: str = "distill"  # of HEALERS
     lr_scale: float = 1.0  # times the rates of a run that goes on
     seed: int = 0
 
@@ -163,6 +166,12 @@ def _healed(
 ) -> Transform:  # fmt: skip
     """Train a pruned model on, beside the original as its teacher or alone."""
     folder = project.folder / pruned.model
+    if heal.by == "distill":
+        config, past = student(
+            project, corpus, tokens=tokens, start=folder, lr_scale=heal.lr_scale, seed=heal.seed,
+            progress=progress,
+        )  # fmt: skip
+        return distill(project, corpus, [original], config, past, progress=progress)
     source = source_of(project, MODEL, folder, pruned.after)
     options = {"tokens": tokens, "lr_scale": heal.lr_scale, "seed": heal.seed}
     id = transform_id(HEAL, corpus, [source], options)
@@ -198,6 +207,8 @@ def _check(wanted: Wanted, heal: Heal | None, eval_tokens: int) -> None:
     for name, count in (("--calibrate", wanted.tokens), ("--eval-tokens", eval_tokens)):
         if count < 1:
             raise TrainError(f"{name} is {count}, which is no text", hint=f"give e.g. {name} 65536")
+    if heal is not None and heal.by not in HEALERS:
+        raise TrainError(f"--heal-by {heal.by} heals nothing", hint=f"name one of {', '.join(HEALERS)}")
     if heal is not None and heal.tokens < wanted.steps:
         raise TrainError(
             f"--heal-tokens is {heal.tokens}, which heals nothing", hint="give e.g. --heal-tokens 1M"
