@@ -115,9 +115,8 @@ def decoder_of(folder: Path, corpus: Corpus, done: str) -> GPT:
     model = load_pretrained(folder)
     if not isinstance(model, GPT):
         raise ProjectError(
-            f"{folder} is a model of the family {model.config.family}, and only our decoder (Qwen3's "
-            f"architecture) can be {done}",
-            hint="name a folder that isoflop trained, or a Qwen3",
+            f"{folder} is a model of the family {model.config.family}, and only our decoder can be {done}",
+            hint="name a folder of Qwen3's architecture, such as isoflop trains when no --family is given",
         )
     check_vocabulary(model, folder, corpus)
     check_finite(model, folder)

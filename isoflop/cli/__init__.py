@@ -1,6 +1,6 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
-its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models of
-models, `engines` exports finished ones and times them.
+its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
+of models, `engines` exports finished ones and times them.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def prune(
     two_four: Annotated[
         bool, typer.Option("--two-four", help="Instead: two of every four weights become zero, likewise.")
     ] = False,
-    eval_tokens: Annotated[int, typer.Option(help="Held-out tokens to score, at most.")] = 131_072,
+    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
     project: ProjectOption = DEFAULT_PROJECT,
     seed: SeedOption = 0,
     json: JsonOption = False,

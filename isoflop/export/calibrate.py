@@ -27,8 +27,11 @@ BATCH_WINDOWS = 8
 def windows(corpus: Corpus, context: int, tokens: int = CALIBRATION_TOKENS) -> Iterator[Tensor]:
     """Batches (b, context + 1) of token ids: windows that lie evenly over the training text, read as they go.
 
-    About `tokens` tokens in all, one window at least. Raises CorpusError when the text has less than that.
+    About `tokens` tokens in all, one window at least. Raises CorpusError when that is none, or more than the
+    text has.
     """
+    if tokens < 1:
+        raise CorpusError(f"{tokens} tokens are no text to calibrate on", hint="give e.g. --calibrate 65536")
     text = train_tokens(corpus)
     available = (len(text) - 1) // context
     if not available:

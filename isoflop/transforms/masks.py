@@ -103,7 +103,7 @@ def mask_model(
     if rule not in RULES:
         raise TrainError(f"--by {rule} is no rule for masks", hint=f"name one of {', '.join(RULES)}")
     model = decoder_of(folder, corpus, "pruned")
-    source = source_of(project, MODEL, folder, scores_of(model, corpus, eval_tokens))
+    source = source_of(project, MODEL, folder)
     options: dict[str, Any] = {
         "pattern": TWO_FOUR if two_four else "unstructured",
         "share": share,
@@ -115,6 +115,7 @@ def mask_model(
     if (done := finished(project, id)) is not None:
         return done
     began = time.perf_counter()
+    source = source.model_copy(update={"scores": scores_of(model, corpus, eval_tokens)})
     mask(model, share, importance(model, corpus, tokens) if calibrated else None, two_four=two_four)
     change, change_se = change_of(decoder_of(folder, corpus, "pruned"), model, corpus, eval_tokens)
 

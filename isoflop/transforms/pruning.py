@@ -102,24 +102,20 @@ def prune_model(
     is damaged, CorpusError when the text is too short.
     """
     progress = progress or Silent()
-    _check(wanted, heal, eval_tokens)
-    model, source = _opened(project, corpus, folder, eval_tokens)
+    _check(wanted, heal)
+    model, source = decoder_of(folder, corpus, "pruned"), source_of(project, MODEL, folder)
     first = _step(project, corpus, model, source, wanted, 1, None, eval_tokens, progress)
     target = smaller(model.config, **first.options["target"])
     shapes, chain = path(model.config, target, wanted.steps), [first]
     for number in range(1, len(shapes) + 1):
         if number > 1:
-            model, source = _opened(project, corpus, project.folder / chain[-1].model, eval_tokens)
+            last = project.folder / chain[-1].model
+            model, source = decoder_of(last, corpus, "pruned"), source_of(project, MODEL, last)
             chain.append(_step(project, corpus, model, source, wanted, number, shapes, eval_tokens, progress))
         if heal is not None:
             part = heal.tokens * number // len(shapes) - heal.tokens * (number - 1) // len(shapes)
             chain.append(_healed(project, corpus, chain[-1], folder, heal, part, eval_tokens, progress))
     return chain
-
-
-def _opened(project: Project, corpus: Corpus, folder: Path, eval_tokens: int) -> tuple[GPT, Source]:
-    model = decoder_of(folder, corpus, "pruned")
-    return model, source_of(project, MODEL, folder, scores_of(model, corpus, eval_tokens))
 
 
 def _step(
@@ -134,7 +130,7 @@ def _step(
     id = transform_id(PRUNE, corpus, [source], options)
     if (done := finished(project, id)) is not None:
         return done
-    began, spent = time.perf_counter(), {}
+    began, spent = time.perf_counter(), dict[str, float]()
     importance = measure(
         model, corpus, by=wanted.by, depth=wanted.depth, tokens=wanted.tokens, progress=progress
     )
@@ -144,6 +140,7 @@ def _step(
         shapes = path(model.config, target, wanted.steps)
     shape = shapes[number - 1]
     made = prune(model, importance, shape)
+    source = source.model_copy(update={"scores": scores_of(model, corpus, eval_tokens)})
     change, change_se = change_of(model, made, corpus, eval_tokens)
     kept = keep_model(project, corpus, PRUNE, id, made)
     record = Transform(
@@ -197,16 +194,13 @@ def _healed(
     return record
 
 
-def _check(wanted: Wanted, heal: Heal | None, eval_tokens: int) -> None:
+def _check(wanted: Wanted, heal: Heal | None) -> None:
     """Raises TrainError for what says nothing."""
     if wanted.share is None and not wanted.keep:
         raise TrainError(
             "there is nothing to prune to",
             hint="give --params-share 0.5, or some of --keep-layers, --keep-heads, --keep-ff, --keep-width",
         )
-    for name, count in (("--calibrate", wanted.tokens), ("--eval-tokens", eval_tokens)):
-        if count < 1:
-            raise TrainError(f"{name} is {count}, which is no text", hint=f"give e.g. {name} 65536")
     if heal is not None and heal.by not in HEALERS:
         raise TrainError(f"--heal-by {heal.by} heals nothing", hint=f"name one of {', '.join(HEALERS)}")
     if heal is not None and heal.tokens < wanted.steps:
