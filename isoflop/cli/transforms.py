@@ -91,6 +91,48 @@ def distill(
     typer.echo(home.folder / made.model)
 
 
+@app.command()
+def write(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="A causal model folder.")],
+    path: Annotated[Path, typer.Option("--out", help="The new file of JSON lines, text each.")],
+    tokens: Annotated[float, count("New tokens at least, e.g. 1M.")],
+    prompt_tokens: Annotated[
+        int, typer.Option(min=0, help="Go on from beginnings of the training text; 0: its own documents.")
+    ] = 0,
+    temperature: Annotated[float, typer.Option(help="Of its probabilities.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among this many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest with this probability.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="Documents at once.")] = 32,
+    project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Let a teacher write text that a student of any tokenizer can learn from (sequence-level distillation).
+
+    Example: [bold]isoflop write TEACHER --tokens 1M --out text.jsonl[/bold], then
+    [bold]isoflop corpus docs/ text.jsonl --project other[/bold]
+    """
+    from isoflop.pipeline import corpus_of
+    from isoflop.transforms.writing import Manner
+    from isoflop.transforms.writing import write as let_write
+
+    home = open_project(project)
+    manner = Manner(int(tokens), prompt_tokens, temperature, top_k, top_p, batch, seed)
+    with home.lock(), Terminal() as progress:
+        text = corpus_of(home) if prompt_tokens else None
+        made = let_write(home, text, teacher, path, manner, progress=progress)
+    if json:
+        out(made)
+        return
+    table("Written", ("", "value"), [
+        ("documents", f"{made.documents:,}"),
+        ("tokens", f"{made.tokens:,}"),
+        ("bytes", f"{made.bytes:,}"),
+        ("FLOPs", f"{made.flops:.3g}"),
+        ("seconds", f"{made.seconds:.1f}"),
+        ("tokens a second", f"{made.tokens / made.seconds:,.0f}"),
+    ])  # fmt: skip
+    typer.echo(path)
+
+
 def show(made: Transform) -> None:
     """What a transform read, gave and cost."""
     rows = [(f"{s.role} {Path(s.path).name}", *_numbers(s.scores)) for s in made.sources if s.scores]

@@ -160,8 +160,8 @@ def _opened(folder: Path, corpus: Corpus) -> LanguageModel:
         raise TrainError(
             f"the tokenizer of the teacher {folder} is not the tokenizer of corpus {corpus.id}: their "
             "probabilities are of different tokens",
-            hint="let it write text to learn from (sequence-level distillation), or build the corpus with "
-            f"--tokenizer {folder / 'tokenizer.json'}",
+            hint="learn from text that it writes (sequence-level distillation): isoflop write "
+            f"{folder} --out FILE; or build the corpus with --tokenizer {folder / 'tokenizer.json'}",
         )
     if teacher.config.objective != "causal":
         raise TrainError(
