@@ -24,6 +24,7 @@ from isoflop.gpt import GPT
 from isoflop.records import Corpus
 from isoflop.store import Project
 from isoflop.transforms import (
+    EVAL_TOKENS,
     MODEL,
     Transform,
     change_of,
@@ -35,9 +36,9 @@ from isoflop.transforms import (
 from isoflop.transforms.importance import blocks, pass_flops
 from isoflop.using import decoder_of
 
+KIND = "mask"
 RULES = ("wanda", "magnitude")
 TWO_FOUR = "2:4"
-EVAL_TOKENS = 131_072
 RUN = 4  # neighbours in a row, of which 2:4 keeps two
 
 
@@ -111,7 +112,7 @@ def mask_model(
     }
     calibrated = rule == "wanda"
     options |= {"calibrate": tokens} if calibrated else {}
-    id = transform_id("mask", corpus, [source], options)
+    id = transform_id(KIND, corpus, [source], {**options, "eval_tokens": eval_tokens})
     if (done := finished(project, id)) is not None:
         return done
     began = time.perf_counter()
@@ -123,9 +124,9 @@ def mask_model(
         save_pretrained(model, corpus, target)
         compact(target)
 
-    kept = project.add_artifact(f"mask-{id}", write)
+    kept = project.add_artifact(f"{KIND}-{id}", write)
     record = Transform(
-        id=id, kind="mask", corpus_id=corpus.id, sources=(source,),
+        id=id, kind=KIND, corpus_id=corpus.id, sources=(source,),
         options={**options, "zeros": zero_share(model)},
         flops={"calibration": pass_flops(model.config, tokens, backward=False)} if calibrated else {},
         seconds=time.perf_counter() - began, eval_tokens=eval_tokens,

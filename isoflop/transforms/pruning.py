@@ -21,6 +21,7 @@ from isoflop.records import Corpus, ModelConfig
 from isoflop.starting import continuation
 from isoflop.store import Project
 from isoflop.transforms import (
+    EVAL_TOKENS,
     MODEL,
     Source,
     Transform,
@@ -37,7 +38,6 @@ from isoflop.transforms.prune import prune
 from isoflop.transforms.shapes import WORDS, candidates, path, sizes_of, smaller
 from isoflop.using import decoder_of
 
-EVAL_TOKENS = 131_072
 SEARCH_TOKENS = 16_384  # of calibration text, on which each candidate shape is tried
 PRUNE, HEAL = "prune", "heal"
 HEALERS = ("distill", "train")  # with the unpruned model as teacher, or on the text alone
@@ -102,8 +102,8 @@ def prune_model(
     is damaged, CorpusError when the text is too short.
     """
     progress = progress or Silent()
-    _check(wanted, heal)
     model, source = decoder_of(folder, corpus, "pruned"), source_of(project, MODEL, folder)
+    _check(model.config, wanted, heal)
     first = _step(project, corpus, model, source, wanted, 1, None, eval_tokens, progress)
     target = smaller(model.config, **first.options["target"])
     shapes, chain = path(model.config, target, wanted.steps), [first]
@@ -127,7 +127,7 @@ def _step(
         "keep": dict(wanted.keep), "share": wanted.share, "by": wanted.by, "depth": wanted.depth,
         "calibrate": wanted.tokens, "step": number, "steps": wanted.steps,
     }  # fmt: skip
-    id = transform_id(PRUNE, corpus, [source], options)
+    id = transform_id(PRUNE, corpus, [source], {**options, "eval_tokens": eval_tokens})
     if (done := finished(project, id)) is not None:
         return done
     began, spent = time.perf_counter(), dict[str, float]()
@@ -171,7 +171,7 @@ def _healed(
         return distill(project, corpus, [original], config, past, progress=progress)
     source = source_of(project, MODEL, folder, pruned.after)
     options = {"tokens": tokens, "lr_scale": heal.lr_scale, "seed": heal.seed}
-    id = transform_id(HEAL, corpus, [source], options)
+    id = transform_id(HEAL, corpus, [source], {**options, "eval_tokens": eval_tokens})
     if (done := finished(project, id)) is not None:
         return done
     config, past = continuation(
@@ -194,13 +194,16 @@ def _healed(
     return record
 
 
-def _check(wanted: Wanted, heal: Heal | None) -> None:
-    """Raises TrainError for what says nothing."""
+def _check(model: ModelConfig, wanted: Wanted, heal: Heal | None) -> None:
+    """Raises TrainError for what cannot be, before anything is computed."""
     if wanted.share is None and not wanted.keep:
         raise TrainError(
             "there is nothing to prune to",
             hint="give --params-share 0.5, or some of --keep-layers, --keep-heads, --keep-ff, --keep-width",
         )
+    path(model, smaller(model, **wanted.keep), wanted.steps)
+    if wanted.share is not None:
+        candidates(model, wanted.share, wanted.keep)
     if heal is not None and heal.by not in HEALERS:
         raise TrainError(f"--heal-by {heal.by} heals nothing", hint=f"name one of {', '.join(HEALERS)}")
     if heal is not None and heal.tokens < wanted.steps:
