@@ -111,6 +111,18 @@ def test_a_share_takes_the_shape_with_the_lowest_loss(home: Project, corpus: Cor
     assert chosen <= calibration_loss(other, corpus, 2048) + 1e-6
 
 
+def test_llama_cpp_serves_what_was_pruned(home: Project, corpus: Corpus, trained: Path) -> None:
+    """Heads that together are narrower than the model, in 8-bit blocks, through the gate of exports."""
+    pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
+    pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
+    from isoflop.export.gated import export
+
+    keep = {"n_layers": 2, "n_heads": 1, "d_ff": 96}
+    (done,) = prune_model(home, corpus, trained, Wanted(keep, tokens=2048), eval_tokens=EVAL)
+    made = export(home, corpus, home.folder / done.model, kind="q8_0")
+    assert made.params_total == done.after.params_total
+
+
 def test_calibration_loss_is_the_mean_over_windows(model: GPT, corpus: Corpus) -> None:
     from isoflop.export.calibrate import windows
 

@@ -30,20 +30,30 @@ def windows(corpus: Corpus, context: int, tokens: int = CALIBRATION_TOKENS) -> I
     About `tokens` tokens in all, one window at least. Raises CorpusError when that is none, or more than the
     text has.
     """
+    text, chosen = train_tokens(corpus), _chosen(corpus, context, tokens)
+    for some in np.array_split(chosen, -(-len(chosen) // BATCH_WINDOWS)):
+        rows = np.stack([text[w * context : (w + 1) * context + 1] for w in some]).astype(np.int64)
+        yield torch.from_numpy(rows)
+
+
+def tokens_read(corpus: Corpus, context: int, tokens: int) -> int:
+    """Those that `windows` really gives."""
+    return len(_chosen(corpus, context, tokens)) * context
+
+
+def _chosen(corpus: Corpus, context: int, tokens: int) -> NDArray[np.int64]:
+    """Numbers of windows."""
     if tokens < 1:
         raise CorpusError(f"{tokens} tokens are no text to calibrate on", hint="give e.g. --calibrate 65536")
-    text = train_tokens(corpus)
-    available = (len(text) - 1) // context
-    if not available:
+    available = (corpus.train_tokens - 1) // context
+    if available < 1:
         raise CorpusError(
-            f"corpus {corpus.id} has {len(text)} training tokens, less than one window of {context}",
+            f"corpus {corpus.id} has {corpus.train_tokens} training tokens, "
+            f"less than one window of {context}",
             hint="add text; an export does without calibration (--calibrate 0)",
         )
     count = max(1, min(available, tokens // context))
-    chosen = np.linspace(0, available - 1, count).round().astype(np.int64)
-    for some in np.array_split(chosen, -(-count // BATCH_WINDOWS)):
-        rows = np.stack([text[w * context : (w + 1) * context + 1] for w in some]).astype(np.int64)
-        yield torch.from_numpy(rows)
+    return np.linspace(0, available - 1, count).round().astype(np.int64)
 
 
 @torch.no_grad()
@@ -52,7 +62,7 @@ def importance(
 ) -> dict[str, NDArray[np.float32]]:
     """Mean square of each input of every linear layer, (columns,) by weight name, on training text.
 
-    Raises CorpusError when there is less than one window of it.
+    Raises CorpusError as `windows` does.
     """
     sums: dict[str, Tensor] = {}
     hooks = [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import TrainError
 from isoflop.export import save_pretrained
-from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
+from isoflop.export.calibrate import CALIBRATION_TOKENS, importance, tokens_read
 from isoflop.families.sparse import compact
 from isoflop.gpt import GPT
 from isoflop.records import Corpus
@@ -115,7 +115,10 @@ def mask_model(
     id = transform_id(KIND, corpus, [source], {**options, "eval_tokens": eval_tokens})
     if (done := finished(project, id)) is not None:
         return done
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), dict[str, float]()
+    if calibrated:
+        read = tokens_read(corpus, model.config.context, tokens)
+        spent["calibration"] = pass_flops(model.config, read, backward=False)
     source = source.model_copy(update={"scores": scores_of(model, corpus, eval_tokens)})
     mask(model, share, importance(model, corpus, tokens) if calibrated else None, two_four=two_four)
     change, change_se = change_of(decoder_of(folder, corpus, "pruned"), model, corpus, eval_tokens)
@@ -128,7 +131,7 @@ def mask_model(
     record = Transform(
         id=id, kind=KIND, corpus_id=corpus.id, sources=(source,),
         options={**options, "zeros": zero_share(model)},
-        flops={"calibration": pass_flops(model.config, tokens, backward=False)} if calibrated else {},
+        flops=spent,
         seconds=time.perf_counter() - began, eval_tokens=eval_tokens,
         after=scores_of(model, corpus, eval_tokens), model=kept, change=change, change_se=change_se,
     )  # fmt: skip

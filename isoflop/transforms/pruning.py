@@ -12,7 +12,7 @@ import torch
 
 from isoflop.errors import TrainError
 from isoflop.export import load_pretrained
-from isoflop.export.calibrate import CALIBRATION_TOKENS, windows
+from isoflop.export.calibrate import CALIBRATION_TOKENS, tokens_read, windows
 from isoflop.gpt import GPT
 from isoflop.objectives import OBJECTIVES
 from isoflop.pipeline import train_model
@@ -67,7 +67,8 @@ class Wanted:
             return shapes[0], 0.0
         tokens = min(self.tokens, SEARCH_TOKENS)
         losses = [calibration_loss(prune(model, importance, shape), corpus, tokens) for shape in shapes]
-        spent = sum(pass_flops(shape, tokens, backward=False) for shape in shapes)
+        read = tokens_read(corpus, model.config.context, tokens)
+        spent = sum(pass_flops(shape, read, backward=False) for shape in shapes)
         return shapes[losses.index(min(losses))], spent
 
 
