@@ -12,6 +12,7 @@ from isoflop.engines import Engine, is_export, open_engine
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.evaluate import HeldOut, heldout, heldout_of
 from isoflop.export import load_pretrained, tokenizer_of
+from isoflop.gpt import GPT
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.records import Corpus, Sample
@@ -103,6 +104,23 @@ def check_finite(model: LanguageModel, folder: Path) -> None:
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
+
+
+def decoder_of(folder: Path, corpus: Corpus, done: str) -> GPT:
+    """Our decoder in a model folder, with finite weights, of the corpus's tokenizer.
+
+    `done` says what is to be done with it: "exported". Raises ProjectError for another architecture,
+    CorruptError for what is damaged or has another tokenizer.
+    """
+    model = load_pretrained(folder)
+    if not isinstance(model, GPT):
+        raise ProjectError(
+            f"{folder} is a model of the family {model.config.family}, and only our decoder can be {done}",
+            hint="name a folder of Qwen3's architecture, such as isoflop trains when no --family is given",
+        )
+    check_vocabulary(model, folder, corpus)
+    check_finite(model, folder)
+    return model
 
 
 def check_reading(engine: Engine, path: Path, corpus: Corpus) -> None:

@@ -13,12 +13,12 @@ from isoflop.errors import ProjectError
 from isoflop.export import onnx, openvino
 from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
-from isoflop.export.huggingface import load_pretrained, save_pretrained, tokenizer_of
+from isoflop.export.huggingface import save_pretrained, tokenizer_of
 from isoflop.export.parity import Parity, check
 from isoflop.gpt import GPT
 from isoflop.records import Corpus, Record, digest
 from isoflop.store import Project, content_hash
-from isoflop.using import check_finite, check_vocabulary
+from isoflop.using import decoder_of
 
 # Root mean square difference of logits that is allowed, as a share of their spread. llama.cpp keeps keys and
 # values in 16 bits, and multiplies rounded weights with activations that it rounds to 8 bits.
@@ -155,18 +155,11 @@ def kept(
 
 
 def exportable(folder: Path, corpus: Corpus) -> GPT:
-    """Our decoder with finite weights, of the corpus's tokenizer. Raises ProjectError or CorruptError."""
-    model = load_pretrained(folder)
-    if not isinstance(model, GPT):
-        raise ProjectError(
-            f"{folder} is a model of the family {model.config.family}, and only our decoder can be exported",
-            hint="it is a Hugging Face folder already",
-        )
+    """Our decoder, causal. Raises ProjectError or CorruptError."""
+    model = decoder_of(folder, corpus, "exported")
     if model.config.objective != "causal":
         raise ProjectError(
             f"{folder} has learned the objective {model.config.objective!r}, which no other format knows",
             hint="export a causal model",
         )
-    check_vocabulary(model, folder, corpus)
-    check_finite(model, folder)
     return model

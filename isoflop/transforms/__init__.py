@@ -27,6 +27,7 @@ from isoflop.store import HASH_DIGITS, Project, content_hash
 if TYPE_CHECKING:
     from isoflop.model import LanguageModel
 
+EVAL_TOKENS = 131_072  # held-out, as runs have
 MODEL, TEACHER = "model", "teacher"  # what a source is to a transform
 
 
