@@ -7,8 +7,9 @@ that every node mounts at the same path: what is lost with a process or a node i
 checkpoint, and the loss is the same to the last bit. Only the driver touches the ledger, and Optuna's study.
 
 A run of several ranks is a placement group with a bundle of `threads` CPUs a rank, on one node where one has
-room; the ranks meet by torch.distributed over TCP. Ray Train's TorchTrainer would do the same with a
-controller, checkpoints and restarts of its own beside ours, and cannot ask a run to save itself and end.
+room; the ranks meet by torch.distributed over TCP. Ray Train's TorchTrainer could start them as well, but its
+Ctrl-C ends them unsaved, its restarts take an error of the run for a lost rank, and members of one rank would
+stay tasks (docs/LOG.md, 2026-11-26).
 
 Everything is for CPUs; isoflop must be installed on every node.
 """
