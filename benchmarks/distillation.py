@@ -20,11 +20,11 @@ from typing import Any
 from comparing import mean, words
 from keeping import NOTES, find, machine, once, write_readme
 
-from isoflop.divergences import Lesson
 from isoflop.pipeline import corpus_of, train_model
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
 from isoflop.store import Project
+from isoflop.teaching.divergences import Lesson
 from isoflop.transforms.distill import distill, student
 from isoflop.variant import DEFAULT
 

@@ -17,13 +17,13 @@ from isoflop.corpus import check_train_tokens, train_stamp
 from isoflop.devices import agreed, any_rank, rank
 from isoflop.errors import TrainError
 from isoflop.evaluate import HeldOut, heldout
-from isoflop.features import bare
 from isoflop.identity import run_id, trunk_id
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
 from isoflop.patience import Patience
 from isoflop.progress import Live, Progress
 from isoflop.records import Corpus, CurvePoint, Forgetting, Run, RunConfig, Stretch
+from isoflop.teaching.features import bare
 from isoflop.trainer import Meter, Trainer
 
 CURVE_POINTS = 60

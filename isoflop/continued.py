@@ -45,7 +45,7 @@ class Past:
     old: Path | None = None  # the folder of the corpus `RunConfig.old`
     fisher: Path | None = None  # where the run keeps its Fisher information
     teachers: tuple[Path, ...] = ()  # the folders of `RunConfig.teachers`
-    answers: Path | None = None  # where their likeliest tokens are kept (`topk.Memory`)
+    answers: Path | None = None  # where their likeliest tokens are kept (`teaching.topk.Memory`)
     answers_bytes: float = 0.0  # of each of their files, at most
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from isoflop.divergences import DIVERGENCES
 from isoflop.errors import TrainError
 from isoflop.precision import PRECISIONS
 from isoflop.records import ModelConfig, RunConfig
+from isoflop.teaching.divergences import DIVERGENCES
 
 RANGES = {  # fields of RunConfig: from, and below
     "batch_tokens": (1, math.inf),

@@ -182,7 +182,7 @@ class RunConfig(Paced):
     teachers: tuple[str, ...] = ()  # hashes of the model folders that it learns from beside the text
     teacher_weight: float = 0.0  # lambda, of their share of the loss
     temperature: float = 1.0  # of their probabilities and, beside them, the model's
-    divergence: str = "forward-kl"  # of `divergences.DIVERGENCES`
+    divergence: str = "forward-kl"  # of `teaching.divergences.DIVERGENCES`
     teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
     feature_weight: float = 0.0  # of their hidden states, beside all the rest
 

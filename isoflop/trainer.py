@@ -16,7 +16,6 @@ from torch import Tensor
 from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model, old_corpus
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
-from isoflop.distilling import Teaching
 from isoflop.errors import TrainError
 from isoflop.families import family_of
 from isoflop.model import LanguageModel
@@ -28,6 +27,7 @@ from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
 from isoflop.recompute import recompute_blocks
 from isoflop.records import Corpus, RunConfig
+from isoflop.teaching.distilling import Teaching
 
 
 class Batches:

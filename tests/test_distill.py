@@ -14,19 +14,19 @@ from conftest import STDLIB
 from isoflop import flops
 from isoflop.continued import Past
 from isoflop.corpus import build_corpus
-from isoflop.distilling import Teaching, Told
-from isoflop.divergences import DIVERGENCES, Lesson
 from isoflop.errors import CorruptError, IsoflopError, ProjectError, TrainError
 from isoflop.evaluate import heldout
 from isoflop.export import load_pretrained, save_pretrained
 from isoflop.families import find
-from isoflop.features import matched
 from isoflop.interrupt import Interrupted
 from isoflop.model import LanguageModel
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Run, RunConfig
 from isoflop.store import HASH_DIGITS, Project, content_hash
+from isoflop.teaching.distilling import Teaching, Told
+from isoflop.teaching.divergences import DIVERGENCES, Lesson
+from isoflop.teaching.features import matched
 from isoflop.train import train, train_trunk
 from isoflop.trainer import Trainer
 from isoflop.transforms import Transform

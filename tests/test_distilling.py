@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isoflop.distilling import DistilledCrossEntropy, told_by
-from isoflop.divergences import DIVERGENCES, Lesson
 from isoflop.gpt import LinearCrossEntropy
+from isoflop.teaching.distilling import DistilledCrossEntropy, told_by
+from isoflop.teaching.divergences import DIVERGENCES, Lesson
 
 N, V, D = 700, 96, 16  # more than one chunk
 

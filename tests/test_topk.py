@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isoflop.errors import TrainError
-from isoflop.topk import Memory, Top, bytes_a_window, left_out
+from isoflop.teaching.topk import Memory, Top, bytes_a_window, left_out
 
 CONTEXT, V, K = 8, 50, 5
 

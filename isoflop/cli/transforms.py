@@ -20,8 +20,8 @@ from isoflop.cli.options import (
     count,
     open_project,
 )
-from isoflop.divergences import Lesson
 from isoflop.quantities import cell
+from isoflop.teaching.divergences import Lesson
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:

@@ -15,8 +15,6 @@ import torch
 
 from isoflop import flops
 from isoflop.continued import Past, initial_model
-from isoflop.distilling import as_asked, check_head, told_by
-from isoflop.divergences import Lesson
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout_windows
 from isoflop.export import load_pretrained
@@ -30,7 +28,9 @@ from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Interval, Ladder, ModelConfig, RunConfig, digest
 from isoflop.starting import chosen_config, continuation
 from isoflop.store import Project
-from isoflop.topk import left_out, places_in
+from isoflop.teaching.distilling import as_asked, check_head, told_by
+from isoflop.teaching.divergences import Lesson
+from isoflop.teaching.topk import left_out, places_in
 from isoflop.transforms import (
     MODEL,
     TEACHER,

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from isoflop.continued import Past
-from isoflop.divergences import Lesson
 from isoflop.errors import CorruptError, TrainError
 from isoflop.export import load_pretrained
-from isoflop.features import Matching
 from isoflop.gpt import CHUNK_TOKENS, product_dtype
 from isoflop.model import LanguageModel
 from isoflop.records import ModelConfig, RunConfig
 from isoflop.store import HASH_DIGITS, content_hash
-from isoflop.topk import Memory, Top
+from isoflop.teaching.divergences import Lesson
+from isoflop.teaching.features import Matching
+from isoflop.teaching.topk import Memory, Top
 
 Told = Callable[[slice], Tensor]  # a teacher's logits (rows, v) of some of the positions
 
