@@ -137,7 +137,8 @@ def _step(
     )
     spent["calibration"] = importance.flops
     if shapes is None:
-        target, spent["search"] = wanted.target(model, corpus, importance)
+        target, searched = wanted.target(model, corpus, importance)
+        spent |= {"search": searched} if searched else {}
         shapes = path(model.config, target, wanted.steps)
     shape = shapes[number - 1]
     made = prune(model, importance, shape)
