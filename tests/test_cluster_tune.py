@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hearing import Heard, until
 from ray.cluster_utils import Cluster as Nodes
-from test_cluster import Said, holding, until, when
+from test_cluster import holding, when
 from test_tune import laid_out, times
 
 from isoflop import cluster
@@ -40,7 +41,7 @@ def test_a_killed_node_costs_what_a_trial_did_since_its_last_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     (other,) = nodes.worker_nodes
-    mark, project, said = tmp_path / "mark", Project(tmp_path / "project"), Said()
+    mark, project, said = tmp_path / "mark", Project(tmp_path / "project"), Heard()
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.0)
     layout = laid_out(corpus, small, workers=2, planned=4)
     thread = when(mark, lambda pid: nodes.remove_node(other, allow_graceful=False))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from isoflop.errors import TrainError
-from isoflop.export.gated import export
+from isoflop.export.gated import export, exportable
 from isoflop.export.gguf import restored, stored
 from isoflop.gpt import GPT
 from isoflop.pipeline import corpus_of
@@ -126,7 +126,7 @@ def test_exchanges_are_the_best_at_every_number_of_bytes() -> None:
 
 
 def test_what_a_matrix_costs_is_the_divergence(home: Home) -> None:
-    model = room.exportable(home[2], home[1])
+    model = exportable(home[2], home[1])
     assert isinstance(model, GPT)
     probe = room._Probe(model, home[1])
     weight = model.lm_head.weight

@@ -130,19 +130,19 @@ def quantize(
 
     Example: [bold]isoflop quantize my-project/artifacts/model-... --max-loss-increase 1% -p my-project[/bold]
     """
+    from isoflop.export.calibrate import CALIBRATION_TOKENS
     from isoflop.pipeline import corpus_of
     from isoflop.quantities import BYTES, SHARE
     from isoflop.transforms.quantize import quantize as write
 
-    limits = {
-        "max_bytes": None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
-        "max_loss_increase": (
-            None if max_loss_increase is None else SHARE.read("--max-loss-increase", max_loss_increase)
-        ),
-    }
-    home, given = open_project(project), {} if calibrate is None else {"calibrate": calibrate}
+    most = None if max_bytes is None else BYTES.read("--max-bytes", max_bytes)
+    rise = None if max_loss_increase is None else SHARE.read("--max-loss-increase", max_loss_increase)
+    tokens, home = CALIBRATION_TOKENS if calibrate is None else calibrate, open_project(project)
     with home.lock(), Terminal() as progress:
-        done = write(home, corpus_of(home), model, progress=progress, **limits, **given)
+        done = write(
+            home, corpus_of(home), model, max_bytes=most, max_loss_increase=rise, calibrate=tokens,
+            progress=progress,
+        )  # fmt: skip
     if json:
         out(done)
         return

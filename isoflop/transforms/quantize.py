@@ -191,7 +191,7 @@ class _Probe:
         return F.log_softmax(self.model(row[None])[0], dim=-1)
 
     @torch.no_grad()
-    def nats(self, weight: torch.nn.Parameter, value: NDArray[np.float32]) -> float:
+    def nats(self, weight: Tensor, value: NDArray[np.float32]) -> float:
         """KL a token of the original from the model with `weight` at that value."""
         before = weight.detach().clone()
         weight.copy_(torch.from_numpy(value))
@@ -203,9 +203,7 @@ class _Probe:
         return max(0.0, float(torch.stack(apart).mean()))
 
 
-def _choices(
-    probe: _Probe, weight: torch.nn.Parameter, importance: NDArray[np.float32] | None
-) -> tuple[Choice, ...]:
+def _choices(probe: _Probe, weight: Tensor, importance: NDArray[np.float32] | None) -> tuple[Choice, ...]:
     """The lower convex hull of costs by bytes."""
     original = weight.detach().numpy()
     by_bytes: dict[int, Choice] = {}
@@ -331,7 +329,7 @@ def _within_loss(
 
 
 def _record(
-    id: str, corpus: Corpus, source: Source, options: dict[str, object], cost: dict[str, float],
+    id: str, corpus: Corpus, source: Source, options: Mapping[str, float | None], cost: dict[str, float],
     export: Export, after: HeldOut, chosen: Chosen, seconds: float,
 ) -> Quantized:  # fmt: skip
     before = source.scores
@@ -341,8 +339,8 @@ def _record(
         params_total=before.params_total, params_matmul=before.params_matmul,
     )  # fmt: skip
     made = Transform(
-        id=id, kind=KIND, corpus_id=corpus.id, sources=(source,), options=options, flops=cost,
-        seconds=seconds, eval_tokens=int(str(options["eval_tokens"])), after=scores,
+        id=id, kind=KIND, corpus_id=corpus.id, sources=(source,), options=dict(options),
+        flops=cost, seconds=seconds, eval_tokens=int(options["eval_tokens"] or 0), after=scores,
         model=str(Path(export.path).parent),
     )  # fmt: skip
     return Quantized(
