@@ -297,10 +297,11 @@ class Cluster:
                         yield number, result
             _show(board, tally, stage, progress, stop)
         finally:
-            for task, (_, group) in running.items():
-                ray.cancel(task, force=True)
-                _free(group)
-            ray.kill(board)
+            if ray.is_initialized():  # else all ended with the connection, and a call would make a new one
+                for task, (_, group) in running.items():
+                    ray.cancel(task, force=True)
+                    _free(group)
+                ray.kill(board)
         if stop:
             raise Interrupted
 

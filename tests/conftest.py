@@ -94,12 +94,14 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[Nodes]:
     """A Ray cluster of two nodes of one CPU each; the first is the driver's."""
+    import ray
     from ray.cluster_utils import Cluster as Nodes
 
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
     started = Nodes(initialize_head=True, head_node_args=head)
     started.add_node(num_cpus=1, object_store_memory=100 << 20)
     yield started
+    assert not ray.is_initialized(), "a test left this process connected"
     started.shutdown()  # type: ignore[no-untyped-call]
 
 

@@ -50,7 +50,6 @@ def test_a_killed_node_costs_what_a_trial_did_since_its_last_checkpoint(
     finally:
         thread.join()
         nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
-    assert "the cluster has 1 CPUs now, it had 2" in said.lines
     assert [t.number for t in done.trials] == list(range(4))
     assert {t.state for t in done.trials} <= {"done", "pruned"}
     for trial in done.trials:

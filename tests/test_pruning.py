@@ -41,6 +41,9 @@ def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = Trainer(config, corpus, Silent())
     for _ in range(120):
         trainer.train_step(config.tokens)
+    with torch.no_grad():  # weights that began at zero and never moved are not told from pruned ones
+        for p in trainer.model.parameters():
+            p.add_(1e-6 * torch.randn_like(p) * (p == 0))
     save_pretrained(trainer.model, corpus, folder)
     return folder
 
@@ -96,15 +99,15 @@ def test_healing_asks_the_unpruned_model(home: Project, corpus: Corpus, trained:
 
 
 def test_a_share_takes_the_shape_with_the_lowest_loss(home: Project, corpus: Corpus, trained: Path) -> None:
-    (done,) = prune_model(home, corpus, trained, Wanted(share=0.7, tokens=2048), eval_tokens=EVAL)
+    (done,) = prune_model(home, corpus, trained, Wanted(share=0.75, tokens=2048), eval_tokens=EVAL)
     whole = flops.params_total(load_pretrained(trained).config)
-    assert 0.6 * whole < done.after.params_total <= 0.7 * whole
+    assert 0.6 * whole < done.after.params_total <= 0.75 * whole
     assert done.flops["search"] > 0
     kept = load_pretrained(home.folder / done.model)
     assert isinstance(kept, GPT)
     chosen = calibration_loss(kept, corpus, 2048)
     (narrow,) = prune_model(
-        home, corpus, trained, Wanted({"n_layers": 1}, share=0.7, tokens=2048), eval_tokens=EVAL
+        home, corpus, trained, Wanted({"n_layers": 1}, share=0.75, tokens=2048), eval_tokens=EVAL
     )
     other = load_pretrained(home.folder / narrow.model)
     assert isinstance(other, GPT)

@@ -98,7 +98,7 @@ def test_a_loss_that_no_file_has_tells_the_nearest() -> None:
 
     trial = Worse()
     path = list(room._exchanges(two()))
-    assert room._nats(room._within_loss(path, 0.03, 2.9, trial, Silent())) == pytest.approx(0.0)
+    assert room._nats(room._within_loss(path, 0.03, 3.0, trial, Silent())) == pytest.approx(0.0)
     assert trial.tried == sorted(set(trial.tried))
     with pytest.raises(TrainError, match=r"the nearest is 0\.6"):
         room._within_loss(path, 0.001, 3.0, Worse(), Silent())
