@@ -72,6 +72,7 @@ def one(project: Project, corpus: Corpus, before: Run, old: Path, way: str, toke
     )
     run = train_model(project, corpus, small(config), role="continued", past=past)
     assert run.forgetting is not None
+    assert past.model is not None
     return {
         "way": way, "seed": before.config.seed, "tokens": run.tokens, "flops": run.flops_spent,
         "new_before": evaluate_model(past.model, corpus, eval_tokens=EVAL_TOKENS).loss,

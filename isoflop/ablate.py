@@ -15,12 +15,12 @@ from isoflop.gain import Pair, RecipeGain, paired
 from isoflop.identity import run_id
 from isoflop.laws import Observations, fit
 from isoflop.laws.intervals import NOISE_PRIOR, check_level
+from isoflop.places import Place, here
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Ladder, Member, ModelConfig, Record, Run, digest
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
 from isoflop.variant import Variant
-from isoflop.workers import cores
 
 SHARES = (1.0, 3.0, 9.0)  # of the compute of a seed, smallest size first: a ninefold range tells a trend
 HALVES = 2  # branches of each trunk, at half and all of its tokens: the law needs D to vary
@@ -50,7 +50,7 @@ class Arms(NamedTuple):
 
 def ablate(
     project: Project, corpus: Corpus, budget: Budget, variant: Variant, *, seeds: int = 3, seed: int = 0,
-    interval: float = 0.9, progress: Progress | None = None,
+    interval: float = 0.9, progress: Progress | None = None, place: Place | None = None,
 ) -> Ablation:  # fmt: skip
     """Train three sizes of the plain recipe and of `variant`, each with `seeds` seeds, and compare them.
 
@@ -59,20 +59,21 @@ def ablate(
     the cost of a token. Raises BudgetError when the budget is too small, LadderError when runs failed,
     TrainError without a change.
     """
-    progress = progress or Silent()
+    progress, place = progress or Silent(), place or here()
     if not variant.changes:
         raise TrainError("there is no change to judge", hint="name one: isoflop ablate --set cooldown=0.5")
     if seeds < 1:
         raise TrainError(f"{seeds} seeds are too few", hint="give --seeds 3")
     check_level(interval)  # before anything is trained
     plain = Variant(variant.family)
-    arms = _arms(project, corpus, budget, plain, variant, range(seed, seed + seeds), progress)
+    arms = _arms(project, corpus, budget, plain, variant, range(seed, seed + seeds), progress, place)
     both = (*arms.base, *arms.changed)
     ladder = Ladder(
-        id=digest([m.to_json() for m in both]), corpus_id=corpus.id, members=both, packed=cores(),
-        seconds=sum(m.seconds for m in both) / cores(), flops=sum(m.flops for m in both),
+        id=digest([m.to_json() for m in both]), corpus_id=corpus.id, members=both, packed=place.cores,
+        seconds=sum(m.seconds for m in both) / place.cores, flops=sum(m.flops for m in both),
     )  # fmt: skip
-    runs = {r.id: r for r in rungs.climb(project, corpus, ladder, role="ablation", progress=progress)}
+    climbed = rungs.climb(project, corpus, ladder, role="ablation", progress=progress, place=place)
+    runs = {r.id: r for r in climbed}
     base, changed = ([_runs(m, corpus, runs) for m in arm] for arm in arms)
     pairs = [
         _pair(scale, one, two)
@@ -92,15 +93,15 @@ def ablate(
 
 def _arms(
     project: Project, corpus: Corpus, budget: Budget, plain: Variant, variant: Variant, seeds: Sequence[int],
-    progress: Progress,
+    progress: Progress, place: Place,
 ) -> Arms:  # fmt: skip
     """The members of both arms; those of the plain one are kept, as measured speeds would vary them."""
     key = digest(["ablation", corpus.id, budget.model_dump(), len(seeds), seeds[0], plain.name])
     kept = project.get("ablation-base", key, Ladder)
     if kept is None:
-        base = _plain_members(project, corpus, budget, plain, seeds, progress)
+        base = _plain_members(project, corpus, budget, plain, seeds, progress, place)
         kept = Ladder(
-            id=key, corpus_id=corpus.id, members=tuple(base), packed=cores(), seconds=0.0,
+            id=key, corpus_id=corpus.id, members=tuple(base), packed=place.cores, seconds=0.0,
             flops=sum(m.flops for m in base),
         )  # fmt: skip
         project.put("ablation-base", kept, key)
@@ -108,11 +109,13 @@ def _arms(
 
 
 def _plain_members(
-    project: Project, corpus: Corpus, budget: Budget, plain: Variant, seeds: Sequence[int], progress: Progress
-) -> list[Member]:
+    project: Project, corpus: Corpus, budget: Budget, plain: Variant, seeds: Sequence[int],
+    progress: Progress, place: Place,
+) -> list[Member]:  # fmt: skip
     smallest = shapes(corpus.vocab_size, largest=1, family=plain)[0]
-    speed = rungs.measure(project, corpus, [plain.config(smallest, 0)], packed=cores(), progress=progress)
-    each = _flops(budget, speed) / 2 / len(seeds)
+    pilot = plain.config(smallest, 0)
+    speed = rungs.measure(project, corpus, [pilot], packed=place.cores, progress=progress, place=place)
+    each = _flops(budget, speed, place.cores) / 2 / len(seeds)
     members = []
     for model, part in zip(_sizes(corpus, each, plain), SHARES, strict=True):
         config = plain.config(model, 0)
@@ -130,10 +133,10 @@ def _plain_members(
     return members
 
 
-def _flops(budget: Budget, speed: SpeedModel) -> float:
+def _flops(budget: Budget, speed: SpeedModel, cores: int) -> float:
     if budget.flops is not None:
         return budget.flops
-    return (budget.seconds or 0.0) * cores() * speed.flops_per_second(min(speed.sizes))
+    return (budget.seconds or 0.0) * cores * speed.flops_per_second(min(speed.sizes))
 
 
 def _sizes(corpus: Corpus, each: float, plain: Variant) -> list[ModelConfig]:

@@ -23,6 +23,7 @@ from isoflop.model import LanguageModel
 from isoflop.patience import Patience
 from isoflop.progress import Live, Progress
 from isoflop.records import Corpus, CurvePoint, Forgetting, Run, RunConfig, Stretch
+from isoflop.teaching.features import bare
 from isoflop.trainer import Meter, Trainer
 
 CURVE_POINTS = 60
@@ -254,7 +255,8 @@ class Branches:
             model = parallel.whole(model, self.config)
         if rank() == 0:
             run = self._run(scores)
-            keep(model, run)
+            with bare(model) as kept:
+                keep(kept, run)
             self.runs.append(run)
         self.branch += 1
         self.spent_steps = 0
@@ -295,12 +297,19 @@ class Branches:
         speed = self.spent_steps * config.batch_tokens / max(seconds, 1e-9)
         total = trainer.step
         cooled = min(self.spent_steps, total - config.trunk_steps(total)) * config.batch_tokens
-        spent = flops.training_flops(config, self.spent_steps * config.batch_tokens - cooled, cooled)
+        trunk = self.spent_steps * config.batch_tokens - cooled
+        teachers = trainer.teaching.shapes if trainer.teaching is not None else ()
+        spent = flops.training_flops(config, trunk, cooled)
+        spent += flops.teachers_flops(teachers, config, trunk, cooled)
+        matched = flops.matching_flops_per_token(teachers, config)
+        spent += matched * (trunk + cooled)
         if config.ewc and not self.runs:
             spent += flops.flops_per_token(m) * config.ewc_tokens  # of the Fisher information
         peak = config.ranks * flops.matmul_peak(config.threads, config.precision)
         # What was asked for names the run: with patience it may have ended earlier.
         final = config.model_copy(update={"tokens": self.totals[self.branch] * config.batch_tokens})
+        ended = config.model_copy(update={"tokens": tokens})
+        asked = flops.run_teachers_flops(ended, teachers)
         return Run(
             id=run_id(final, self.corpus),
             corpus_id=self.corpus.id,
@@ -318,7 +327,8 @@ class Branches:
             params_matmul=flops.params_matmul(m),
             tokens=tokens,
             unique_tokens=trainer.batches.unique_tokens(tokens),
-            flops=flops.run_flops(config.model_copy(update={"tokens": tokens})),
+            flops=flops.run_flops(ended) + asked + matched * tokens,
+            flops_teachers=asked,
             flops_spent=spent,
             seconds_train=seconds,
             seconds_eval=trainer.meter.eval - before[1],

@@ -1,14 +1,15 @@
 """Training on a Ray cluster: Ray schedules, restarts and carries; the ledger and checkpoints are ours.
 
 Every trunk is one Ray task that reserves `threads` CPUs, submitted in the order given (the ladder's is
-longest first), a few more than fit at a time. It trains as it does on one machine, in the project's folder,
-which must lie on storage that every node mounts at the same path: what is lost with a process or a node is
-the work since its last checkpoint, and the loss is the same to the last bit. Only the driver touches the
-ledger.
+longest first), a few more than fit at a time; of a tuning's every branch is one, submitted when those before
+it have been judged. It trains as it does on one machine, in the project's folder, which must lie on storage
+that every node mounts at the same path: what is lost with a process or a node is the work since its last
+checkpoint, and the loss is the same to the last bit. Only the driver touches the ledger, and Optuna's study.
 
 A run of several ranks is a placement group with a bundle of `threads` CPUs a rank, on one node where one has
-room; the ranks meet by torch.distributed over TCP. Ray Train's TorchTrainer would do the same with a
-controller, checkpoints and restarts of its own beside ours, and cannot ask a run to save itself and end.
+room; the ranks meet by torch.distributed over TCP. Ray Train's TorchTrainer could start them as well, but its
+Ctrl-C ends them unsaved, its restarts take an error of the run for a lost rank, and members of one rank would
+stay tasks (docs/LOG.md, 2026-11-26).
 
 Everything is for CPUs; isoflop must be installed on every node.
 """
@@ -23,7 +24,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from isoflop import flops
 from isoflop.branches import Keep
 from isoflop.continued import Past
 from isoflop.devices import whole_machine
@@ -39,7 +40,7 @@ from isoflop.errors import LadderError, ProjectError, TrainError
 from isoflop.identity import tokens_of_trunk
 from isoflop.interrupt import Interrupted, heeded
 from isoflop.on_node import STOPPED, Board, Job, do
-from isoflop.packed import folder_of, label_of
+from isoflop.packed import TUNE, Asked, Take, folder_of, label_of
 from isoflop.places import Place
 from isoflop.progress import Progress, Silent, Tally
 from isoflop.records import Corpus, Member, Run, RunConfig, Throughput, digest
@@ -138,6 +139,7 @@ class Cluster:
             cores_alone=most,
             whole=partial(whole_machine, most=most, memory=self.memory),
             train_members=self.train_members,
+            train_asked=self.train_asked,
             train=self.train,
             probe=self.probe,
             probe_alone=self.probe_alone,
@@ -165,6 +167,29 @@ class Cluster:
                 if not isinstance(result, Exception):
                     progress.log(f"{jobs[number].label}: {outcome(result)}")
                 yield members[number], result
+
+    def train_asked(
+        self, project: Project, corpus: Corpus, take: Take, workers: int, stage: str, progress: Progress,
+        pressed: Callable[[], bool],
+    ) -> Iterator[tuple[Asked, Run | Exception]]:  # fmt: skip
+        """As `packed.train_asked`. Yields a ProjectError for a node that does not see the project."""
+        begun: list[Asked] = []
+
+        def following() -> Job | None:
+            asked = take()
+            if asked is None:
+                return None
+            begun.append(asked)
+            m = asked.member
+            return self._job(
+                m.config, m.token_counts, corpus, folder_of(project, corpus, m), first=asked.branch + 1,
+                label=asked.part, scale=flops.mean_flops_per_token(m.config), role=TUNE,
+            )  # fmt: skip
+
+        with _marked((project.folder / "runs").absolute()) as mark:
+            for number, result in self._flow(following, stage, progress, pressed, mark, most=workers):
+                asked = begun[number]
+                yield asked, result if isinstance(result, Exception) else result[asked.branch]
 
     def train(
         self, config: RunConfig, corpus: Corpus, folder: Path, *, role: str = "train",
@@ -206,14 +231,15 @@ class Cluster:
 
     def _job(
         self, config: RunConfig, token_counts: Sequence[int], corpus: Corpus, folder: Path, *, label: str,
-        scale: float = 1.0, role: str = "ladder", keep: Keep = lambda model, run: None,
-        past: Past | None = None,
+        first: int = sys.maxsize, scale: float = 1.0, role: str = "ladder",
+        keep: Keep = lambda model, run: None, past: Past | None = None,
     ) -> Job:  # fmt: skip
         work = partial(
-            self._train_part, config, token_counts, sys.maxsize, corpus, folder, role, "train",
+            self._train_part, config, token_counts, first, corpus, folder, role, "train",
             self.checkpoint_seconds, keep, past,
         )  # fmt: skip
-        return Job(folder.name, label, work, scale, config.ranks, config.threads, folder)
+        goes_on = 1 < first < sys.maxsize
+        return Job(folder.name, label, work, scale, config.ranks, config.threads, folder, goes_on)
 
     def _probe_job(self, config: RunConfig, corpus: Corpus, packed: int, number: int) -> Job:
         work = partial(_probe, config, corpus, packed)
@@ -239,17 +265,24 @@ class Cluster:
         """
         for ranks, threads in {(job.ranks, job.threads) for job in jobs}:
             self._check_fits(ranks, threads)
-        board, tally = _board(), Tally()
-        left = iter(enumerate(jobs))
+        yield from self._flow(partial(next, iter(jobs), None), stage, progress, pressed, mark)
+
+    def _flow(
+        self, following: Callable[[], Job | None], stage: str, progress: Progress,
+        pressed: Callable[[], bool], mark: Path | None, most: int = sys.maxsize,
+    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
+        """As `do`, at most so many at a time; None is no job before another has ended."""
+        board, tally, begun = _board(), Tally(), 0
         running: dict[Any, tuple[int, Any]] = {}  # by the task: the number of its job, its placement group
         read = 0.0
         try:
             while True:
                 stop = pressed()
-                if not stop:
-                    for number, job in islice(left, max(0, self._in_flight(progress) - len(running))):
-                        group = _group(job)
-                        running[_submit(job, board, mark, group)] = number, group
+                room = 0 if stop else min(most, self._in_flight(progress))
+                while len(running) < room and (job := following()) is not None:
+                    group = _group(job)
+                    running[_submit(job, board, mark, group)] = begun, group
+                    begun += 1
                 if not running:
                     break
                 done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
@@ -264,10 +297,11 @@ class Cluster:
                         yield number, result
             _show(board, tally, stage, progress, stop)
         finally:
-            for task, (_, group) in running.items():
-                ray.cancel(task, force=True)
-                _free(group)
-            ray.kill(board)
+            if ray.is_initialized():  # else all ended with the connection, and a call would make a new one
+                for task, (_, group) in running.items():
+                    ray.cancel(task, force=True)
+                    _free(group)
+                ray.kill(board)
         if stop:
             raise Interrupted
 

@@ -22,17 +22,16 @@ from isoflop import checkpoint
 from isoflop.corpus import load_corpus
 from isoflop.devices import agreed, device_for, rank
 from isoflop.errors import CorruptError, TrainError
-from isoflop.evaluate import window_losses
+from isoflop.evaluate import mean_se, window_losses
 from isoflop.export import load_pretrained
 from isoflop.model import LanguageModel
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Forgetting, RunConfig
-from isoflop.store import content_hash
+from isoflop.store import HASH_DIGITS, content_hash
 
 if TYPE_CHECKING:
     from isoflop.trainer import Batches
 
-HASH_DIGITS = 16  # of a folder's content, as in the names of artifacts
 FINEST_SHARE = 1000  # shares of old text are fractions with this denominator at most
 
 Examples = Callable[[Tensor, Corpus, tuple[int, ...]], tuple[Tensor, Tensor]]
@@ -42,9 +41,12 @@ Examples = Callable[[Tensor, Corpus, tuple[int, ...]], tuple[Tensor, Tensor]]
 class Past:
     """Where a run finds what its configuration names by hash; crosses into its processes."""
 
-    model: Path  # the folder of `RunConfig.initial`
+    model: Path | None = None  # the folder of `RunConfig.initial`
     old: Path | None = None  # the folder of the corpus `RunConfig.old`
     fisher: Path | None = None  # where the run keeps its Fisher information
+    teachers: tuple[Path, ...] = ()  # the folders of `RunConfig.teachers`
+    answers: Path | None = None  # where their likeliest tokens are kept (`teaching.topk.Memory`)
+    answers_bytes: float = 0.0  # of each of their files, at most
 
 
 def old_corpus(config: RunConfig, past: Past | None) -> Corpus:
@@ -71,7 +73,7 @@ def initial_model(config: RunConfig, past: Past | None) -> LanguageModel:
 
     Raises TrainError when nobody says where it is, CorruptError when it is another one.
     """
-    if past is None:
+    if past is None or past.model is None:
         raise TrainError(
             f"this run goes on from the model folder with hash {config.initial}, which is not given",
             hint="train it with: isoflop train --from FOLDER",
@@ -193,6 +195,6 @@ def forgetting(model: LanguageModel, config: RunConfig, past: Past) -> Forgettin
         before=float(before.mean()),
         after=float(after.mean()),
         nats=float(more.mean()),
-        nats_se=float(more.std(ddof=1) / math.sqrt(len(more))) if len(more) > 1 else math.nan,
+        nats_se=mean_se(more),
         windows=len(more),
     )

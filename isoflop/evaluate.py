@@ -93,7 +93,7 @@ def _scored(nats: NDArray[np.float64], windows: Tensor, corpus: Corpus, objectiv
     bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
     return HeldOut(
         loss=float(nats.mean() / per_window),
-        loss_se=_mean_se(nats / per_window),
+        loss_se=mean_se(nats / per_window),
         bpb=bpb,
         bpb_se=bpb_se,
         tokens=n * context,
@@ -138,7 +138,7 @@ def _told_apart(
 
     pairs = objective.pairs(windows, corpus, (MASK_SEED,), heldout_tokens(corpus))
     right_n = _measured(model, pairs, right, shared=shared)
-    return float(right_n.mean()), _mean_se(right_n)
+    return float(right_n.mean()), mean_se(right_n)
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def _measured(
     return (summed(found_n) if shared else found_n).numpy()
 
 
-def _mean_se(values: NDArray[np.float64]) -> float:
+def mean_se(values: NDArray[np.float64]) -> float:
     """Standard error of the mean; nan of a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 

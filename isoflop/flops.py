@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -69,10 +70,43 @@ def training_flops(config: Paced, trunk_tokens: float, cooled_tokens: float) -> 
 
 
 def run_flops(config: RunConfig) -> float:
-    """Of a run of `config.tokens`, by whole optimizer steps."""
+    """Of a run of `config.tokens`, by whole optimizer steps, without what its teachers compute."""
+    return training_flops(config, *_parts(config))
+
+
+def _parts(config: RunConfig) -> tuple[int, int]:
+    """Tokens of a run's trunk and of its cooldown, by whole optimizer steps."""
     steps = config.tokens // config.batch_tokens
     trunk = config.trunk_steps(steps)
-    return training_flops(config, trunk * config.batch_tokens, (steps - trunk) * config.batch_tokens)
+    return trunk * config.batch_tokens, (steps - trunk) * config.batch_tokens
+
+
+def forward_flops_per_token(m: ModelConfig) -> float:
+    """Of a model that is asked and not trained: a third, since the backward pass is twice the forward."""
+    return flops_per_token(m) / 3
+
+
+def teachers_flops(
+    teachers: Sequence[ModelConfig], config: Paced, trunk_tokens: float, cooled_tokens: float
+) -> float:
+    """Of the teachers' forward passes beside `training_flops`, over the student's own windows."""
+
+    def asked(student: ModelConfig) -> float:
+        context = {"context": student.context}
+        return sum(forward_flops_per_token(t.model_copy(update=context)) for t in teachers)
+
+    return asked(config.trunk_model) * trunk_tokens + asked(config.model) * cooled_tokens
+
+
+def run_teachers_flops(config: RunConfig, teachers: Sequence[ModelConfig]) -> float:
+    """What they compute in a run of `config.tokens`."""
+    return teachers_flops(teachers, config, *_parts(config))
+
+
+def matching_flops_per_token(teachers: Sequence[ModelConfig], config: RunConfig) -> float:
+    """Of the projections from each of the student's layers to each teacher, 6 a weight as usual."""
+    m = config.model
+    return 6.0 * m.n_layers * m.d_model * sum(t.d_model for t in teachers) if config.feature_weight else 0.0
 
 
 def mean_flops_per_token(config: Paced, cooled: float = 1.0) -> float:

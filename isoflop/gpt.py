@@ -180,12 +180,13 @@ class GPT(LanguageModel):
         out: Tensor = self.lm_head(self.model(ids_bt))
         return out
 
+    def features(self, ids_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
+        return self._written(self.model(ids_bt)).flatten(0, 1), self._written(targets_bt).flatten()
+
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy in nats a token, without ever holding all logits."""
-        out: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            self._written(self.model(ids_bt)).flatten(0, 1), self.lm_head.weight,
-            self._written(targets_bt).flatten(), label_smoothing,
-        )  # fmt: skip
+        x_nd, y_n = self.features(ids_bt, targets_bt)
+        out: Tensor = LinearCrossEntropy.apply(x_nd, self.lm_head.weight, y_n, label_smoothing)  # type: ignore[no-untyped-call]
         return out
 
     def last_logits(self, ids_bt: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float = 0.0,
     ) -> Tensor:
         n, chunk = x_nd.shape[0], min(CHUNK_TOKENS, x_nd.shape[0])
-        low = _product_dtype(x_nd)
+        low = product_dtype(x_nd)
         low_vd, sure = weight_vd.to(low), 1 - label_smoothing
         # 1/n goes into the small softmax where nothing is lost by it, and of 16 bits is left to the end.
         within, after = (n, 1) if low == x_nd.dtype else (1, n)
@@ -265,7 +266,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_x.to(ctx.dtype) * share, grad_weight * share, None, None  # type: ignore[attr-defined]
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """What autocast would multiply `x` in."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

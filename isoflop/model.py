@@ -1,6 +1,6 @@
 """What the one training loop asks of a language model, whatever its architecture.
 
-Shapes: b batch, t time, v vocabulary.
+Shapes: b batch, t time, n predicted positions, d width, v vocabulary.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The layers, which are compiled and sharded one by one."""
+
+    @abstractmethod
+    def features(self, ids_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states (n, d) of the predicted positions, row by row, and their targets (n,).
+
+        Times the head they are the logits, in architectures that do nothing else to them. Raises TrainError
+        for those that read one text and write another.
+        """
 
     @abstractmethod
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

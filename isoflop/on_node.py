@@ -45,6 +45,7 @@ class Job:
     ranks: int = 1
     threads: int = 1  # of each rank
     folder: Path | None = None  # its checkpoints
+    goes_on: bool = False  # it begins with some, which is no news
 
 
 class Board:
@@ -141,7 +142,7 @@ def do(job: Job, board: Any, mark: Path | None, group: PlacementGroup | None) ->
         return STOPPED
     try:
         with _alone_in(job.folder, report.stopping):
-            if job.folder is not None and (job.folder / INDEX).exists():
+            if job.folder is not None and not job.goes_on and (job.folder / INDEX).exists():
                 report.log("goes on from its last checkpoint")
             if group is None:
                 return job.work(progress=report, stopping=report.stopping)

@@ -7,6 +7,7 @@ import math
 from isoflop.errors import TrainError
 from isoflop.precision import PRECISIONS
 from isoflop.records import ModelConfig, RunConfig
+from isoflop.teaching.divergences import DIVERGENCES
 
 RANGES = {  # fields of RunConfig: from, and below
     "batch_tokens": (1, math.inf),
@@ -56,6 +57,8 @@ def check_options(config: RunConfig) -> None:
             f"a batch of {config.batch_tokens} tokens is less than one window of {config.model.context}",
             hint="give a larger batch_tokens, or a shorter model.context",
         )
+    if config.teachers:
+        _check_teaching(config)
     if config.initial and config.dropout:
         raise TrainError(
             f"dropout is {config.dropout}, and a model that goes on from a folder has none",
@@ -77,6 +80,47 @@ def check_options(config: RunConfig) -> None:
             f"evaluate_every is {config.evaluate_every}, but without patience nothing waits for these scores",
             hint="give a patience as well",
         )
+
+
+def _check_teaching(config: RunConfig) -> None:
+    """Raises TrainError for what a run with teachers cannot have."""
+    if not 0 <= config.teacher_weight <= 1:
+        raise TrainError(
+            f"teacher_weight is {config.teacher_weight}, a share of the loss from 0 to 1",
+            hint="give e.g. --weight 0.9",
+        )
+    if not 0 < config.temperature < math.inf:
+        raise TrainError(
+            f"temperature is {config.temperature}, and must be above 0", hint="give e.g. --temperature 2"
+        )
+    if not 0 <= config.teacher_topk < config.model.vocab_size:
+        raise TrainError(
+            f"teacher_topk is {config.teacher_topk}, and the vocabulary has {config.model.vocab_size} tokens",
+            hint="give e.g. --top-k 32",
+        )
+    if not 0 <= config.feature_weight < math.inf:
+        raise TrainError(
+            f"feature_weight is {config.feature_weight}, and must be at least 0",
+            hint="give e.g. --features 1",
+        )
+    if config.feature_weight and (config.teacher_topk or config.compile):
+        name = "teacher_topk" if config.teacher_topk else "compile"
+        raise TrainError(
+            f"{name} does not go with feature_weight, which listens to every layer",
+            hint="leave one of them out",
+        )
+    if config.divergence not in DIVERGENCES:
+        raise TrainError(
+            f"there is no divergence {config.divergence!r}", hint=f"name one of {', '.join(DIVERGENCES)}"
+        )
+    if config.model.objective != "causal":
+        raise TrainError(
+            f"the objective is {config.model.objective}, and distilling is for causal models",
+            hint="leave the objective out",
+        )
+    if config.label_smoothing or config.shard:
+        name = "label_smoothing" if config.label_smoothing else "shard"
+        raise TrainError(f"{name} does not go with teachers", hint="leave it out")
 
 
 def check_shape(model: ModelConfig) -> None:

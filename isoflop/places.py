@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from isoflop.devices import whole_machine
 from isoflop.errors import ProjectError
-from isoflop.packed import TrainMembers, train_packed
+from isoflop.packed import TrainAsked, TrainMembers, train_asked, train_packed
 from isoflop.progress import Progress
 from isoflop.records import Corpus, RunConfig, Throughput
 from isoflop.throughput import machine, probe_alone, probe_packed
@@ -25,6 +25,7 @@ class Place:
     cores_alone: int  # of the machine that a run may have to itself
     whole: Callable[[RunConfig], RunConfig]  # the layout of such a run
     train_members: TrainMembers
+    train_asked: TrainAsked
     train: Train
     probe: Callable[[Corpus, Sequence[RunConfig], int], Iterator[Throughput]]  # of so many side by side
     probe_alone: Callable[[RunConfig, Corpus], Throughput]
@@ -32,7 +33,10 @@ class Place:
 
 def here() -> Place:
     """This machine."""
-    return Place(machine(), cores(), cores(), whole_machine, train_packed, train, probe_packed, probe_alone)
+    return Place(
+        machine(), cores(), cores(), whole_machine, train_packed, train_asked, train, probe_packed,
+        probe_alone,
+    )  # fmt: skip
 
 
 @contextmanager

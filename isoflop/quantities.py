@@ -69,5 +69,6 @@ COUNT = Quantity(
     "7e9, 7B, 1.4T or 7_000_000_000",
 )
 BYTES = Quantity("a number of bytes", _bytes(), "8GB, 8GiB, 512MB or 8e9")
+SHARE = Quantity("a share", {"": 1.0, "%": 0.01}, "1% or 0.01")
 SECONDS = Quantity("a number of seconds", {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}, "20ms, 1.5s or 0.02")
 RATE = Quantity("a number of bytes a second", _bytes("/s"), "900GB/s, 1.2TB/s or 9e11")

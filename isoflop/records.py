@@ -49,7 +49,11 @@ class Growing(Record):
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
-        return {k: v for k, v in handler(self).items() if k not in self.later or v != fields[k].default}
+        return {
+            k: v
+            for k, v in handler(self).items()
+            if k not in self.later or getattr(self, k) != fields[k].default
+        }
 
 
 class CorpusConfig(Record):
@@ -119,7 +123,8 @@ class Paced(Growing):
     later = (
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
-        "ewc_tokens",
+        "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
+        "teacher_topk", "feature_weight",
     )  # fmt: skip
 
     model: ModelConfig
@@ -174,6 +179,12 @@ class RunConfig(Paced):
     replay_share: float = 0.0  # of the rows that are old text
     ewc: float = 0.0  # strength of elastic weight consolidation
     ewc_tokens: int = 0  # old text on which its Fisher information is measured
+    teachers: tuple[str, ...] = ()  # hashes of the model folders that it learns from beside the text
+    teacher_weight: float = 0.0  # lambda, of their share of the loss
+    temperature: float = 1.0  # of their probabilities and, beside them, the model's
+    divergence: str = "forward-kl"  # of `teaching.divergences.DIVERGENCES`
+    teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
+    feature_weight: float = 0.0  # of their hidden states, beside all the rest
 
 
 class CurvePoint(Record):
@@ -209,7 +220,7 @@ class Run(Record):
     id: str
     corpus_id: str
     config: RunConfig
-    role: str  # "ladder", "ablation", "tune", "final", "train" or "continued"
+    role: str  # "ladder", "ablation", "tune", "final", "train", "continued" or "distilled"
     trunk: str  # runs of one constant-rate trunk share this id
     loss: float  # held-out, nats a predicted token
     loss_se: float  # standard error over held-out windows
@@ -220,7 +231,7 @@ class Run(Record):
     params_matmul: int  # N
     tokens: int  # D
     unique_tokens: int
-    flops: float  # of a run of this (N, D) from scratch
+    flops: float  # of a run of this (N, D) from scratch, its teachers' included
     flops_spent: float  # really computed for this branch (the trunk's share is in its first branches)
     seconds_train: float
     seconds_eval: float
@@ -237,6 +248,7 @@ class Run(Record):
     forgetting: Forgetting | None = None  # of a continued run whose old corpus is known
     next_accuracy: float | None = None  # share of held-out pairs told apart, of the objective `masked-next`
     next_accuracy_se: float | None = None
+    flops_teachers: float = 0.0  # of `flops`, their forward passes
 
 
 class Throughput(Paced):

@@ -58,7 +58,6 @@ def save(folder: Path, state: State, step: int) -> None:
 def _write(aside: Path, state: State) -> dict[str, str]:
     """Write `state` into a folder; returns the hash of each of its files."""
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
     tensors: dict[str, Tensor] = {}
@@ -66,7 +65,7 @@ def _write(aside: Path, state: State) -> dict[str, str]:
     torch.save(_without(state, "", tensors), rest)
     with disk_errors(f"the checkpoint {aside}"):
         try:
-            save_parts(tensors, storage_writer=FileSystemWriter(aside))
+            save_parts(tensors, storage_writer=_writer(aside))
         except CheckpointException as error:  # a BaseException that quotes those of all ranks
             raise RuntimeError(str(error)) from None
     if rank() == 0:
@@ -78,6 +77,26 @@ def _write(aside: Path, state: State) -> dict[str, str]:
             hint="keep the project on a disk that all machines share",
         )
     return files
+
+
+def _writer(folder: Path) -> Any:
+    """A FileSystemWriter that raises what the disk says.
+
+    torch's archive, closed after the disk has refused, raises an error of its own, which is sent to the other
+    ranks without the one before it.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    class Writer(FileSystemWriter):
+        def write_data(self, plan: Any, planner: Any) -> Any:
+            try:
+                return super().write_data(plan, planner)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    return Writer(folder)
 
 
 def load(folder: Path, mesh: DeviceMesh, progress: Progress) -> State | None:

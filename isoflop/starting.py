@@ -9,7 +9,7 @@ from pathlib import Path
 
 from isoflop import corpus as texts
 from isoflop import plan as planner
-from isoflop.continued import HASH_DIGITS, Past
+from isoflop.continued import Past
 from isoflop.corpus import load_corpus
 from isoflop.errors import CorpusError, IsoflopError, ProjectError, TrainError
 from isoflop.export import load_pretrained
@@ -19,7 +19,7 @@ from isoflop.places import Place, here
 from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, Plan, RunConfig
-from isoflop.store import Project, content_hash
+from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.using import check_vocabulary
 from isoflop.variant import DEFAULT, Variant
 

@@ -34,6 +34,7 @@ from isoflop.ledger import Ledger, Row, place_url, without_password
 from isoflop.records import Record
 
 LEDGER_URL = "ledger.url"
+HASH_DIGITS = 16  # of a folder's content, in the names of artifacts
 
 R = TypeVar("R", bound=Record)
 
@@ -177,7 +178,7 @@ class Project:
             try:
                 temp.mkdir(parents=True)
                 write(temp)
-                target = folder / f"{name}-{content_hash(temp)[:16]}"
+                target = folder / f"{name}-{content_hash(temp)[:HASH_DIGITS]}"
                 try:
                     keep_folder(temp, target)
                 except OSError as exc:  # it is there: same name, same content
@@ -195,7 +196,7 @@ class Project:
             CorruptError: it is missing, or its content differs.
         """
         folder = self.folder / rel
-        found = content_hash(folder)[:16] if folder.is_dir() else "missing"
+        found = content_hash(folder)[:HASH_DIGITS] if folder.is_dir() else "missing"
         if found != folder.name.rpartition("-")[2]:
             hint = "delete the folder and make it again, or restore it from a copy"
             raise CorruptError(f"the artifact {folder} is damaged: its content's hash is {found}", hint=hint)

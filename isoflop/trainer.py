@@ -27,6 +27,7 @@ from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
 from isoflop.recompute import recompute_blocks
 from isoflop.records import Corpus, RunConfig
+from isoflop.teaching.distilling import Teaching
 
 
 class Batches:
@@ -127,6 +128,9 @@ class Trainer:
         if config.checkpoint_activations:
             recompute_blocks(model, random=config.dropout > 0)
         self.model = shard(model, self.device) if config.shard else model.to(self.device)
+        self.teaching: Teaching | None = None
+        if config.teachers:
+            self.teaching = Teaching(config, past, self.device, self.model)
         self.optimizers = make_optimizers(self.model, config)
         self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
@@ -198,9 +202,14 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True):
             with self.precision.autocast():
-                loss = self.model.loss(*part, label_smoothing=config.label_smoothing)
+                loss = self._loss(*part)
             total += self.precision.backward(loss / config.accumulate)
         return total
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self.teaching is not None:
+            return self.teaching.loss(self.model, inputs, targets)
+        return self.model.loss(inputs, targets, label_smoothing=self.config.label_smoothing)
 
     def train_step(self, total_tokens: int) -> float:
         """One optimizer step of a run of `total_tokens`; returns the whole batch's loss in nats a token.

@@ -12,6 +12,7 @@ from isoflop.engines import Engine, is_export, open_engine
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.evaluate import HeldOut, heldout, heldout_of
 from isoflop.export import load_pretrained, tokenizer_of
+from isoflop.gpt import GPT
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
 from isoflop.records import Corpus, Sample
@@ -83,14 +84,43 @@ def generate(
 
 def check_vocabulary(model: LanguageModel, folder: Path, corpus: Corpus) -> None:
     """Raises CorruptError unless the model's tokenizer is the corpus's own."""
-    theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
-    size = max(corpus.vocab_size, ours.get_vocab_size(with_added_tokens=True))
-    if model.config.vocab_size < size or not (theirs.exists() and _text(theirs) == ours.to_str()):
+    if not same_tokenizer(model, folder, corpus):
         raise CorruptError(
             f"the tokenizer of {folder} is not the tokenizer of corpus {corpus.id}",
             hint="evaluate it in the project that it was trained in, or rebuild the corpus with --tokenizer "
-            f"{theirs}",
+            f"{folder / 'tokenizer.json'}",
         )
+
+
+def same_tokenizer(model: LanguageModel, folder: Path, corpus: Corpus) -> bool:
+    """Whether a model folder's tokenizer is the corpus's, and the model knows all of its tokens."""
+    theirs, ours = folder / "tokenizer.json", tokenizer_of(model.config, corpus)[0]
+    size = max(corpus.vocab_size, ours.get_vocab_size(with_added_tokens=True))
+    return model.config.vocab_size >= size and theirs.exists() and _text(theirs) == ours.to_str()
+
+
+def check_finite(model: LanguageModel, folder: Path) -> None:
+    """Raises CorruptError naming the first weights that are not finite."""
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
+
+
+def decoder_of(folder: Path, corpus: Corpus, done: str) -> GPT:
+    """Our decoder in a model folder, with finite weights, of the corpus's tokenizer.
+
+    `done` says what is to be done with it: "exported". Raises ProjectError for another architecture,
+    CorruptError for what is damaged or has another tokenizer.
+    """
+    model = load_pretrained(folder)
+    if not isinstance(model, GPT):
+        raise ProjectError(
+            f"{folder} is a model of the family {model.config.family}, and only our decoder can be {done}",
+            hint="name a folder of Qwen3's architecture, such as isoflop trains when no --family is given",
+        )
+    check_vocabulary(model, folder, corpus)
+    check_finite(model, folder)
+    return model
 
 
 def check_reading(engine: Engine, path: Path, corpus: Corpus) -> None:

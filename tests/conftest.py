@@ -9,6 +9,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch.distributed as dist
@@ -16,9 +17,13 @@ from disks import Disk
 from postgres import PASSWORD, Server
 
 from isoflop.corpus import build_corpus
+from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Result, RunConfig
 from isoflop.store import Project
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster as Nodes
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -84,6 +89,29 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
     if request.param == "sqlite":
         return Project(tmp_path / "project")
     return Project(tmp_path / "project", url=request.getfixturevalue("postgres").new())
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    """A Ray cluster of two nodes of one CPU each; the first is the driver's."""
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
+    started = Nodes(initialize_head=True, head_node_args=head)
+    started.add_node(num_cpus=1, object_store_memory=100 << 20)
+    yield started
+    assert not ray.is_initialized(), "a test left this process connected"
+    started.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def connection(nodes: Nodes) -> Iterator[None]:
+    """This process is connected to the nodes."""
+    from isoflop.cluster import connected
+
+    with connected(nodes.address, Silent()):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -41,23 +41,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[
 
 STEPS = 12
 ANYWHERE = ""
-
-
-@pytest.fixture(scope="session")
-def nodes() -> Iterator[Nodes]:
-    """Two nodes of one CPU each; the first is the driver's."""
-    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
-    started = Nodes(initialize_head=True, head_node_args=head)
-    started.add_node(num_cpus=1, object_store_memory=100 << 20)
-    yield started
-    started.shutdown()  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture
-def connection(nodes: Nodes) -> Iterator[None]:
-    """This process is connected to the nodes."""
-    with connected(nodes.address, Silent()):
-        yield
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def test_a_changed_folder_or_corpus_is_noticed(
     home: Project, corpus: Corpus, old: Corpus, learned: Path
 ) -> None:
     config, past = on(home, corpus, learned, old=old.folder, replay_share=0.5)
+    assert past.model is not None
     (past.model / "extra").write_text("x")
     with pytest.raises(CorruptError, match="has the hash"):
         initial_model(config, past)

@@ -24,13 +24,14 @@ from isoflop.families import shapes
 from isoflop.identity import run_id
 from isoflop.interrupt import Interrupted
 from isoflop.ladder import climb, member
+from isoflop.packed import Asked, Take
 from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe
 from isoflop.records import Corpus, Ladder, Run, RunConfig, Throughput, Trial, Tuning
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
 from isoflop.tuning import carry_out
-from isoflop.tuning.crew import Crew, Job, Take, Tell
+from isoflop.tuning.crew import Crew, Failure, Tell
 from isoflop.tuning.layout import (
     BRANCHES,
     FEWEST_TRIALS,
@@ -198,8 +199,8 @@ def test_interrupted_and_its_worker_killed_it_goes_on_from_its_checkpoint(
     kill.join()
     assert before.items() <= times(project).items()
     assert trial.losses == tuned(small)[1].trials[0].losses
-    told: list[Run | TrainError] = []
-    jobs = [Job("x", 0, layout.member(small.model_copy(update={"seed": 9}), [2000 * 256]), 0, deaths=1)]
+    told: list[Run | Failure] = []
+    jobs = [Asked("x", 0, layout.member(small.model_copy(update={"seed": 9}), [2000 * 256]), 0, deaths=1)]
     kill = Killer(lambda: list((project.folder / "runs").glob("*")))
     crew = Crew(project, corpus, 1, Silent(), lambda: False)
     crew.work("x", lambda: jobs.pop() if jobs else None, lambda job, result: told.append(result))
@@ -253,7 +254,7 @@ class Formula:
     progress: Progress = field(default_factory=Silent)
 
     def work(self, stage: str, take: Take, tell: Tell) -> None:
-        jobs: list[Job] = []
+        jobs: list[Asked] = []
         while True:
             while len(jobs) < self.places and (job := take()) is not None:
                 jobs.append(job)
@@ -261,14 +262,14 @@ class Formula:
                 return
             tell(jobs[0], self.result(jobs.pop(0)))
 
-    def result(self, job: Job) -> Run | TrainError:
-        counts = job.member.token_counts[: job.branch + 1]
-        config = job.member.config.model_copy(update={"tokens": counts[-1]})
+    def result(self, asked: Asked) -> Run | Failure:
+        counts = asked.member.token_counts[: asked.branch + 1]
+        config = asked.member.config.model_copy(update={"tokens": counts[-1]})
         loss = self.loss(config)
         if not math.isfinite(loss):
             return TrainError("the loss is not finite, twice", hint="lower the rates")
         spent = self.layout.member(config, counts).flops
-        before = self.layout.member(config, counts[:-1]).flops if job.branch else 0.0
+        before = self.layout.member(config, counts[:-1]).flops if asked.branch else 0.0
         name = run_id(config, self.layout.corpus)
         update = {"id": name, "config": config, "loss": loss, "flops_spent": spent - before}
         return self.run.model_copy(update=update)

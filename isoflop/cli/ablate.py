@@ -14,6 +14,7 @@ from isoflop.cli.options import (
     JsonOption,
     ObjectiveOption,
     ProjectOption,
+    RayOption,
     SeedOption,
     SetOption,
     open_project,
@@ -32,7 +33,8 @@ def ablate(
     project: ProjectOption = DEFAULT_PROJECT,
     seeds: Annotated[int, typer.Option(help="Runs of each size, with and without.")] = 3,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    interval: IntervalOption = 0.9, seed: SeedOption = 0, json: JsonOption = False,
+    interval: IntervalOption = 0.9, seed: SeedOption = 0,
+    ray: RayOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Say what a change of the recipe is worth, in doublings of compute: the same runs with and without it.
 
@@ -45,14 +47,15 @@ def ablate(
     from isoflop.budget import Budget
     from isoflop.families import find
     from isoflop.pipeline import corpus_of
+    from isoflop.places import place_at
     from isoflop.variant import Variant
 
     parsed, home = Budget.parse(budget), open_project(project)
     variant = Variant.of(find(family, objective), changes or ())
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as progress, place_at(ray, progress) as place:
         found = judge(
             home, corpus_of(home), parsed, variant, seeds=seeds, seed=seed, interval=interval,
-            progress=progress,
+            progress=progress, place=place,
         )  # fmt: skip
     if json:
         out(found)

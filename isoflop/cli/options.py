@@ -154,6 +154,10 @@ LatencyOption = Annotated[
 BandwidthOption = Annotated[
     float | None, _quantity(RATE, "BYTES/S", "Of the memory that holds the weights, e.g. 900GB/s.")
 ]
+CacheOption = Annotated[
+    float | None,
+    _quantity(BYTES, "BYTES", "Keep the teachers' likeliest tokens on disk, e.g. 1GB; implies --top-k 32."),
+]
 TeacherLossOption = Annotated[
     float | None,
     _quantity(NUMBER, "NATS", "Distil from a teacher with this loss a token on the same held-out text."),

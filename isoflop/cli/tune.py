@@ -14,6 +14,7 @@ from isoflop.cli.options import (
     JsonOption,
     ObjectiveOption,
     ProjectOption,
+    RayOption,
     SeedOption,
     SetOption,
     open_project,
@@ -43,10 +44,11 @@ def tune(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of the best and of the recipe in the comparison.")] = 3,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Trials side by side, a thread each; a core each when absent.")
+        int | None, typer.Option(min=1, help="Trials side by side, a thread each; one a core when absent.")
     ] = None,
     family: FamilyOption = DEFAULT_FAMILY, objective: ObjectiveOption = None,
-    changes: SetOption = None, seed: SeedOption = 0, json: JsonOption = False,
+    changes: SetOption = None, seed: SeedOption = 0,
+    ray: RayOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Search the values that the recipe's rules leave open, on this project's text.
 
@@ -59,16 +61,17 @@ def tune(
     from isoflop.budget import Budget
     from isoflop.families import find
     from isoflop.pipeline import corpus_of
+    from isoflop.places import place_at
     from isoflop.tuning import tune as search
     from isoflop.variant import Variant
 
     parsed, variant = Budget.parse(budget), Variant.of(find(family, objective), changes or ())
     home = open_project(project)
-    with home.lock(), Terminal() as progress:
+    with home.lock(), Terminal() as progress, place_at(ray, progress) as place:
         done = search(
             home, corpus_of(home), parsed, values=[v.strip() for v in values.split(",") if v.strip()],
             width=width, trials=trials, seeds=seeds, seed=seed, workers=workers, variant=variant,
-            progress=progress,
+            progress=progress, place=place,
         )  # fmt: skip
     if json:
         out(done)

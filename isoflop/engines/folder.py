@@ -30,27 +30,10 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         torch.set_num_threads(threads)
         self._path = path
-        try:
-            objective = of_config(json.loads((path / "config.json").read_text())).objective
-            if not OBJECTIVES[objective].compresses:
-                raise self._unfit(f"has learned the objective {objective!r}")
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True
-            )
-            self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        except ProjectError:
-            raise
-        except Exception as error:  # it has no class of its own for what it cannot read
-            raise CorruptError(
-                f"transformers cannot open {path}: {str(error).splitlines()[0]}", hint="train it again"
-            ) from None
-        self._model = model.eval()
+        model, self._tokenizer = opened(path)
+        self._model = model
         self.vocab_size = int(model.config.vocab_size)
         self.context = int(model.config.max_position_embeddings)
         table = model.get_input_embeddings().weight
@@ -85,3 +68,30 @@ class Transformers:
 
     def close(self) -> None:
         self._model = self._cache = None
+
+
+def opened(path: Path) -> tuple[Any, Tokenizer]:
+    """The model, in float32, and the tokenizer of a causal model folder.
+
+    Raises ProjectError for a model that does not write text, CorruptError when transformers cannot open it.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        objective = of_config(json.loads((path / "config.json").read_text())).objective
+        if not OBJECTIVES[objective].compresses:
+            raise ProjectError(
+                f"{path} has learned the objective {objective!r}, and only a causal model with a cache "
+                "writes token by token here",
+                hint="leave --speed out, or name a causal model",
+            )
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        return model.eval(), Tokenizer.from_file(str(path / "tokenizer.json"))
+    except ProjectError:
+        raise
+    except Exception as error:  # it has no class of its own for what it cannot read
+        raise CorruptError(
+            f"transformers cannot open {path}: {str(error).splitlines()[0]}", hint="train it again"
+        ) from None

@@ -7,20 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from isoflop import corpus as texts
 from isoflop.engines import GGUF, ONNX, OPENVINO, open_engine
-from isoflop.errors import CorruptError, ProjectError
+from isoflop.errors import ProjectError
 from isoflop.export import onnx, openvino
 from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
-from isoflop.export.huggingface import load_pretrained, save_pretrained, tokenizer_of
+from isoflop.export.huggingface import save_pretrained, tokenizer_of
 from isoflop.export.parity import Parity, check
 from isoflop.gpt import GPT
 from isoflop.records import Corpus, Record, digest
 from isoflop.store import Project, content_hash
-from isoflop.using import check_vocabulary
+from isoflop.using import decoder_of
 
 # Root mean square difference of logits that is allowed, as a share of their spread. llama.cpp keeps keys and
 # values in 16 bits, and multiplies rounded weights with activations that it rounds to 8 bits.
@@ -120,7 +118,18 @@ def export(
             f"{to}'s {kind} rounds no weights by text: {calibrate} calibration tokens would change nothing",
             hint="leave out --calibrate, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
         )
-    model = _model(folder, corpus)
+    return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate)
+
+
+def kept(
+    project: Project, corpus: Corpus, folder: Path, known: Format, *, to: str, kind: str, calibrate: int,
+    options: object = None,
+) -> Export:  # fmt: skip
+    """What `known` writes of a model folder, if it passes the gate; `options` are what else it depends on.
+
+    Raises ProjectError or CorruptError as `export` does.
+    """
+    model = exportable(folder, corpus)
     found: list[tuple[Path, Parity]] = []
 
     def write(target: Path) -> None:
@@ -132,11 +141,12 @@ def export(
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
 
     source = content_hash(folder)[:16]
-    kept = project.add_artifact(f"{to}-{kind}", write)
-    (name, parity), home = found[0], project.folder / kept
+    artifact = project.add_artifact(f"{to}-{kind}", write)
+    (name, parity), home = found[0], project.folder / artifact
+    named = [source, to, kind, calibrate, *([] if options is None else [options])]
     done = Export(
-        id=digest([source, to, kind, calibrate]), source=source, format=to, kind=kind,
-        calibrated=calibrate, path=str(Path(kept) / name),
+        id=digest(named), source=source, format=to, kind=kind,
+        calibrated=calibrate, path=str(Path(artifact) / name),
         bytes=sum(f.stat().st_size for f in home.rglob("*") if f.is_file()),
         params_total=sum(p.numel() for p in model.parameters()), parity=parity,
     )  # fmt: skip
@@ -144,21 +154,12 @@ def export(
     return done
 
 
-def _model(folder: Path, corpus: Corpus) -> GPT:
-    """Our decoder with finite weights, of the corpus's tokenizer."""
-    model = load_pretrained(folder)
-    if not isinstance(model, GPT):
-        raise ProjectError(
-            f"{folder} is a model of the family {model.config.family}, and only our decoder can be exported",
-            hint="it is a Hugging Face folder already",
-        )
+def exportable(folder: Path, corpus: Corpus) -> GPT:
+    """Our decoder, causal. Raises ProjectError or CorruptError."""
+    model = decoder_of(folder, corpus, "exported")
     if model.config.objective != "causal":
         raise ProjectError(
             f"{folder} has learned the objective {model.config.objective!r}, which no other format knows",
             hint="export a causal model",
         )
-    check_vocabulary(model, folder, corpus)
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise CorruptError(f"{name} of {folder} has weights that are not finite", hint="train it again")
     return model

@@ -9,6 +9,7 @@ llama.cpp's converter would look its hash up in a list and refuse it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,14 @@ TYPES = {
 FLOATS = ("f32", "f16")
 GPT2_PATTERN = "gpt-2"  # llama.cpp's name for it
 
+Kind = str | Mapping[str, str]  # one of TYPES, for all matrices or by name
+
 
 def write_gguf(
-    model: GPT, tokenizer: Tokenizer, end_of_text: int, path: Path, *, kind: str,
+    model: GPT, tokenizer: Tokenizer, end_of_text: int, path: Path, *, kind: Kind,
     importance: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:  # fmt: skip
-    """Write `model` with its matrices as `kind`, one of TYPES; vectors stay float32.
+    """Write `model` with its matrices as `kind` says; vectors stay float32.
 
     Where rows are no whole blocks of a type the matrix has the next larger one that fits. `importance` is of
     the columns of each matrix, by name (`calibrate`). Raises ProjectError without the packages.
@@ -49,7 +52,8 @@ def write_gguf(
     gguf = _package()
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     try:
-        _describe(writer, model, gguf.LlamaFileType[TYPES[kind][0]])
+        most = kind if isinstance(kind, str) else Counter(kind.values()).most_common(1)[0][0]
+        _describe(writer, model, gguf.LlamaFileType[TYPES[most][0]])
         _add_tokenizer(writer, tokenizer, end_of_text, model.config.vocab_size)
         for name, values, stored in _tensors(model, kind, importance or {}):
             writer.add_tensor(name, values, raw_dtype=stored)
@@ -65,9 +69,7 @@ def read_weights(model: GPT, path: Path) -> None:
     gguf = _package()
     names = _names(model)
     found = {
-        names[tensor.name]: torch.from_numpy(
-            gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        )
+        names[tensor.name]: torch.from_numpy(restored(tensor.data, tensor.tensor_type))
         for tensor in gguf.GGUFReader(path).tensors
     }
     if model.config.tied:
@@ -94,24 +96,38 @@ def _names(model: GPT) -> dict[str, str]:
 
 
 def _tensors(
-    model: GPT, kind: str, importance: Mapping[str, NDArray[np.float32]]
+    model: GPT, kind: Kind, importance: Mapping[str, NDArray[np.float32]]
 ) -> Iterator[tuple[str, NDArray[Any], GGMLQuantizationType]]:
     """Name, values as stored, and type of each."""
     gguf = _package()
-    types = gguf.GGMLQuantizationType
     state = model.state_dict()
     for there, here in _names(model).items():
         weight = state[here].detach().float().cpu().numpy()
-        stored = types.F32
         if weight.ndim == 2:
-            name = kind
-            while weight.shape[1] % gguf.GGML_QUANT_SIZES[types[name.upper()]][0]:
-                name = TYPES[name][1]
-            stored = types[name.upper()]
-            if name not in FLOATS:
-                yield there, rounded(weight, stored, importance.get(here)), stored
-                continue
-        yield there, gguf.quants.quantize(weight, stored), stored
+            name = kind if isinstance(kind, str) else kind[here]
+            yield there, *stored(weight, name, importance.get(here))
+        else:
+            floats = gguf.GGMLQuantizationType.F32
+            yield there, gguf.quants.quantize(weight, floats), floats
+
+
+def stored(
+    weight: NDArray[np.float32], kind: str, importance: NDArray[np.float32] | None = None
+) -> tuple[NDArray[Any], GGMLQuantizationType]:
+    """A matrix as a file holds it, and its type: `kind`, or the next larger one whose blocks fit its rows."""
+    gguf = _package()
+    types = gguf.GGMLQuantizationType
+    while weight.shape[1] % gguf.GGML_QUANT_SIZES[types[kind.upper()]][0]:
+        kind = TYPES[kind][1]
+    if kind in FLOATS:
+        return gguf.quants.quantize(weight, types[kind.upper()]), types[kind.upper()]
+    return rounded(weight, types[kind.upper()], importance), types[kind.upper()]
+
+
+def restored(values: NDArray[Any], type: GGMLQuantizationType) -> NDArray[np.float32]:
+    """The matrix that `stored` stands for."""
+    out: NDArray[np.float32] = _package().quants.dequantize(values, type).astype(np.float32)
+    return out
 
 
 def _describe(writer: GGUFWriter, model: GPT, file_type: int) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from isoflop import flops, recipe
+from isoflop.families.sparse import WEIGHTS, read_weights
 from isoflop.gpt import EPS, GPT
 from isoflop.initial import initialise
 from isoflop.objectives import OBJECTIVES
@@ -48,7 +50,7 @@ class Decoder:
         weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         if model.config.tied:
             del weights["lm_head.weight"]
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(qwen3_config(model.config, end_of_text), indent=2) + "\n"
         (folder / "config.json").write_text(text)
 
@@ -67,12 +69,26 @@ class Decoder:
             tied=raw["tie_word_embeddings"],
             objective=raw.get("isoflop_objective", "causal"),
         )
-        weights = load_file(folder / "model.safetensors")
         model = GPT(config)
+        wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        weights = read_weights(folder, wanted)
         if config.tied:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        _check_tensors(weights, wanted)
         model.load_state_dict(weights)
         return model
+
+
+def _check_tensors(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises RuntimeError that names the first tensor which a model of this shape lacks, or has not."""
+    for name, shape in wanted.items():
+        if name not in weights:
+            raise RuntimeError(f"its weights lack {name}")
+        if tuple(weights[name].shape) != shape:
+            raise RuntimeError(f"{name} has the shape {tuple(weights[name].shape)}, its config says {shape}")
+    for name in weights:
+        if name not in wanted:
+            raise RuntimeError(f"it has weights {name}, which a model of its config has not")
 
 
 def qwen3_config(config: ModelConfig, end_of_text: int) -> dict[str, object]:

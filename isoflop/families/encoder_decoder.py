@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop import flops
+from isoflop.errors import TrainError
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES, prefix_of
 from isoflop.records import ModelConfig
@@ -57,6 +58,12 @@ class EncoderDecoder(LanguageModel):
         written = torch.cat([start, targets_bo[:, :-1]], dim=1)
         out: Tensor = self.net(input_ids=read_bi, decoder_input_ids=written).logits
         return out
+
+    def features(self, ids_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
+        raise TrainError(
+            f"a model of the family {self.config.family} does not predict the next token of all text",
+            hint="distil a causal model",
+        )
 
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         read, targets = self._split(ids_bt, targets_bt)

@@ -70,6 +70,14 @@ class Wrapped(LanguageModel):
         """Logits (b, t, v)."""
         return _logits(self._output(ids_bt))
 
+    def features(self, ids_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
+        where_bk = self._predicted(ids_bt, targets_bt)
+        hidden_btd: Tensor = self.net.base_model(input_ids=ids_bt).last_hidden_state
+        return (
+            hidden_btd.take_along_dim(where_bk[..., None], 1).flatten(0, 1),
+            targets_bt.gather(1, where_bk).flatten(),
+        )
+
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean over predicted positions; of pairs also the relation's, both added up as BERT's are."""
         where_bk = self._predicted(ids_bt, targets_bt)

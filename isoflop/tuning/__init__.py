@@ -15,36 +15,38 @@ from isoflop.budget import Budget
 from isoflop.errors import TrainError
 from isoflop.families import shapes
 from isoflop.interrupt import heeded
+from isoflop.packed import Asked
+from isoflop.places import Place, here
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Member, ModelConfig, Run, Tuning, digest
 from isoflop.store import Project
-from isoflop.tuning.crew import Crew, Job
+from isoflop.tuning.crew import Crew, Failure
 from isoflop.tuning.layout import FEWEST_SEEDS, Layout, lay_out
 from isoflop.tuning.search import Search, require_optuna
 from isoflop.tuning.values import DEFAULT, chosen
 from isoflop.tuning.verdict import verdict
 from isoflop.variant import DEFAULT as RECIPE
 from isoflop.variant import Variant
-from isoflop.workers import cores
 
 
 def tune(
     project: Project, corpus: Corpus, budget: Budget, *, values: Sequence[str] = DEFAULT,
     width: int | None = None, trials: int | None = None, seeds: int = FEWEST_SEEDS, seed: int = 0,
     workers: int | None = None, variant: Variant = RECIPE, progress: Progress | None = None,
+    place: Place | None = None,
 ) -> Tuning:  # fmt: skip
     """Search `values` around the recipe's own within `budget`; the answer, which is also in the ledger.
 
     The recipe is that of `variant`. The models are of the family's smallest width, or of `width`; `workers`
-    of them (None: one a core) are trained side by side. The first trial is the recipe's own; the best is
-    compared with it by `seeds` runs of each. With one worker and a budget of FLOPs everything depends on
-    `seed` alone.
+    of them (None: one a core of the place) are trained side by side. The first trial is the recipe's own; the
+    best is compared with it by `seeds` runs of each. With one worker and a budget of FLOPs everything depends
+    on `seed` alone, wherever it is trained.
 
     Raises TrainError for an unknown value, without Optuna, or when no trial ends with a finite loss;
     BudgetError when the budget is too little; Interrupted, saved, at Ctrl-C.
     """
-    progress = progress or Silent()
-    workers = workers or cores()
+    progress, place = progress or Silent(), place or here()
+    workers = workers or place.cores
     require_optuna()
     model, names = _shape(variant, corpus, width), chosen(values, variant.changes)
     shape = model.model_dump(mode="json")
@@ -56,16 +58,16 @@ def tune(
         return kept
     layout = lay_out(
         project, corpus, budget, key=key, model=model, values=names, trials=trials, seeds=seeds, seed=seed,
-        workers=workers, variant=variant, progress=progress,
+        workers=workers, variant=variant, progress=progress, place=place,
     )  # fmt: skip
-    return carry_out(project, layout, progress)
+    return carry_out(project, layout, progress, place)
 
 
-def carry_out(project: Project, layout: Layout, progress: Progress) -> Tuning:
+def carry_out(project: Project, layout: Layout, progress: Progress, place: Place | None = None) -> Tuning:
     """Search and compare as laid out; what the ledger has is not trained again. Raises as `tune`."""
     search = Search(project, layout)
     with heeded(progress) as pressed:
-        crew = Crew(project, layout.corpus, layout.workers, progress, pressed)
+        crew = Crew(project, layout.corpus, layout.workers, progress, pressed, place or here())
         found = _searched(search, crew)
         runs = Comparison(search, found).run(crew) if found.best else {}
         done = _answered(search, found, runs)
@@ -121,21 +123,21 @@ class Comparison:
         config = self.search.configs[number].model_copy(update={"seed": seed})
         return self.search.layout.member(config, self.tuning.token_counts[-1:])
 
-    def _take(self) -> Job | None:
+    def _take(self) -> Asked | None:
         while self.left:
             number, seed = self.left.pop(0)
             member = self._member(number, seed)
-            job = Job(f"trial {number}, seed {seed}", number, member, 0)
+            asked = Asked(f"trial {number}, seed {seed}", number, member, 0)
             done = self.search.known(member)[0]
             if done is None:
-                return job
-            self._tell(job, done)
+                return asked
+            self._tell(asked, done)
         return None
 
-    def _tell(self, job: Job, result: Run | TrainError) -> None:
+    def _tell(self, asked: Asked, result: Run | Failure) -> None:
         run = self.search.keep(result)
-        self.runs[job.number, job.member.config.seed] = run
-        self.search.discard(job.member)
+        self.runs[asked.number, asked.member.config.seed] = run
+        self.search.discard(asked.member)
 
 
 def _answered(search: Search, tuning: Tuning, compared: dict[tuple[int, int], Run | None]) -> Tuning:

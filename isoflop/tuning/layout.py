@@ -13,6 +13,7 @@ from isoflop import ladder as rungs
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError
 from isoflop.identity import tokens_of_trunk
+from isoflop.places import Place
 from isoflop.progress import Progress
 from isoflop.records import Corpus, Member, ModelConfig, Run, RunConfig, Tuning
 from isoflop.store import Project
@@ -75,6 +76,7 @@ class Layout:
 def lay_out(
     project: Project, corpus: Corpus, budget: Budget, *, key: str, model: ModelConfig, values: Sequence[str],
     trials: int | None, seeds: int, seed: int, workers: int, variant: Variant, progress: Progress,
+    place: Place,
 ) -> Layout:  # fmt: skip
     """The tuning that `budget` buys, kept under `key`: asked twice it is one.
 
@@ -85,7 +87,7 @@ def lay_out(
         raise BudgetError(f"{seeds} seeds cannot tell two recipes apart", hint=f"give {FEWEST_SEEDS} or more")
     if trials is not None and trials < 2:
         raise BudgetError("the first trial is the recipe: fewer than 2 search nothing", hint="give more")
-    speed = rungs.measure(project, corpus, [config], packed=workers, progress=progress)
+    speed = rungs.measure(project, corpus, [config], packed=workers, progress=progress, place=place)
     tuning = project.get("tuning", key, Tuning)
     if tuning is None:
         prices = Prices.of(config, values, budget, seeds, trials or TRIALS, workers, speed, corpus)

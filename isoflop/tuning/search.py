@@ -22,10 +22,10 @@ import numpy as np
 
 from isoflop.errors import ProjectError, TrainError
 from isoflop.identity import run_id
-from isoflop.packed import folder_of
+from isoflop.packed import Asked, folder_of
 from isoflop.records import Member, Run, RunConfig, Trial, Tuning
 from isoflop.store import Project
-from isoflop.tuning.crew import Crew, Job
+from isoflop.tuning.crew import Crew, Failure
 from isoflop.tuning.layout import BRANCHES, HALVING, Layout, expected
 from isoflop.tuning.values import suggest, with_values
 
@@ -72,16 +72,16 @@ class Search:
 
     # -- asking -----------------------------------------------------------------------------------------
 
-    def _take(self) -> Job | None:
+    def _take(self) -> Asked | None:
         """The next branch to train. Those that the ledger has are told here."""
         while self.waiting or self._affords_one_more():
             number = self.waiting.pop(0) if self.waiting else self._ask()
             member, branch = self._member(number), self.reached[number]
-            job = Job(f"trial {number}", number, member, branch)
+            asked = Asked(f"trial {number}", number, member, branch)
             done = self.known(member)[branch]
             if done is None:
-                return job
-            self._tell(job, done)
+                return asked
+            self._tell(asked, done)
         return None
 
     def _affords_one_more(self) -> bool:
@@ -130,18 +130,18 @@ class Search:
 
     # -- telling ----------------------------------------------------------------------------------------
 
-    def _tell(self, job: Job, result: Run | TrainError) -> None:
+    def _tell(self, asked: Asked, result: Run | Failure) -> None:
         """What became of a branch."""
-        run, trial = self.keep(result), self.open[job.number]
+        run, trial = self.keep(result), self.open[asked.number]
         if run is None:
             trial.set_user_attr(FAILED, True)
-            self.costs[job.number] += self._failure(job.number)
-            self._close(job.number, pruned=True)  # to the sampler it is worse than any other
+            self.costs[asked.number] += self._failure(asked.number)
+            self._close(asked.number, pruned=True)  # to the sampler it is worse than any other
             return
-        trial.report(run.loss, HALVING**job.branch)
-        self.costs[job.number] += self.layout.cost(run)
-        self.reached[job.number] += 1
-        self._judge(job.number, run.loss)
+        trial.report(run.loss, HALVING**asked.branch)
+        self.costs[asked.number] += self.layout.cost(run)
+        self.reached[asked.number] += 1
+        self._judge(asked.number, run.loss)
 
     def _judge(self, number: int, loss: float) -> None:
         """Whether a trial, its last branch reported, goes on. The recipe's own always does."""
@@ -180,9 +180,9 @@ class Search:
         configs = (member.config.model_copy(update={"tokens": t}) for t in member.token_counts)
         return [self.runs.get(run_id(config, self.layout.corpus)) for config in configs]
 
-    def keep(self, result: Run | TrainError) -> Run | None:
+    def keep(self, result: Run | Failure) -> Run | None:
         """Put a run into the ledger, unless it is there; None when its loss was once not finite."""
-        if isinstance(result, TrainError):
+        if not isinstance(result, Run):
             return None
         if result.id not in self.runs:
             self.project.put("run", result, result.id)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster as Nodes
 
 from e2e.commands import refused
 from isoflop import flops
@@ -13,8 +14,9 @@ from isoflop.ablate import Ablation, ablate
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, FitError, TrainError
 from isoflop.families import OWN
-from isoflop.records import Corpus, Run
+from isoflop.records import Corpus, Ladder, Run, Throughput
 from isoflop.store import Project
+from isoflop.train import train_trunk
 from isoflop.variant import Variant
 
 BUDGET = Budget(flops=5e12)
@@ -76,3 +78,23 @@ def test_the_command(isoflop, judged: tuple[Project, Ablation], sources: tuple[s
     assert found.gain.sentence in " ".join(table.out.split())
     refused(isoflop(*words), "no change to judge")
     refused(isoflop(*words, "--set", "lr=1"), "no 'lr' of --set")
+
+
+def test_on_a_cluster(isoflop, nodes: Nodes, corpus: Corpus, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    home = Project(tmp_path / "p")
+    (home.folder / "corpora").mkdir()
+    (home.folder / "corpora" / corpus.id).symlink_to(corpus.folder, target_is_directory=True)
+    home.put("corpus", corpus, corpus.id)
+    answer = isoflop(
+        "ablate", "--set", "lr_matrix=x0.5", "--budget", "1e12flops", "--seeds", 1, "--project", home.folder,
+        "--ray", nodes.address,
+    )  # fmt: skip
+    # So few FLOPs are enough for what is asked here, and may be too few for a law.
+    assert answer.code == 0 or "has no best split" in answer.err, answer.err
+    assert all(t.machine.startswith("ray-2cpu-") for t in home.all("throughput", Throughput))
+    base = home.latest("ablation-base", Ladder)
+    assert base is not None
+    member, losses = base.members[0], {r.id: r.loss for r in home.all("run", Run)}
+    assert len(losses) == 12
+    here = train_trunk(member.config, member.token_counts, corpus, tmp_path / "here")
+    assert [losses[r.id] for r in here] == [r.loss for r in here]

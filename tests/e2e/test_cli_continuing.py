@@ -62,7 +62,7 @@ def test_a_cluster_lays_out_what_goes_on(isoflop, project: Job, monkeypatch: pyt
     folder, result = project
 
     def whole(config: RunConfig) -> RunConfig:
-        raise TrainError("it was asked", hint="")
+        raise TrainError("it was asked", hint="nothing")
 
     @contextmanager
     def place_at(ray: str | None, progress: Progress) -> Iterator[Place]:

@@ -25,9 +25,11 @@ def home(tmp_path: Path, corpus: Corpus) -> Path:
     return project.folder
 
 
+@pytest.mark.parametrize("on_ray", [False, True])
 def test_a_tuning_is_a_table_an_answer_and_a_record(  # type: ignore[no-untyped-def]
-    isoflop, home: Path, corpus: Corpus, small: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    isoflop, home: Path, corpus: Corpus, small: RunConfig, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, on_ray: bool,
+) -> None:  # fmt: skip
     ids: list[str] = []
 
     def small_layout(*_: object, key: str, variant: Variant, **__: object) -> object:
@@ -38,11 +40,13 @@ def test_a_tuning_is_a_table_an_answer_and_a_record(  # type: ignore[no-untyped-
         return layout
 
     monkeypatch.setattr("isoflop.tuning.lay_out", small_layout)
+    ray = ["--ray", request.getfixturevalue("nodes").address] if on_ray else []
     words = ("tune", "--budget", "5e12flops", "--values", "lr_head,lr_matrix", "--project", home,
-             "--set", "cooldown=0.5")  # fmt: skip
+             "--set", "cooldown=0.5", *ray)  # fmt: skip
     answer = isoflop(*words)
     assert answer.code == 0, answer.err
     assert "tune done in" in answer.err
+    assert ("connecting to Ray" in answer.err) == on_ray
     done = Project(home).get("tuning", ids[0], Tuning)
     assert done is not None
     assert len(done.trials) == 2

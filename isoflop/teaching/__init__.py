@@ -1,0 +1,1 @@
+"""Learning from teachers in the training loop: what is to be learned, chunk by chunk; what teachers said."""

@@ -1,0 +1,263 @@
+"""Distillation: a student that learns a teacher's next-token probabilities beside the text (`divergences`).
+
+The student begins from scratch or goes on from a model folder, through the project's one training loop.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoflop import flops
+from isoflop.continued import Past, initial_model
+from isoflop.errors import TrainError
+from isoflop.evaluate import heldout_windows
+from isoflop.export import load_pretrained
+from isoflop.gpt import CHUNK_TOKENS
+from isoflop.identity import job_id, whole_batches
+from isoflop.laws import Fit
+from isoflop.model import LanguageModel
+from isoflop.options import check_options
+from isoflop.pipeline import train_model
+from isoflop.progress import Progress, Silent
+from isoflop.records import Corpus, Interval, Ladder, ModelConfig, RunConfig, digest
+from isoflop.starting import chosen_config, continuation
+from isoflop.store import Project
+from isoflop.teaching.distilling import as_asked, check_head, told_by
+from isoflop.teaching.divergences import Lesson
+from isoflop.teaching.topk import left_out, places_in
+from isoflop.transforms import (
+    MODEL,
+    TEACHER,
+    Source,
+    Transform,
+    change_of,
+    finished,
+    scores_of,
+    source_of,
+    transform_id,
+)
+from isoflop.using import check_finite, same_tokenizer
+from isoflop.variant import DEFAULT, Variant
+
+KIND = "distill"
+MEASURED_TOKENS = 8192  # held-out, for what the likeliest tokens leave out
+PLAIN, LONGER = (
+    "plain",
+    "plain, equal FLOPs",
+)  # what is foretold: the same tokens, and more for the same price
+
+
+def student(
+    project: Project, corpus: Corpus, *, tokens: int | None, width: int | None = None,
+    layers: int | None = None, start: Path | None = None, lr_scale: float = 1.0, seed: int = 0,
+    variant: Variant = DEFAULT, progress: Progress | None = None,
+) -> tuple[RunConfig, Past]:  # fmt: skip
+    """The run as it would be without teachers: of a width from scratch, or from the model folder `start` on.
+
+    Raises TrainError for settings that mean nothing, ProjectError or CorruptError for a folder that cannot be
+    used.
+    """
+    if (width is None) == (start is None):
+        raise TrainError("a student needs --width or --from", hint="give one of them, and --tokens")
+    if start is None:
+        config = chosen_config(
+            project, corpus, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
+            variant=variant, progress=progress,
+        )  # fmt: skip
+        return config, Past()
+    if layers is not None:
+        raise TrainError(f"the shape of {start} is its own", hint="leave out --layers")
+    config, past = continuation(project, corpus, start, tokens=tokens, lr_scale=lr_scale, seed=seed)
+    model = initial_model(config, past)
+    check_finite(model, start)
+    check_head(model, start)
+    return variant.applied(config), past
+
+
+def distill(
+    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, *,
+    lesson: Lesson | None = None, cache_bytes: float = 0.0, progress: Progress | None = None,
+) -> Transform:  # fmt: skip
+    """Train a `student` beside its teachers, which are averaged in probability.
+
+    Where only their likeliest tokens count, what of their probabilities that leaves out is measured, and
+    `cache_bytes` of the project's disk keep them: a window that is seen again, in this run or a later one,
+    asks no teacher. The cost is counted as if it did.
+
+    What was done is not done again, what was interrupted goes on. The ledger keeps the run and the transform;
+    `predicted` says what the project's law, where it has one, expects of training without a teacher.
+
+    Raises TrainError for values that cannot be, for a teacher of another tokenizer, vocabulary or objective,
+    or of a shorter context; ProjectError or CorruptError for a folder that cannot be used.
+    """
+    progress, lesson = progress or Silent(), lesson or Lesson()
+    models = [_opened(folder, corpus) for folder in teachers]
+    sources = [source_of(project, TEACHER, folder) for folder in teachers]
+    config = _with_teachers(config, [source.hash for source in sources], lesson)
+    for folder, teacher in zip(teachers, models, strict=True):
+        _check_fits(folder, teacher, config.model)
+        teacher.config = as_asked(teacher.config, config.model)
+    if past.model is not None:
+        sources.append(source_of(project, MODEL, past.model))
+        models.append(initial_model(config, past))
+    options = {
+        **lesson._asdict(), "tokens": config.tokens, "seed": config.seed,
+        "job": job_id(whole_batches(config), corpus),
+    }  # fmt: skip
+    id = transform_id(KIND, corpus, sources, options)
+    if (done := finished(project, id)) is not None:
+        return done
+    scored = tuple(
+        _scored(s, model, config, corpus, progress) for s, model in zip(sources, models, strict=True)
+    )
+    asked = models[: len(teachers)]
+    measured = _left_out(asked, config, corpus, progress) if lesson.topk else {}
+    predicted = _foretold(project, corpus, config, [m.config for m in asked], progress)
+    past = replace(
+        past, teachers=tuple(folder.absolute() for folder in teachers),
+        **_answers(project, config, corpus, cache_bytes, progress),
+    )  # fmt: skip
+    run = train_model(project, corpus, config, role="distilled", progress=progress, past=past)
+    assert run.model is not None
+    after = load_pretrained(project.folder / run.model)
+    change = change_of(models[-1], after, corpus, config.eval_tokens) if config.initial else (None, None)
+    made = Transform(
+        id=id, kind=KIND, corpus_id=corpus.id, sources=scored, options=options,
+        flops={"training": run.flops_spent - run.flops_teachers, "teacher": run.flops_teachers},
+        seconds=run.seconds_train + run.seconds_eval + run.seconds_compile, eval_tokens=config.eval_tokens,
+        after=scores_of(after, corpus, config.eval_tokens), change=change[0], change_se=change[1],
+        measured=measured, predicted=predicted, model=run.model, run_id=run.id,
+    )  # fmt: skip
+    project.put("transform", made)
+    return made
+
+
+def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> RunConfig:
+    """Raises TrainError for values that cannot be."""
+    taught = config.model_copy(
+        update={
+            "teachers": tuple(hashes),
+            "teacher_weight": lesson.weight,
+            "temperature": lesson.temperature,
+            "divergence": lesson.divergence,
+            "teacher_topk": lesson.topk,
+            "feature_weight": lesson.features,
+            "compile": config.compile and not lesson.features,
+        }
+    )
+    check_options(taught)
+    return taught
+
+
+def _opened(folder: Path, corpus: Corpus) -> LanguageModel:
+    """A model that can teach on that corpus. Raises TrainError, ProjectError or CorruptError."""
+    teacher = load_pretrained(folder)
+    if not same_tokenizer(teacher, folder, corpus):
+        raise TrainError(
+            f"the tokenizer of the teacher {folder} is not the tokenizer of corpus {corpus.id}: their "
+            "probabilities are of different tokens",
+            hint="learn from text that it writes (sequence-level distillation): isoflop write "
+            f"{folder} --out FILE; or build the corpus with --tokenizer {folder / 'tokenizer.json'}",
+        )
+    if teacher.config.objective != "causal":
+        raise TrainError(
+            f"the teacher {folder} has learned the objective {teacher.config.objective!r}",
+            hint="name a causal model",
+        )
+    check_finite(teacher, folder)
+    check_head(teacher, folder)
+    return teacher
+
+
+def _check_fits(folder: Path, teacher: LanguageModel, student: ModelConfig) -> None:
+    """Raises TrainError for a teacher that does not see or know all that the student does."""
+    theirs = teacher.config
+    if theirs.vocab_size < student.vocab_size:
+        raise TrainError(
+            f"the teacher {folder} knows {theirs.vocab_size} tokens, and the student {student.vocab_size}",
+            hint="name a teacher of the student's vocabulary",
+        )
+    if theirs.context < student.context:
+        raise TrainError(
+            f"the teacher {folder} reads {theirs.context} tokens at once, and the student {student.context}",
+            hint=f"give a shorter window: --set model.context={theirs.context}",
+        )
+
+
+def _scored(
+    source: Source, model: LanguageModel, config: RunConfig, corpus: Corpus, progress: Progress
+) -> Source:
+    """With its scores, in windows of the student."""
+    scores = scores_of(model, corpus, config.eval_tokens)
+    progress.log(f"{source.role} {source.path}: loss {scores.loss:.4f}, {scores.params_matmul:,} parameters")
+    return source.model_copy(update={"scores": scores})
+
+
+@torch.no_grad()
+def _left_out(
+    teachers: Sequence[LanguageModel], config: RunConfig, corpus: Corpus, progress: Progress
+) -> dict[str, float]:
+    """What the likeliest tokens leave of the teachers' probabilities, a mean over held-out text."""
+    ids = heldout_windows(corpus, config.model.context, MEASURED_TOKENS)[:, :-1]
+    parts = []
+    for teacher in teachers:
+        told = told_by(teacher.features(ids, ids)[0], teacher.head[: config.model.vocab_size])
+        rows = (slice(start, start + CHUNK_TOKENS) for start in range(0, ids.numel(), CHUNK_TOKENS))
+        parts += [left_out(told(r), config.teacher_topk) for r in rows]
+    mass, apart = (float(torch.cat(values).mean()) for values in zip(*parts, strict=True))
+    progress.log(
+        f"the {config.teacher_topk} likeliest tokens leave out {mass:.2%} of the teacher's probability; with "
+        f"the rest spread evenly it moves by {apart:.4f} in L1"
+    )
+    return {"probability left out": mass, "L1 distance": apart}
+
+
+def _answers(
+    project: Project, config: RunConfig, corpus: Corpus, cache_bytes: float, progress: Progress
+) -> dict[str, Any]:
+    """Where `Past` says that the teachers' likeliest tokens are kept: one run's kind at a time, the last."""
+    if not config.teacher_topk or not cache_bytes:
+        return {}
+    contexts = {config.model.context, config.trunk_model.context}
+    each = cache_bytes / len(config.teachers) / len(contexts)
+    room = places_in(each, config.model.context, config.teacher_topk, config.model.vocab_size)
+    kind = [config.teachers, sorted(contexts), config.teacher_topk, config.precision, each]
+    folder = (project.folder / "answers" / digest(kind)).absolute()
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    windows = min(config.tokens, corpus.train_tokens) / config.model.context
+    if room < windows:
+        progress.log(f"{cache_bytes:,.0f} bytes keep about {room / windows:.0%} of the answers")
+    return {"answers": folder, "answers_bytes": each}
+
+
+def _foretold(
+    project: Project, corpus: Corpus, config: RunConfig, teachers: Sequence[ModelConfig], progress: Progress
+) -> dict[str, Interval]:
+    """What the project's law expects of the student without a teacher: at its tokens, and at its FLOPs.
+
+    Empty for a student that goes on, or without a law of its kind.
+    """
+    ladder, fit = project.latest("ladder", Ladder), project.latest("fit", Fit)
+    if config.initial or fit is None or ladder is None or ladder.corpus_id != corpus.id:
+        return {}
+    if ladder.members[0].config.model.kind != config.model.kind:
+        return {}
+    n, run = flops.params_matmul(config.model), whole_batches(config)
+    taught = flops.run_teachers_flops(run, teachers)
+    taught += flops.matching_flops_per_token(teachers, config) * run.tokens
+    more = 1 + taught / flops.run_flops(run)
+    found = {PLAIN: fit.predict(n, run.tokens), LONGER: fit.predict(n, more * run.tokens)}
+    words = [f"{p.value:.4f} [{p.low:.4f}, {p.high:.4f}]" for p in found.values()]
+    progress.log(
+        f"without a teacher the law expects {words[0]}; {words[1]} of {more:.2f} times the tokens, "
+        "which cost as much"
+    )
+    return {name: p.plain() for name, p in found.items()}
