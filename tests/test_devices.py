@@ -103,8 +103,8 @@ def last_is_killed() -> None:
     dist.all_reduce(torch.ones(1))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_error_of_one_rank_is_what_is_raised(ranks: int) -> None:
+def test_the_error_of_one_rank_is_what_is_raised() -> None:
+    ranks = 3
     with pytest.raises(TrainError, match="the first rank cannot"):
         run_ranks(ranks, partial(fails, 0, TrainError("the first rank cannot", hint="try")))
     with pytest.raises(OSError, match="no space"):

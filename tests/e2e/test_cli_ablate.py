@@ -14,9 +14,9 @@ from isoflop.ablate import Ablation, ablate
 from isoflop.budget import Budget
 from isoflop.errors import BudgetError, FitError, TrainError
 from isoflop.families import OWN
-from isoflop.records import Corpus, Ladder, Run, Throughput
+from isoflop.records import Corpus, Run
 from isoflop.store import Project
-from isoflop.train import train_trunk
+from isoflop.train import train
 from isoflop.variant import Variant
 
 BUDGET = Budget(flops=5e12)
@@ -40,19 +40,29 @@ def test_a_bad_change_costs_doublings(judged: tuple[Project, Ablation]) -> None:
     assert {p.flops_other / p.flops for p in found.pairs} == {1.0}
 
 
-def test_the_plain_runs_are_trained_once_for_all_changes(
-    judged: tuple[Project, Ablation], corpus: Corpus
+def test_the_plain_runs_are_trained_once_for_all_changes_and_places(  # type: ignore[no-untyped-def]
+    isoflop, judged: tuple[Project, Ablation], nodes: Nodes, corpus: Corpus, tmp_path: Path
 ) -> None:
     home, first = judged
+    if not (link := home.folder / "corpora" / corpus.id).exists():
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(corpus.folder, target_is_directory=True)
     before = {r.id for r in home.all("run", Run)}
-    second = ablate(home, corpus, BUDGET, Variant.of(OWN, ["model.d_ff=x1.5"]), seeds=1)
+    words = ("ablate", "--set", "model.d_ff=x1.5", "--budget", "5e12flops", "--seeds", 1,
+             "--project", home.folder)  # fmt: skip
+    answer = isoflop(*words, "--ray", nodes.address, "--json")
+    assert answer.code == 0, answer.err
+    second = Ablation.model_validate_json(answer.out)
     new = [r for r in home.all("run", Run) if r.id not in before]
     assert len(new) == len(before) / 2 == 6
     assert {r.role for r in new} == {"ablation"}
     assert [p.loss for p in second.pairs] == [p.loss for p in first.pairs]
     batch = max(flops.flops_per_token(r.config.model) * r.config.batch_tokens for r in new)
     assert all(abs(p.flops_other - p.flops) <= batch for p in second.pairs)
-    assert ablate(home, corpus, BUDGET, Variant.of(OWN, ["model.d_ff=x1.5"]), seeds=1).pairs == second.pairs
+    smallest = min(new, key=lambda r: r.flops)
+    here = train(smallest.config, corpus, tmp_path / "here")
+    assert here.loss == smallest.loss  # the place changes no bit
+    assert Ablation.model_validate_json(isoflop(*words, "--json").out).pairs == second.pairs
 
 
 def test_what_cannot_be_judged(tmp_path: Path, corpus: Corpus) -> None:
@@ -78,23 +88,3 @@ def test_the_command(isoflop, judged: tuple[Project, Ablation], sources: tuple[s
     assert found.gain.sentence in " ".join(table.out.split())
     refused(isoflop(*words), "no change to judge")
     refused(isoflop(*words, "--set", "lr=1"), "no 'lr' of --set")
-
-
-def test_on_a_cluster(isoflop, nodes: Nodes, corpus: Corpus, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    home = Project(tmp_path / "p")
-    (home.folder / "corpora").mkdir()
-    (home.folder / "corpora" / corpus.id).symlink_to(corpus.folder, target_is_directory=True)
-    home.put("corpus", corpus, corpus.id)
-    answer = isoflop(
-        "ablate", "--set", "lr_matrix=x0.5", "--budget", "1e12flops", "--seeds", 1, "--project", home.folder,
-        "--ray", nodes.address,
-    )  # fmt: skip
-    # So few FLOPs are enough for what is asked here, and may be too few for a law.
-    assert answer.code == 0 or "has no best split" in answer.err, answer.err
-    assert all(t.machine.startswith("ray-2cpu-") for t in home.all("throughput", Throughput))
-    base = home.latest("ablation-base", Ladder)
-    assert base is not None
-    member, losses = base.members[0], {r.id: r.loss for r in home.all("run", Run)}
-    assert len(losses) == 12
-    here = train_trunk(member.config, member.token_counts, corpus, tmp_path / "here")
-    assert [losses[r.id] for r in here] == [r.loss for r in here]
