@@ -349,6 +349,8 @@ def test_every_picture_of_a_law_draws_light_and_dark(tmp_path: Path) -> None:
 def test_runs_of_another_corpus_are_left_out(tmp_path: Path) -> None:
     project = make_study(tmp_path, ("corpus", "run"))
     project.put("run", ladder_runs()[0].model_copy(update={"id": "other", "corpus_id": "corpus-0"}))
+    for role in ("tune", "continued", "distilled"):
+        project.put("run", ladder_runs()[0].model_copy(update={"id": role, "role": role}))
     assert len(Scene.of(project).runs) == 12
 
 
@@ -356,7 +358,7 @@ def test_what_cannot_be_drawn_says_what_to_do(tmp_path: Path) -> None:
     project = make_study(tmp_path, ("corpus",))
     with pytest.raises(ProjectError, match="no runs") as runs:
         plots.figure("curves", project)
-    assert "isoflop ladder" in runs.value.hint
+    assert "isoflop sweep" in runs.value.hint
     with pytest.raises(ProjectError, match="no fitted law"):
         plots.figure("frontier", project)
     with pytest.raises(ProjectError, match="no picture 'pie'"):

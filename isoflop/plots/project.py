@@ -41,14 +41,14 @@ from isoflop.plots.style import (
 from isoflop.records import Corpus, Interval, Plan, Result, Run
 from isoflop.store import Project
 
-ASIDE = ("tune", "ablation")  # roles of runs that are not shown
+# Roles of runs that are not shown: they ask something else, or did not begin as the law's runs do.
+ASIDE = ("tune", "ablation", "continued", "distilled")
 
 
 @dataclass(frozen=True)
 class Scene:
     """What pictures show of a project: the runs of one family on one corpus, the law, the final run and its
-    forecast. The family is the final run's, or else the latest run's. Trials of a tuning and of
-    an ablation are not shown."""
+    forecast. The family is the final run's, or else the latest run's. Runs of a role in ASIDE are not shown."""
 
     runs: tuple[Run, ...] = ()
     fit: Fit | None = None
@@ -94,7 +94,7 @@ def curves_data(runs: Iterable[Run], final: Run | None = None) -> tuple[Curve, .
     """One curve a run, smallest model first; the final run last. Raises ProjectError without runs."""
     listed = sorted(runs, key=lambda run: (run is final, run.params_matmul, run.tokens))
     if not listed:
-        raise ProjectError("There are no runs to draw.", hint="Run `isoflop ladder` first.")
+        raise ProjectError("There are no runs to draw.", hint="Run `isoflop sweep` first.")
     sizes = sorted({run.params_matmul for run in listed if run is not final})
     return tuple(
         Curve(
