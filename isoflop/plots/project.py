@@ -48,7 +48,7 @@ ASIDE = ("tune", "ablation", "continued", "distilled")
 @dataclass(frozen=True)
 class Scene:
     """What pictures show of a project: the runs of one family on one corpus, the law, the final run and its
-    forecast. The family is the final run's, or else the latest run's. Runs of a role in ASIDE are not shown."""
+    forecast. The family is the final run's, or else the latest run's. Roles in ASIDE are not shown."""
 
     runs: tuple[Run, ...] = ()
     fit: Fit | None = None
