@@ -26,11 +26,10 @@ from torch import Tensor
 
 from isoflop import corpus as texts
 from isoflop import flops
-from isoflop.corpus import train_tokens
 from isoflop.engines import GGUF
-from isoflop.errors import CorpusError, TrainError
+from isoflop.errors import TrainError
 from isoflop.evaluate import HeldOut
-from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
+from isoflop.export.calibrate import CALIBRATION_TOKENS, importance, tokens_read, windows
 from isoflop.export.gated import FORMATS, Export, exportable, kept
 from isoflop.export.gguf import restored, stored, write_gguf
 from isoflop.export.huggingface import tokenizer_of
@@ -116,7 +115,8 @@ def quantize(
     known = FORMATS["gguf"]._replace(write=partial(_write, kinds=kinds, weights=weights))
     export = kept(project, corpus, folder, known, to="gguf", kind=MIXED, calibrate=calibrate, options=kinds)
     after = evaluate_model(project.folder / export.path, corpus, eval_tokens=eval_tokens)
-    asked = len(found) * len(KINDS) * _probe_tokens(model) + calibrate
+    read = tokens_read(corpus, model.config.context, _probe_tokens(model))
+    asked = len(found) * len(KINDS) * read + calibrate
     cost = {STAGE: flops.forward_flops_per_token(model.config) * asked}
     made = _record(id, corpus, source, options, cost, export, after, chosen, time.perf_counter() - start)
     project.put("transform", made.transform)
@@ -163,27 +163,16 @@ def _sensitivities(
 
 
 def _probe_tokens(model: GPT) -> int:
-    """Whole windows of training text, one at least."""
-    context = model.config.context
-    return context * max(1, min(SENSITIVITY_TOKENS, MOST_LOGITS // model.config.vocab_size) // context)
+    """Of training text, as far as the original's logits fit into memory."""
+    return max(1, min(SENSITIVITY_TOKENS, MOST_LOGITS // model.config.vocab_size))
 
 
 class _Probe:
     """The model's next-token probabilities on training text, and how far a change moves them."""
 
     def __init__(self, model: GPT, corpus: Corpus) -> None:
-        text, context = train_tokens(corpus), model.config.context
-        available = len(text) // context
-        if not available:
-            raise CorpusError(
-                f"corpus {corpus.id} has {len(text)} training tokens, less than one window of {context}",
-                hint="add text",
-            )
-        starts = np.linspace(0, available - 1, min(available, _probe_tokens(model) // context)).astype(
-            np.int64
-        )
-        rows = np.stack([text[s * context : (s + 1) * context] for s in starts]).astype(np.int64)
-        self.model, self.ids = model, torch.from_numpy(rows)
+        read = windows(corpus, model.config.context, _probe_tokens(model))
+        self.model, self.ids = model, torch.cat(list(read))[:, :-1]
         self.logp = [self._log_probs(row) for row in self.ids]
 
     @torch.no_grad()
