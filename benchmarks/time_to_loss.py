@@ -11,11 +11,11 @@ steps as its own measured speed says. It is charged for its steps alone: start-u
 are free. Ours has the same width, depth, heads and vocabulary, and its own recipe besides. It is charged for
 the interpreter's start, imports, worker processes, compilation and checkpoints, up to its last step. Every
 length tried is a complete run of its own, cooldown included, in a fresh process. Lengths are nanoGPT's time
-over 1, 2^(1/4), 2^(1/2), ... 32; the shortest that reaches its bits per byte is found by halving the range,
-for each seed against nanoGPT's run of the same number, and its measured wall time is what counts. Both are
-scored on the same held-out windows of 256 tokens, with the same tokenizer, so nats compare too. Not
-compared: other sizes, and the whole job with its ladder (vs_nanogpt.py). Rows are appended to `rows.jsonl`
-as they end; a row that is there is not measured again.
+over 1, 2^(1/4), 2^(1/2), ... 32; the shortest that reaches its bits per byte is found by halving the range
+(from the second seed on, beginning with the first one's), for each seed against nanoGPT's run of the same
+number, and its measured wall time is what counts. Both are scored on the same held-out windows of 256 tokens,
+with the same tokenizer, so nats compare too. Not compared: other sizes, and the whole job with its ladder
+(vs_nanogpt.py). Rows are appended to `rows.jsonl` as they end; a row that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -99,12 +99,16 @@ class Bench:
         key = {"what": "ours", "case": case, "seed": seed, "k": k, "minutes": minutes}
         return once(self.record, key, partial(ours.whole_run, config, self.corpus, nanogpt.CONTEXT))
 
-    def reached(self, case: str, seed: int) -> Row | None:
-        """Our shortest run that reaches nanoGPT's loss; None when the longest does not."""
+    def reached(self, case: str, seed: int, near: int | None) -> Row | None:
+        """Our shortest run that reaches nanoGPT's loss; None when the longest does not.
+
+        `near` is the length of another seed, by which the search begins.
+        """
         peer = self.peer(case, seed)
         low, high = -1, FINEST + 1  # k: low reaches it, high does not
+        likely = [] if near is None else [near, near + 1, near - 1]
         while high - low > 1:
-            middle = (low + high) // 2
+            middle = next((k for k in likely if low < k < high), (low + high) // 2)
             got = self.attempt(case, seed, middle, peer["seconds"])
             low, high = (middle, high) if got["bpb"] <= peer["bpb"] else (low, middle)
         if low < 0:
@@ -113,7 +117,7 @@ class Bench:
         return {
             "peer": peer["seconds"], "peer_bpb": peer["bpb"], "peer_loss": peer["loss"],
             "wall": best["wall_seconds"], "start": best["start_seconds"], "bpb": best["bpb"],
-            "loss": best["loss"],
+            "loss": best["loss"], "k": low,
         }  # fmt: skip
 
 
@@ -176,7 +180,8 @@ def main() -> None:
     found: dict[str, list[Row | None]] = {case: [] for case in args.what}
     for seed in range(args.seeds):
         for case in args.what:
-            found[case].append(bench.reached(case, seed))
+            near = next((row["k"] for row in found[case] if row is not None), None)
+            found[case].append(bench.reached(case, seed, near))
     write_readme(args.record, summary(read(args.record), found))
 
 
