@@ -24,7 +24,7 @@ from isoflop.variant import Variant
 
 SHARES = (1.0, 3.0, 9.0)  # of the compute of a seed, smallest size first: a ninefold range tells a trend
 HALVES = 2  # branches of each trunk, at half and all of its tokens: the law needs D to vary
-LARGER = "give a larger budget (--budget), or fewer seeds (--seeds)"
+FEWEST_STEPS = 30  # of any branch: shorter ones are warm-up and cooldown, of which no law has a best split
 
 
 class Ablation(Record):
@@ -55,9 +55,9 @@ def ablate(
     """Train three sizes of the plain recipe and of `variant`, each with `seeds` seeds, and compare them.
 
     `budget` covers both arms. The plain runs of equal budgets and seeds are the same, and trained once for
-    all changes. A changed run has the compute of its pair, to the nearest batch, whatever the change does to
-    the cost of a token. Raises BudgetError when the budget is too small, LadderError when runs failed,
-    TrainError without a change.
+    all changes. A changed run has the width at which it is nearest to its pair's size N, and the compute of
+    its pair, to the nearest batch, whatever the change does to the cost of a token. Raises BudgetError when
+    the budget is too small for a law, LadderError when runs failed, TrainError without a change.
     """
     progress, place = progress or Silent(), place or here()
     if not variant.changes:
@@ -122,10 +122,12 @@ def _plain_members(
         tail = sum(1 / k for k in range(1, HALVES + 1))
         tokens = part / sum(SHARES) * each / flops.mean_flops_per_token(config, tail)
         steps = tokens / config.batch_tokens
-        if steps / HALVES < rungs.MIN_STEPS:
+        if (short := steps / HALVES) < FEWEST_STEPS:
             raise BudgetError(
-                f"{budget} trains {flops.params_matmul(model):,} parameters for {steps:.0f} steps only",
-                hint=LARGER,
+                f"{budget} trains {flops.params_matmul(model):,} parameters for {short:.0f} and {steps:.0f} "
+                f"steps, and a law needs runs of {FEWEST_STEPS}",
+                hint=f"give {FEWEST_STEPS / max(short, 1):.2g} times the budget (--budget), or fewer seeds "
+                "(--seeds)",
             )
         counts = [int(steps / k) * config.batch_tokens for k in range(HALVES, 0, -1)]
         seconds = 1 / speed.tokens_per_second(config)
@@ -153,9 +155,10 @@ def _sizes(corpus: Corpus, each: float, plain: Variant) -> list[ModelConfig]:
 
 
 def _alike(plain: Member, corpus: Corpus, variant: Variant) -> Member:
-    """The changed member with the compute of a plain one, branch by branch."""
+    """The changed member of the size nearest to a plain one's, with its compute branch by branch."""
     before = plain.config
-    model = variant.shape(before.model.d_model, corpus.vocab_size)
+    known = shapes(corpus.vocab_size, largest=4 * plain.params, family=variant)
+    model = min(known, key=lambda m: abs(math.log(flops.params_matmul(m) / plain.params)))
     config = variant.config(model, 0, seed=before.seed)
     cost = flops.mean_flops_per_token(config) * config.batch_tokens
     compute = [flops.run_flops(before.model_copy(update={"tokens": t})) for t in plain.token_counts]

@@ -204,7 +204,7 @@ def _worth(base: Fit, at: Pair, shift: Array, theta: Array) -> Array:
     if np.isnan(before[0]):  # law > E, so only without a frontier
         raise FitError(
             "The law of the plain runs has no best split: N or D do not matter in it.",
-            hint="Compare more runs, or larger ones.",
+            hint="Compare more runs, or larger ones, by a larger budget.",
         )
     found = np.log2(_bounded(after) / before)
     return np.asarray(np.where(np.isnan(before), found[0], found))

@@ -1,4 +1,4 @@
-"""Optimizers and schedule: Muon on the blocks' matrices, AdamW on the rest."""
+"""Optimizers: Muon, or another of `recipe.MATRIX_RATES`, on the blocks' matrices, AdamW on the rest."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.devices import gathered, rank, world
+from isoflop.errors import TrainError
 from isoflop.model import LanguageModel
 from isoflop.records import RunConfig
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al., Muon (2024): quintic, steep at zero
 NS_STEPS = 5
+ROWS_BETA2 = 0.95  # of NorMuon
 
 
 def orthogonalise(g_nrc: Tensor, steps: int = NS_STEPS) -> Tensor:
@@ -74,6 +76,10 @@ class Muon(torch.optim.Optimizer):
     width holds at another (Bernstein and Newhouse, arXiv 2409.20325). Weight decay is decoupled. Matrices of
     a group that says `transposed` have their rows as columns.
 
+    With a `rows_beta2`, NorMuon (Li et al., arXiv 2510.05491, algorithm 1): each row of what was
+    orthogonalised is divided by the root of the running mean of its squares, and the whole brought back to
+    the norm that it had (the paper sets its root mean square to 0.2), so that the rate stays Muon's.
+
     Ranks that all have the same matrices share the orthogonalisation and send each other what they made of
     theirs. Matrices that are shared out by rows (`parallel.shard`) are exchanged, so that each rank does its
     share of those of one shape as wholes, and exchanged back: a rank sends and receives twice its part of
@@ -87,9 +93,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        rows_beta2: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        self.dtype, self.rows_beta2 = dtype, rows_beta2
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -111,14 +118,28 @@ class Muon(torch.optim.Optimizer):
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
         stacked = torch.stack(nesterov)
         update = _orthogonalised(stacked.to(self.dtype)).to(stacked.dtype)
+        if self.rows_beta2:
+            update = self._rows_evened(update, params, -2 if group.get("transposed") else -1)
         rows, columns = params[0].T.shape if group.get("transposed") else params[0].shape
         weights: list[Tensor] = [p.data for p in params]
         torch._foreach_mul_(weights, 1 - lr * decay)
         torch._foreach_add_(weights, update.unbind(), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
+    def _rows_evened(self, update_nrc: Tensor, params: list[nn.Parameter], across: int) -> Tensor:
+        """Rows of one root mean square over time; `across` is the dimension that runs along a row."""
+        seen = update_nrc.square().mean(across, keepdim=True)
+        for p, mean in zip(params, seen, strict=True):
+            if "squares" not in self.state[p]:
+                self.state[p]["squares"] = torch.zeros_like(mean)
+        squares = [self.state[p]["squares"] for p in params]
+        torch._foreach_lerp_(squares, seen.unbind(), 1 - self.rows_beta2)
+        evened = update_nrc / (torch.stack(squares).sqrt() + 1e-8)
+        before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_nrc, evened))
+        return evened * (before / (after + 1e-8))  # behind a zero output projection both are 0
+
 
 def make_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim.Optimizer]:
-    """Muon for matrices; AdamW for embedding, head, and all else, each with its own rate.
+    """`config.optimizer` for matrices; AdamW for embedding, head, and all else, each with its own rate.
 
     All else are the vectors of norms and biases, and tables of positions and kinds of token: what is added to
     every token, or scales it.
@@ -146,23 +167,32 @@ def make_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim
     adamw = torch.optim.AdamW(
         [g for g in groups if g["params"]], betas=config.betas, eps=1e-10, weight_decay=0.0, fused=True
     )
-    muon = Muon(
-        [{"params": ps, "transposed": t} for t, ps in matrices.items() if ps],
-        config.lr_matrix, config.momentum, config.weight_decay,
-        torch.bfloat16 if config.precision == "bf16" else torch.float32,
-    )  # fmt: skip
-    optimizers = [muon, adamw]
+    optimizers = [_of_matrices(matrices, config), adamw]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
 
 
-def rate(tokens: int, config: RunConfig) -> float:
-    """Learning rate as a share of its peak: linear warm-up, constant, linear cooldown to zero.
+def _of_matrices(matrices: dict[bool, list[nn.Parameter]], config: RunConfig) -> torch.optim.Optimizer:
+    """`config.optimizer` on matrices, by whether they are transposed. Raises TrainError without SOAP."""
+    groups = [{"params": ps, "transposed": t} for t, ps in matrices.items() if ps]
+    lr, decay = config.lr_matrix, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr, config.betas, eps=1e-10, weight_decay=decay, fused=True)
+    if config.optimizer == "soap":
+        return _soap()(groups, lr, config.betas, weight_decay=decay)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    beta2 = ROWS_BETA2 if config.optimizer == "normuon" else 0.0
+    return Muon(groups, lr, config.momentum, decay, dtype, beta2)
 
-    Haegele et al., arXiv 2405.18392: one constant-rate trunk with cooldown branches serves every D.
-    """
-    warm = min(1.0, (tokens + config.batch_tokens) / max(1, config.warmup_tokens))
-    left = (config.tokens - tokens) / max(1.0, config.tokens * config.cooldown)
-    return max(0.0, min(warm, left, 1.0))
+
+def _soap() -> Any:
+    """Vyas et al., arXiv 2409.11321; its first step only sets up the preconditioners."""
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError:
+        raise TrainError(
+            "SOAP needs pytorch-optimizer, which is not installed", hint="pip install 'isoflop[optimizers]'"
+        ) from None
+    return SOAP

@@ -6,7 +6,9 @@ import math
 
 from isoflop.errors import TrainError
 from isoflop.precision import PRECISIONS
+from isoflop.recipe import MATRIX_RATES
 from isoflop.records import ModelConfig, RunConfig
+from isoflop.schedule import COOLDOWNS
 from isoflop.teaching.divergences import DIVERGENCES
 
 RANGES = {  # fields of RunConfig: from, and below
@@ -28,6 +30,11 @@ RANGES = {  # fields of RunConfig: from, and below
     "evaluate_every": (0, math.inf),
     "trunk_context": (0, math.inf),
 }
+NAMED = {  # fields of RunConfig, each the name of one of these
+    "precision": PRECISIONS,
+    "optimizer": MATRIX_RATES,
+    "cooldown_shape": COOLDOWNS,
+}
 
 
 OWN = ModelConfig.model_fields["family"].default
@@ -48,9 +55,11 @@ def check_options(config: RunConfig) -> None:
         raise TrainError(
             f"betas is {betas}, and both must be at least 0 and below 1", hint="leave it at 0.9,0.99"
         )
-    if config.precision not in PRECISIONS:
+    check_names(config)
+    if config.optimizer == "soap" and config.shard:
         raise TrainError(
-            f"there is no precision {config.precision!r}", hint=f"name one of {', '.join(PRECISIONS)}"
+            "SOAP needs whole matrices, and this run's are sharded",
+            hint="leave out --shard, or name another optimizer",
         )
     if config.batch_tokens < config.model.context:
         raise TrainError(
@@ -80,6 +89,13 @@ def check_options(config: RunConfig) -> None:
             f"evaluate_every is {config.evaluate_every}, but without patience nothing waits for these scores",
             hint="give a patience as well",
         )
+
+
+def check_names(config: RunConfig) -> None:
+    """Raises TrainError for a name that nothing has."""
+    for name, known in NAMED.items():
+        if (value := getattr(config, name)) not in known:
+            raise TrainError(f"there is no {name} {value!r}", hint=f"name one of {', '.join(known)}")
 
 
 def _check_teaching(config: RunConfig) -> None:

@@ -18,6 +18,12 @@ SMALLEST_WIDTH = 64  # 32 lies far above the law of the others, with one head or
 CONTEXT = 512
 OWN_KIND = ModelConfig.model_fields["family"].default, "causal", ""  # our decoder
 WARMUP_STEPS = 10
+MATRIX_RATES = {  # of each optimizer of the matrices: at width 128, and the power of the width it falls with
+    "muon": (0.04, 0.0),
+    "normuon": (0.04, 0.0),
+    "adamw": (0.004, 1.0),
+    "soap": (0.003, 1.0),
+}
 
 
 def shape(
@@ -54,13 +60,21 @@ def widths(unit: int = WIDTH_STEP) -> Iterator[int]:
         width += unit * max(1, round(step / unit))
 
 
+def matrix_rate(optimizer: str, d_model: int) -> float:
+    """Peak learning rate of the blocks' matrices: step 2 of `recipe`."""
+    rate, power = MATRIX_RATES[optimizer]
+    return rate * (128 / d_model) ** power
+
+
 def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     """The training configuration of one shape; keyword arguments replace derived values.
 
     1. Batch: 1,024 tokens at N = 0.1M, growing as sqrt(N), a power of two (at N = 0.4M 2,048 beats 1,024
        and 4,096; the growth keeps Muon's orthogonalisation, about 1,500 d^3 FLOPs a step, a small share).
     2. Matrix rate 0.04 for Muon (docs/LOG.md), constant over width: its step's spectral norm is already
-       scaled (Bernstein and Newhouse, arXiv 2409.20325).
+       scaled (Bernstein and Newhouse, arXiv 2409.20325). NorMuon keeps that norm. AdamW and SOAP, which step
+       every weight alike, have a rate that falls as 1/d_model (Yang et al., arXiv 2203.03466), its constant
+       the better of two in a look of 40 steps.
     3. Embedding and head rates for AdamW fall as 1/sqrt(d_model), from their values at width 128: 0.07 for
        the embedding is worth 0.20 doublings of compute [0.16, 0.27] over 0.2 from 6.6e11 to 1.2e13 FLOPs,
        0.10 at the top, and 0.1 is as good there (docs/LOG.md). A table that is both learns at the head's: 10%
@@ -79,12 +93,13 @@ def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:
     batch = max(2 ** round(math.log2(1024 * math.sqrt(size / 100_000))), model.context)
     batch = overrides.get("batch_tokens", batch)
     width = math.sqrt(128 / model.d_model)
+    optimizer = overrides.get("optimizer", RunConfig.model_fields["optimizer"].default)
     own = model.kind == OWN_KIND
     values: dict[str, Any] = {
         "model": model,
         "tokens": tokens,
         "batch_tokens": batch,
-        "lr_matrix": 0.04,
+        "lr_matrix": matrix_rate(optimizer, model.d_model),
         "lr_embed": (0.01 if model.tied else 0.07) * width,
         "lr_head": 0.01 * width,
         "lr_vector": 0.01,

@@ -124,12 +124,12 @@ class Paced(Growing):
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
         "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
-        "teacher_topk", "feature_weight",
+        "teacher_topk", "feature_weight", "optimizer", "cooldown_shape",
     )  # fmt: skip
 
     model: ModelConfig
     batch_tokens: int
-    cooldown: float = 0.2  # share of tokens in the linear cooldown to zero
+    cooldown: float = 0.2  # share of tokens in the cooldown to zero
     compile: bool = False
     ranks: int = 1  # processes that share each batch; part of the record: float sums depend on it
     threads: int = 1  # of each rank; likewise
@@ -138,6 +138,7 @@ class Paced(Growing):
     precision: str = "float32"  # of `precision.PRECISIONS`
     checkpoint_activations: bool = False  # backward computes each block again: less memory, more time
     dropout: float = 0.0  # while training
+    optimizer: str = "muon"  # of the blocks' matrices: of `recipe.MATRIX_RATES`
     shard: bool = False  # weights, gradients and optimizer state are shared out to the ranks (FSDP2)
 
     def trunk_steps(self, steps: int) -> int:
@@ -160,12 +161,13 @@ class RunConfig(Paced):
     """Everything that determines a run's weights, given a corpus."""
 
     tokens: int  # D, training tokens seen
-    lr_matrix: float  # Muon, matrices of the blocks
+    lr_matrix: float  # matrices of the blocks
     lr_embed: float  # AdamW, input embedding
     lr_head: float  # AdamW, output head
     lr_vector: float  # AdamW, norms
-    weight_decay: float
+    weight_decay: float  # of the matrices, times their rate each step
     warmup_tokens: int
+    cooldown_shape: str = "linear"  # of `schedule.COOLDOWNS`
     grad_clip: float = 1.0
     seed: int = 0
     eval_tokens: int = 131_072

@@ -269,7 +269,7 @@ def flat(config: RunConfig | None) -> dict[str, str | int | float | bool]:
 def curve_values(config: RunConfig, point: CurvePoint, before: CurvePoint | None) -> dict[str, float]:
     """A point of a curve; the speed is that since the point before."""
     from isoflop.flops import flops_per_token
-    from isoflop.optim import rate
+    from isoflop.schedule import rate
 
     tokens, seconds = (point.tokens, point.seconds) if before is None else (
         point.tokens - before.tokens, point.seconds - before.seconds

@@ -20,13 +20,14 @@ from isoflop.errors import TrainError
 from isoflop.families import family_of
 from isoflop.model import LanguageModel
 from isoflop.objectives import OBJECTIVES
-from isoflop.optim import make_optimizers, rate
+from isoflop.optim import make_optimizers
 from isoflop.options import check_options
 from isoflop.parallel import added_up, shard
 from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
 from isoflop.recompute import recompute_blocks
 from isoflop.records import Corpus, RunConfig
+from isoflop.schedule import rate
 from isoflop.teaching.distilling import Teaching
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -10,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import TrainError
 from isoflop.families import OWN, Family
-from isoflop.options import check_options
-from isoflop.recipe import CONTEXT, recipe
+from isoflop.options import check_names, check_options
+from isoflop.recipe import CONTEXT, matrix_rate, recipe
 from isoflop.records import ModelConfig, Record, RunConfig
 
 R = TypeVar("R", bound=Record)
@@ -26,6 +27,11 @@ KNOWN = {
     *(name for name in RunConfig.model_fields), *(SHAPE + name for name in ModelConfig.model_fields)
 } - FIXED  # fmt: skip
 PLACE = "of --set"
+LEADING = ("batch_tokens", "optimizer")  # other values of the recipe follow from them
+NUMBER = r"[-+.\de]+"
+SCALED = re.compile(
+    rf"(?=x|.*@)(?P<times>x?)(?P<number>{NUMBER})(@(?P<width>[1-9]\d*)\^(?P<power>{NUMBER}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Variant:
     """A family, and `changes` to the values that its recipe derives: `lr_matrix=0.02`, `model.d_ff=x1.5`.
 
     Names are fields of `RunConfig`, those of its `ModelConfig` with `model.` before them; `x` before a number
-    multiplies what is derived.
+    multiplies what is derived, and `@128^-1` behind it makes it that of width 128, which falls as 1/d_model.
     """
 
     family: Family = OWN
@@ -65,13 +71,21 @@ class Variant:
         """The recipe's configuration of a shape that `shape` gave, changed; `values` as in `recipe`."""
         if not self.changes:  # sizes are tried by the thousand
             return recipe(model, tokens, **values)
-        batch = self._changed(recipe(model, tokens, **values), "").batch_tokens
-        derived = recipe(model, tokens, **(values | {"batch_tokens": batch}))  # what follows from the batch
-        return self._changed(derived, "").model_copy(update={"batch_tokens": batch})
+        first = self._changed(recipe(model, tokens, **values), "")
+        check_names(first)
+        leading = {name: getattr(first, name) for name in LEADING}
+        derived = recipe(model, tokens, **(values | leading))
+        return self._changed(derived, "").model_copy(update=leading)
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """A configuration that was derived elsewhere, changed."""
-        return self._changed(config.model_copy(update={"model": self._changed(config.model, SHAPE)}), "")
+        """A configuration that was derived elsewhere, changed; the rate of another optimizer follows it."""
+        model = self._changed(config.model, SHAPE)
+        optimizer = self._changed(config, "").optimizer
+        rates = [matrix_rate(name, model.d_model) for name in (optimizer, config.optimizer)]
+        derived = config.model_copy(
+            update={"model": model, "lr_matrix": config.lr_matrix * rates[0] / rates[1]}
+        )
+        return self._changed(derived, "")
 
     def _changed(self, derived: R, prefix: str) -> R:
         """The record with those changes whose names have the prefix."""
@@ -84,23 +98,30 @@ class Variant:
                 raise _unknown(change, name)
             if name.startswith(SHAPE) == bool(prefix):
                 field = name.removeprefix(prefix)
-                values[field] = _value(change, text, type(derived), field, getattr(derived, field))
+                values[field] = _value(change, text, derived, field)
         return derived.model_copy(update=values)
 
 
-def _value(change: str, text: str, kind: type[Record], field: str, derived: Any) -> Any:
-    """What `text` says in the type of that field; `x2` is twice what was derived."""
-    adapter: TypeAdapter[Any] = TypeAdapter(get_type_hints(kind)[field])
+def _value(change: str, text: str, derived: Any, field: str) -> Any:
+    """What `text` says in the type of that field of what was derived."""
+    own = getattr(derived, field)
+    adapter: TypeAdapter[Any] = TypeAdapter(get_type_hints(type(derived))[field])
+    scaled = SCALED.fullmatch(text)
     try:
-        if text.startswith("x") and isinstance(derived, int | float) and not isinstance(derived, bool):
-            product = float(text[1:]) * derived
-            return round(product) if isinstance(derived, int) else product
-        words: Any = tuple(text.split(",")) if isinstance(derived, tuple) else text
+        if scaled and isinstance(own, int | float) and not isinstance(own, bool):
+            number = float(scaled["number"]) * (own if scaled["times"] else 1)
+            if scaled["width"]:
+                shape = derived if isinstance(derived, ModelConfig) else derived.model
+                number *= (shape.d_model / int(scaled["width"])) ** float(scaled["power"])
+            unit = derived.model.context if field == "batch_tokens" else 1  # a batch has whole windows
+            return round(number / unit) * unit if isinstance(own, int) else number
+        words: Any = tuple(text.split(",")) if isinstance(own, tuple) else text
         return adapter.validate_python(words)
-    except (ValidationError, ValueError):
+    except (ValidationError, ArithmeticError, ValueError):
         raise TrainError(
-            f"{change!r} {PLACE} is not a value of {field}, which is {derived!r} by the recipe",
-            hint="write a value like that one, or x2 for twice as much",
+            f"{change!r} {PLACE} is not a value of {field}, which is {own!r} by the recipe",
+            hint="write a value like that one, x2 for twice as much, or 2@128^-1 for 2 at width 128, falling "
+            "as 1/width",
         ) from None
 
 

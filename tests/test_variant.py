@@ -39,6 +39,26 @@ def test_what_is_derived_from_a_changed_value_follows_it() -> None:
     config = Variant.of(OWN, ["batch_tokens=x2"]).config(shape(96, 512), 0)
     assert config.batch_tokens == 2 * recipe(shape(96, 512), 0).batch_tokens
     assert config.warmup_tokens == 10 * config.batch_tokens
+    for name in ("adamw", "soap"):
+        halved = Variant.of(OWN, [f"optimizer={name}", "lr_matrix=x0.5"])
+        config = halved.config(shape(96, 512), 0)
+        derived = recipe(shape(96, 512), 0, optimizer=name)
+        assert config.lr_matrix == derived.lr_matrix / 2
+        assert halved.applied(recipe(shape(96, 512), 0)).lr_matrix == pytest.approx(config.lr_matrix)
+
+
+def test_values_go_with_a_power_of_the_width() -> None:
+    made = Variant.of(
+        OWN,
+        ["weight_decay=0.1@128^-1", "lr_embed=x2@128^0.5", "batch_tokens=2048@96^1", "model.n_layers=2@96^1"],
+    )
+    narrow, wide = (made.config(made.shape(d, 512), 0) for d in (96, 384))
+    assert (narrow.weight_decay, wide.weight_decay) == (pytest.approx(0.1 * 4 / 3), pytest.approx(0.1 / 3))
+    assert wide.lr_embed == pytest.approx(2 * recipe(shape(384, 512), 0).lr_embed * 3**0.5)
+    assert (narrow.model.n_layers, wide.model.n_layers) == (2, 8)
+    assert (narrow.batch_tokens, wide.batch_tokens) == (2048, 8192)
+    whole = Variant.of(OWN, ["batch_tokens=2048@96^1"]).config(shape(64, 512), 0)
+    assert whole.batch_tokens == 1536  # of whole windows
 
 
 @pytest.mark.parametrize(
@@ -57,6 +77,11 @@ def test_what_is_derived_from_a_changed_value_follows_it() -> None:
         ("betas=0.9,1", "betas is 0.9,1.0, and both"),
         ("batch_tokens=100", "a batch of 100 tokens is less than one window of 512"),
         ("precision=fp8", "no precision 'fp8'"),
+        ("optimizer=lion", "no optimizer 'lion'"),
+        ("cooldown_shape=none", "no cooldown_shape 'none'"),
+        ("lr_matrix=0.1@0^1", "'lr_matrix=0.1@0\\^1' of --set is not a value of lr_matrix"),
+        ("lr_matrix=0.1@64", "'lr_matrix=0.1@64' of --set is not a value of lr_matrix"),
+        ("lr_matrix=-1@64^1", "lr_matrix is -2.0, and must be at least 0"),
         ("model.n_layers=0", "model.n_layers is 0, and must be at least 1"),
         ("model.n_heads=7", "7 heads cannot share 4 key and value heads"),
         ("model.head_dim=31", "model.head_dim is 31"),

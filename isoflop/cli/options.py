@@ -87,8 +87,8 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Replace a value of the recipe, e.g. cooldown=0.5, or multiply it, e.g. model.d_ff=x1.5; "
-        "may be repeated.",
+        help="Replace a value of the recipe, e.g. cooldown=0.5, multiply it, e.g. model.d_ff=x1.5, or scale "
+        "it with the width, e.g. weight_decay=0.1@128^-1; may be repeated.",
     ),
 ]
 PrecisionOption = Annotated[
