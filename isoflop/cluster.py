@@ -28,36 +28,31 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from isoflop import flops
 from isoflop.branches import Keep
 from isoflop.continued import Past
 from isoflop.devices import whole_machine
-from isoflop.errors import LadderError, ProjectError, TrainError
+from isoflop.errors import ProjectError, TrainError
 from isoflop.identity import tokens_of_trunk
-from isoflop.interrupt import Interrupted, heeded
-from isoflop.on_node import STOPPED, Board, Job, do
+from isoflop.interrupt import heeded
+from isoflop.jobs import RETRIES, flow
+from isoflop.on_node import Job
 from isoflop.packed import TUNE, Asked, Take, folder_of, label_of
 from isoflop.places import Place
-from isoflop.progress import Progress, Silent, Tally
+from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Member, Run, RunConfig, Throughput, digest
 from isoflop.store import Project, disk_errors
 from isoflop.throughput import probe
 from isoflop.train import CHECKPOINT_SECONDS, outcome, train_part
 from isoflop.workers import cores
 
-RETRIES = 3  # of a job whose process or node was lost
 AHEAD = 2  # jobs in flight for each CPU: Ray has one to start at once, and an autoscaler sees what is wanted
 FEWEST_IN_FLIGHT = 8
-POLL_SECONDS = 0.5  # between two looks at the board, and whether Ctrl-C was pressed
 LOOK_SECONDS = 5.0  # between two looks at the size of the cluster
 STORE_BYTES = 100 << 20  # of Ray on this machine: runs are records of some kilobytes
 KNOCK_SECONDS = 10.0  # for the head node to answer
 LOCAL = "local"
-READ_LOGS = "look for a lack of memory, and into Ray's logs on its nodes"
 
 
 @contextmanager
@@ -187,7 +182,8 @@ class Cluster:
             )  # fmt: skip
 
         with _marked((project.folder / "runs").absolute()) as mark:
-            for number, result in self._flow(following, stage, progress, pressed, mark, most=workers):
+            room = partial(self._in_flight, progress, workers)
+            for number, result in flow(following, room, stage, progress, pressed, mark):
                 asked = begun[number]
                 yield asked, result if isinstance(result, Exception) else result[asked.branch]
 
@@ -265,54 +261,17 @@ class Cluster:
         """
         for ranks, threads in {(job.ranks, job.threads) for job in jobs}:
             self._check_fits(ranks, threads)
-        yield from self._flow(partial(next, iter(jobs), None), stage, progress, pressed, mark)
+        following = partial(next, iter(jobs), None)
+        yield from flow(following, partial(self._in_flight, progress), stage, progress, pressed, mark)
 
-    def _flow(
-        self, following: Callable[[], Job | None], stage: str, progress: Progress,
-        pressed: Callable[[], bool], mark: Path | None, most: int = sys.maxsize,
-    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-        """As `do`, at most so many at a time; None is no job before another has ended."""
-        board, tally, begun = _board(), Tally(), 0
-        running: dict[Any, tuple[int, Any]] = {}  # by the task: the number of its job, its placement group
-        read = 0.0
-        try:
-            while True:
-                stop = pressed()
-                room = 0 if stop else min(most, self._in_flight(progress))
-                while len(running) < room and (job := following()) is not None:
-                    group = _group(job)
-                    running[_submit(job, board, mark, group)] = begun, group
-                    begun += 1
-                if not running:
-                    break
-                done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-                if not done or time.monotonic() - read > POLL_SECONDS:
-                    _show(board, tally, stage, progress, stop)
-                    read = time.monotonic()
-                for task in done:
-                    number, group = running.pop(task)
-                    result = _result(task)
-                    _free(group)
-                    if result != STOPPED:
-                        yield number, result
-            _show(board, tally, stage, progress, stop)
-        finally:
-            if ray.is_initialized():  # else all ended with the connection, and a call would make a new one
-                for task, (_, group) in running.items():
-                    ray.cancel(task, force=True)
-                    _free(group)
-                ray.kill(board)
-        if stop:
-            raise Interrupted
-
-    def _in_flight(self, progress: Progress) -> int:
-        """How many jobs Ray should hold; looks now and then how large the cluster is."""
+    def _in_flight(self, progress: Progress, most: int = sys.maxsize) -> int:
+        """How many jobs Ray should hold, at most so many; looks now and then how large the cluster is."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
             before, self.cpus = sum(self.cpus), [_cpus(n) for n in _nodes()]
             self._looked = time.monotonic()
             if sum(self.cpus) != before:
                 progress.log(f"the cluster has {sum(self.cpus)} CPUs now, it had {before}")
-        return max(FEWEST_IN_FLIGHT, AHEAD * sum(self.cpus))
+        return min(most, max(FEWEST_IN_FLIGHT, AHEAD * sum(self.cpus)))
 
     def _check_fits(self, ranks: int, threads: int) -> None:
         if sum(cpus // threads for cpus in self.cpus) < ranks:
@@ -328,58 +287,6 @@ def _probe(
 ) -> Throughput:
     """A job's work: it neither reports nor stops."""
     return probe(config, corpus, packed=packed)
-
-
-def _submit(job: Job, board: Any, mark: Path | None, group: PlacementGroup | None) -> Any:
-    """The task of a job; the first of several ranks reserves the first bundle of their group."""
-    where = None if group is None else PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    options = {"num_cpus": job.threads, "max_retries": RETRIES, "name": job.label}
-    return do.options(**options, scheduling_strategy=where).remote(job, board, mark, group)
-
-
-def _result(task: Any) -> Any:
-    """What a task that is over handed back, or its error."""
-    try:
-        return ray.get(task)
-    except RayTaskError as error:
-        return error.cause if isinstance(error.cause, Exception) else TrainError(str(error), hint=READ_LOGS)
-    except OutOfMemoryError:
-        return LadderError("no node had memory enough for it", hint="use larger nodes, or fewer CPUs a node")
-    except RayError as error:
-        return LadderError(
-            f"its process or node was lost {RETRIES + 1} times ({type(error).__name__})", hint=READ_LOGS
-        )
-
-
-def _group(job: Job) -> PlacementGroup | None:
-    """CPUs for all ranks of a job at once; of one node, where one has them."""
-    if job.ranks == 1:
-        return None
-    group: PlacementGroup = placement_group([{"CPU": float(job.threads)}] * job.ranks, strategy="PACK")
-    return group
-
-
-def _free(group: PlacementGroup | None) -> None:
-    if group is not None:
-        remove_placement_group(group)
-
-
-def _board() -> Any:
-    """The board, on the driver's node, started again when it dies."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-
-
-def _show(board: Any, tally: Tally, stage: str, progress: Progress, stop: bool) -> None:
-    """Read the board and tell it whether jobs should stop."""
-    try:
-        posts, lines = ray.get(board.read.remote(stop))
-    except RayActorError:  # it is being started again
-        return
-    for line in lines:
-        progress.log(line)
-    for job, (done, note) in posts.items():
-        progress.update(stage, tally.set(job, done), note)
 
 
 @contextmanager

@@ -135,7 +135,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(squares, seen.unbind(), 1 - self.rows_beta2)
         evened = update_nrc / (torch.stack(squares).sqrt() + 1e-8)
         before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_nrc, evened))
-        return evened * (before / (after + 1e-8))  # behind a zero output projection both are 0
+        out: Tensor = evened * (before / (after + 1e-8))  # behind a zero output projection both are 0
+        return out
 
 
 def make_optimizers(model: LanguageModel, config: RunConfig) -> list[torch.optim.Optimizer]:
@@ -181,7 +182,8 @@ def _of_matrices(matrices: dict[bool, list[nn.Parameter]], config: RunConfig) ->
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr, config.betas, eps=1e-10, weight_decay=decay, fused=True)
     if config.optimizer == "soap":
-        return _soap()(groups, lr, config.betas, weight_decay=decay)
+        made: torch.optim.Optimizer = _soap()(groups, lr, config.betas, weight_decay=decay)
+        return made
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     beta2 = ROWS_BETA2 if config.optimizer == "normuon" else 0.0
     return Muon(groups, lr, config.momentum, decay, dtype, beta2)

@@ -63,7 +63,7 @@ def widths(unit: int = WIDTH_STEP) -> Iterator[int]:
 def matrix_rate(optimizer: str, d_model: int) -> float:
     """Peak learning rate of the blocks' matrices: step 2 of `recipe`."""
     rate, power = MATRIX_RATES[optimizer]
-    return rate * (128 / d_model) ** power
+    return rate * math.pow(128 / d_model, power)
 
 
 def recipe(model: ModelConfig, tokens: int, **overrides: Any) -> RunConfig:

@@ -25,8 +25,9 @@ from isoflop.laws import Fit, intervals
 from isoflop.laws.registry import LAWS
 from isoflop.plots import PALETTE, Scene, power, short
 from isoflop.quantities import cell
-from isoflop.records import Corpus, Gain, Interval, Ladder, Plan, Result, Run, Tuning
+from isoflop.records import Corpus, Gain, Interval, Ladder, Plan, Result, Run
 from isoflop.store import Project, atomic_write
+from isoflop.trials import Tuning
 from isoflop.tuning import shown
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -19,9 +19,10 @@ from isoflop.cluster import Cluster, connected
 from isoflop.errors import ProjectError
 from isoflop.interrupt import Interrupted
 from isoflop.progress import Silent
-from isoflop.records import Corpus, RunConfig, Trial
+from isoflop.records import Corpus, RunConfig
 from isoflop.store import Project
 from isoflop.train import train_trunk
+from isoflop.trials import Trial
 from isoflop.tuning import carry_out
 from isoflop.tuning.crew import Crew
 from isoflop.tuning.layout import Layout

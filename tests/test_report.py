@@ -20,8 +20,9 @@ from isoflop.errors import ProjectError
 from isoflop.gain import UNBOUNDED_FLOPS
 from isoflop.laws import Fit
 from isoflop.plots import PALETTE, PICTURES, Scene
-from isoflop.records import Interval, Ladder, Trial, Tuning
+from isoflop.records import Interval, Ladder
 from isoflop.report import render, write_report
+from isoflop.trials import Trial, Tuning
 
 
 class Page(HTMLParser):

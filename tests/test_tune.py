@@ -27,9 +27,10 @@ from isoflop.ladder import climb, member
 from isoflop.packed import Asked, Take
 from isoflop.progress import Progress, Silent
 from isoflop.recipe import recipe
-from isoflop.records import Corpus, Ladder, Run, RunConfig, Throughput, Trial, Tuning
+from isoflop.records import Corpus, Ladder, Run, RunConfig, Throughput
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
+from isoflop.trials import Trial, Tuning
 from isoflop.tuning import carry_out
 from isoflop.tuning.crew import Crew, Failure, Tell
 from isoflop.tuning.layout import (

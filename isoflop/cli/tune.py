@@ -22,7 +22,7 @@ from isoflop.cli.options import (
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
-    from isoflop.records import Tuning
+    from isoflop.trials import Tuning
 
 app = typer.Typer()
 

@@ -18,8 +18,9 @@ from isoflop.interrupt import heeded
 from isoflop.packed import Asked
 from isoflop.places import Place, here
 from isoflop.progress import Progress, Silent
-from isoflop.records import Corpus, Member, ModelConfig, Run, Tuning, digest
+from isoflop.records import Corpus, Member, ModelConfig, Run, digest
 from isoflop.store import Project
+from isoflop.trials import Tuning
 from isoflop.tuning.crew import Crew, Failure
 from isoflop.tuning.layout import FEWEST_SEEDS, Layout, lay_out
 from isoflop.tuning.search import Search, require_optuna

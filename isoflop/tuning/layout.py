@@ -15,9 +15,10 @@ from isoflop.errors import BudgetError
 from isoflop.identity import tokens_of_trunk
 from isoflop.places import Place
 from isoflop.progress import Progress
-from isoflop.records import Corpus, Member, ModelConfig, Run, RunConfig, Tuning
+from isoflop.records import Corpus, Member, ModelConfig, Run, RunConfig
 from isoflop.store import Project
 from isoflop.throughput import SpeedModel
+from isoflop.trials import Tuning
 from isoflop.tuning.values import batches
 from isoflop.variant import Variant
 

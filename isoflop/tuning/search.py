@@ -23,8 +23,9 @@ import numpy as np
 from isoflop.errors import ProjectError, TrainError
 from isoflop.identity import run_id
 from isoflop.packed import Asked, folder_of
-from isoflop.records import Member, Run, RunConfig, Trial, Tuning
+from isoflop.records import Member, Run, RunConfig
 from isoflop.store import Project
+from isoflop.trials import Trial, Tuning
 from isoflop.tuning.crew import Crew, Failure
 from isoflop.tuning.layout import BRANCHES, HALVING, Layout, expected
 from isoflop.tuning.values import suggest, with_values

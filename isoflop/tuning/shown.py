@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isoflop.families import FAMILIES, OWN
-from isoflop.records import Trial, Tuning
+from isoflop.trials import Trial, Tuning
 from isoflop.tuning.values import number, setting
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.records import Interval, Trial, Tuning
+from isoflop.records import Interval
+from isoflop.trials import Trial, Tuning
 
 LEVEL = 0.9
 

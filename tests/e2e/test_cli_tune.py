@@ -10,8 +10,9 @@ import pytest
 from test_tune import laid_out
 
 from e2e.commands import refused
-from isoflop.records import Corpus, RunConfig, Tuning
+from isoflop.records import Corpus, RunConfig
 from isoflop.store import Project
+from isoflop.trials import Tuning
 from isoflop.variant import Variant
 
 
@@ -66,7 +67,7 @@ def test_what_to_type_is_what_was_found(
     corpus: Corpus, small: RunConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from isoflop.cli.tune import _show
-    from isoflop.records import Trial
+    from isoflop.trials import Trial
 
     own = {"lr_matrix": small.lr_matrix, "lr_head": small.lr_head, "batch_tokens": 256, "warmup_tokens": 1024}
     values = [own, {"lr_matrix": 0.0573, "lr_head": 0.04, "batch_tokens": 512, "warmup_tokens": 1024}]
