@@ -37,7 +37,7 @@ from isoflop.errors import ProjectError, TrainError
 from isoflop.identity import tokens_of_trunk
 from isoflop.interrupt import heeded
 from isoflop.jobs import RETRIES, flow
-from isoflop.on_node import Job
+from isoflop.on_node import Job, stop_file
 from isoflop.packed import TUNE, Asked, Take, folder_of, label_of
 from isoflop.places import Place
 from isoflop.progress import Progress, Silent
@@ -299,7 +299,8 @@ def _marked(folder: Path) -> Iterator[Path]:
     try:
         yield mark
     finally:
-        mark.unlink(missing_ok=True)
+        for file in (mark, stop_file(mark)):
+            file.unlink(missing_ok=True)
 
 
 def _nodes() -> list[dict[str, Any]]:

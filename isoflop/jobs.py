@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from isoflop.errors import LadderError, TrainError
 from isoflop.interrupt import Interrupted
-from isoflop.on_node import STOPPED, Board, Job, do
+from isoflop.on_node import STOPPED, Board, Job, do, stop_file
 from isoflop.progress import Progress, Tally
 
 RETRIES = 3  # of a job whose process or node was lost
@@ -38,6 +38,8 @@ def flow(
     try:
         while True:
             stop = pressed()
+            if stop and mark is not None:
+                stop_file(mark).touch()
             room = 0 if stop else in_flight()
             while len(running) < room and (job := following()) is not None:
                 group = _group(job)

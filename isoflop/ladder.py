@@ -338,9 +338,8 @@ def climb(
     wanted = {id for ids in branches for id in ids}
     done = {r.id: r for r in project.all("run", Run) if r.id in wanted}
     answered = [r for r in done.values() if role == "ladder" != r.role]  # trained for another question
-    for run in answered:
-        done[run.id] = run.model_copy(update={"role": role})
-        project.put("run", done[run.id], run.id)
+    if answered:
+        _keep(project, answered, role, done)
     todo = [m for m, ids in zip(ladder.members, branches, strict=True) if not done.keys() >= ids]
     todo.sort(key=lambda m: -m.seconds)  # longest first packs best
     failures: list[str] = []
@@ -355,9 +354,7 @@ def climb(
                     failures.append(f"{member.params:,} parameters: {result}")
                     progress.log(f"ladder member of {member.params:,} parameters failed: {result}")
                     continue
-                for run in result:
-                    done[run.id] = run.model_copy(update={"role": role})
-                    project.put("run", done[run.id], run.id)
+                _keep(project, result, role, done)
                 shutil.rmtree(folder_of(project, corpus, member), ignore_errors=True)  # its checkpoints
         progress.finish(
             "ladder", f"{len(done)} runs of {len({r.params_matmul for r in done.values()})} sizes"
@@ -370,6 +367,13 @@ def climb(
             hint="mend the cause and run the same command again: finished members are kept",
         )
     return sorted(done.values(), key=lambda r: (r.params_matmul, r.tokens))
+
+
+def _keep(project: Project, runs: Sequence[Run], role: str, done: dict[str, Run]) -> None:
+    """Put them into the ledger and among those that are done."""
+    kept = {run.id: run.model_copy(update={"role": role}) for run in runs}
+    project.put_all("run", kept)
+    done |= kept
 
 
 def run_ids(member: Member, corpus: Corpus) -> set[str]:

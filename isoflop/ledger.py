@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +24,16 @@ if TYPE_CHECKING:  # SQLAlchemy takes 0.2 s to import, so only a ledger that is 
 
 LOCK_NOT_AVAILABLE = "55P03"  # as PostgreSQL says that a lock was waited for in vain
 WAIT_SECONDS = 60.0  # of a writer for its turn; then whoever has the ledger is not coming back
+OPENED: weakref.WeakSet[sa.Engine] = weakref.WeakSet()  # by this process
+
+
+def _leave_to_parent() -> None:
+    """In a process that was forked: its parent's connections are not for it."""
+    for engine in list(OPENED):
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _backend(name: str) -> tuple[dict[str, Any], str]:
@@ -30,19 +42,23 @@ def _backend(name: str) -> tuple[dict[str, Any], str]:
     Its turn begins with what was put before, which a transaction of PostgreSQL sees at no higher level of
     isolation.
     """
-    if name == "sqlite":
-        return {"connect_args": {"isolation_level": None, "timeout": WAIT_SECONDS}}, "BEGIN IMMEDIATE"
+    import sqlalchemy as sa
+
+    if name == "sqlite":  # closing a file's last connection costs more than a transaction: one stays open
+        options = {"connect_args": {"isolation_level": None, "timeout": WAIT_SECONDS}}
+        return {**options, "poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": -1}, "BEGIN IMMEDIATE"
     if name == "postgresql":
         wait = f"{1000 * WAIT_SECONDS:.0f}ms"
         return (
             {
                 "connect_args": {"connect_timeout": 10, "client_encoding": "utf8"},
                 "isolation_level": "READ COMMITTED",
+                "poolclass": sa.NullPool,
             },
             f"SET LOCAL lock_timeout = '{wait}'; SET LOCAL idle_in_transaction_session_timeout = '{wait}'; "
             "SELECT pg_advisory_xact_lock(hashtext('isoflop ledger'))",
         )
-    return {}, ""
+    return {"poolclass": sa.NullPool}, ""
 
 
 class Row(NamedTuple):
@@ -56,8 +72,8 @@ class Row(NamedTuple):
 class Ledger:
     """The table of records, in SQLite or PostgreSQL; safe for many writers at once.
 
-    Each call is one short transaction on its own connection, so a ledger crosses forks and threads. `name`
-    says where it is, without a password.
+    Each call is one short transaction on a connection that no other call has meanwhile, and a process that is
+    forked makes its own, so a ledger crosses forks and threads. `name` says where it is, without a password.
     """
 
     def __init__(self, place: Path | str, *, create: bool) -> None:
@@ -70,6 +86,7 @@ class Ledger:
         except (sa.exc.SQLAlchemyError, ImportError) as exc:
             message = f"the ledger {self.name} cannot be opened: {exc}"
             raise ProjectError(message, hint="install its driver: pip install 'isoflop[postgres]'") from exc
+        weakref.finalize(self, self._engine.dispose)
         self._writer = self._engine.execution_options(immediate=True)
         self._table = _tables()[0]
         with self._errors():
@@ -101,16 +118,19 @@ class Ledger:
             connection.execute(meta.delete().where(meta.c.key == "schema_version"))
             connection.execute(meta.insert().values(key="schema_version", value=str(len(MIGRATIONS))))
 
-    def write(self, row: Row) -> None:
-        """Insert or replace one row, later than every other of its kind."""
+    def write(self, rows: Sequence[Row]) -> None:
+        """Insert or replace rows in one transaction, each later than every other of its kind."""
+        import sqlalchemy as sa
+
         table, now = self._table, time.time()
-        peers = table.select().where(table.c.kind == row.kind)
         with self._errors(), self._writer.begin() as connection:
-            last = connection.execute(peers.order_by(table.c.created.desc()).limit(1)).first()
-            created = max(now, math.nextafter(last.created, math.inf)) if last else now
-            connection.execute(table.delete().where(table.c.kind == row.kind, table.c.id == row.id))
-            values = {**row._asdict(), "sha256": _sha256(row.body), "created": created}
-            connection.execute(table.insert().values(values))
+            for row in rows:
+                of_kind = table.c.kind == row.kind
+                last = connection.scalar(sa.select(sa.func.max(table.c.created)).where(of_kind))
+                created = now if last is None else max(now, math.nextafter(last, math.inf))
+                connection.execute(table.delete().where(of_kind, table.c.id == row.id))
+                values = {**row._asdict(), "sha256": _sha256(row.body), "created": created}
+                connection.execute(table.insert(), values)
 
     def rows(
         self, kind: str | None, *, id: str | None = None, prefix: str = "", newest: bool = False
@@ -176,7 +196,8 @@ def _engine(url: sa.URL) -> sa.Engine:
     import sqlalchemy as sa
 
     options, take_turn = _backend(url.get_backend_name())
-    engine = sa.create_engine(url, poolclass=sa.NullPool, **options)
+    engine = sa.create_engine(url, **options)
+    OPENED.add(engine)
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

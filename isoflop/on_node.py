@@ -23,7 +23,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from isoflop.checkpoint import INDEX
 from isoflop.errors import ProjectError
 from isoflop.interrupt import Interrupted
 from isoflop.progress import Live, Silent
@@ -58,9 +57,6 @@ class Board:
         self._posts: dict[str, tuple[float, str]] = {}
         self._lines: list[str] = []
         self._stop = False
-
-    def stopping(self) -> bool:
-        return self._stop
 
     def post(self, job: str, done: float, note: str) -> bool:
         """`done` units of the stage are finished by the job, in all; whether it should stop."""
@@ -113,20 +109,12 @@ class Report:
     def stopping(self) -> bool:
         """Whether the driver wants this job to save itself and end, as far as is known."""
         if self._answer is not None and self._answer.done():
-            self._hear(self._answer)
+            try:
+                self._stop = self._answer.result()
+            except RayError:  # the board is being started again
+                self._stop = False
             self._answer = None
         return self._stop
-
-    def ask(self) -> bool:
-        """Whether to stop, from the board itself."""
-        self._hear(self._board.stopping.remote().future())
-        return self._stop
-
-    def _hear(self, answer: Future[bool]) -> None:
-        try:
-            self._stop = answer.result()
-        except RayError:  # the board is being started again
-            self._stop = False
 
 
 @ray.remote
@@ -135,13 +123,17 @@ def do(job: Job, board: Any, mark: Path | None, group: PlacementGroup | None) ->
 
     Raises ProjectError when this node does not see it.
     """
-    if mark is not None:
-        check_seen(mark)
+
+    from isoflop.checkpoint import INDEX  # brings torch in, which the board does without
+
+    def stopped() -> bool:
+        return mark is not None and told_to_stop(mark)
+
     report = Report(board, job)
-    if report.ask():
-        return STOPPED
     try:
-        with _alone_in(job.folder, report.stopping):
+        if stopped():
+            return STOPPED
+        with _alone_in(job.folder, stopped):
             if job.folder is not None and not job.goes_on and (job.folder / INDEX).exists():
                 report.log("goes on from its last checkpoint")
             if group is None:
@@ -153,14 +145,20 @@ def do(job: Job, board: Any, mark: Path | None, group: PlacementGroup | None) ->
         report.flush()
 
 
-def check_seen(mark: Path) -> None:
-    """Raises ProjectError when this node does not see the file."""
+def stop_file(mark: Path) -> Path:
+    """Beside the driver's mark, once jobs are to begin no more: those that run hear of it by the board."""
+    return mark.with_suffix(".stop")
+
+
+def told_to_stop(mark: Path) -> bool:
+    """Whether the driver has said so. Raises ProjectError when this node does not see its mark."""
     names = os.listdir(mark.parent) if mark.parent.is_dir() else []  # asks a file server anew
     if mark.name not in names:
         raise ProjectError(
             f"the node {socket.gethostname()} does not see the project's folder {mark.parent}",
             hint="keep the project (--project) on storage that every node mounts at the same path",
         )
+    return stop_file(mark).name in names
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -84,10 +84,15 @@ class Project:
         Putting the same id again replaces the record, and makes it the latest of its kind.
         """
         name: str = id or getattr(record, "id", None) or record.digest()
-        self.ledger.write(Row(kind, name, record.to_json()))
-        for tell in self.listeners:
-            tell(kind, name, record)
+        self.put_all(kind, {name: record})
         return name
+
+    def put_all(self, kind: str, records: Mapping[str, Record]) -> None:
+        """Keep records under their ids: all of them or, when that fails, none."""
+        self.ledger.write([Row(kind, name, record.to_json()) for name, record in records.items()])
+        for name, record in records.items():
+            for tell in self.listeners:
+                tell(kind, name, record)
 
     def get(self, kind: str, id: str, cls: type[R]) -> R | None:
         """The record, or None."""

@@ -27,7 +27,7 @@ from isoflop.budget import Budget
 from isoflop.cluster import Cluster, connected
 from isoflop.errors import ProjectError, TrainError
 from isoflop.model import LanguageModel
-from isoflop.on_node import Job, do
+from isoflop.on_node import STOPPED, Job, do, stop_file
 from isoflop.pipeline import corpus_of, key_of
 from isoflop.places import Place
 from isoflop.progress import Silent
@@ -233,27 +233,21 @@ def test_the_error_of_a_member_is_its_own(
 
 
 class Slow:
-    """A board that answers once it is let go, first those that begin and then those that report."""
+    """A board that answers once it is let go."""
 
     def __init__(self) -> None:
-        self.asked, self.posted = 0, 0
-        self.go = {"stopping": asyncio.Event(), "post": asyncio.Event()}
-
-    async def stopping(self) -> bool:
-        self.asked += 1
-        await self.go["stopping"].wait()
-        return False
+        self.posted, self.go = 0, asyncio.Event()
 
     async def post(self, *said: object) -> bool:
         self.posted += 1
-        await self.go["post"].wait()
+        await self.go.wait()
         return True
 
-    async def counts(self) -> tuple[int, int]:
-        return self.asked, self.posted
+    async def count(self) -> int:
+        return self.posted
 
-    async def let(self, what: str) -> None:
-        self.go[what].set()
+    async def let_go(self) -> None:
+        self.go.set()
 
 
 def reports(*, progress: Any, stopping: Callable[[], bool]) -> None:
@@ -273,26 +267,33 @@ def test_no_more_jobs_run_than_there_are_cpus(nodes: Nodes, connection: None) ->
     board: Any = ray.remote(Slow).options(num_cpus=0).remote()
     tasks = [do.options(num_cpus=1).remote(Job(f"{i}", f"{i}", reports), board, None, None) for i in range(3)]
 
-    def counts() -> tuple[int, int]:
-        found: tuple[int, int] = ray.get(board.counts.remote())
+    def reported() -> int:
+        found: int = ray.get(board.count.remote())
         return found
 
-    def settled() -> tuple[int, int]:
-        """The counts once whoever could begin has begun."""
+    def settled() -> int:
+        """How many once whoever could begin has begun."""
         for node in 2 * nodes.list_all_nodes():  # type: ignore[no-untyped-call]
             where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
             newcomer: Any = ray.remote(Newcomer).options(num_cpus=0, scheduling_strategy=where).remote()
             ray.get(newcomer.here.remote())
             ray.kill(newcomer)
-        return counts()
+        return reported()
 
-    until(lambda: counts()[0] >= 2)
-    assert settled() == (2, 0), "a job began while another waited to begin"
-    ray.get(board.let.remote("stopping"))
-    until(lambda: counts()[1] >= 2)
-    assert settled() == (2, 2), "a job began while another reported"
-    ray.get(board.let.remote("post"))
+    until(lambda: reported() >= 2)
+    assert settled() == 2, "a job began while another reported"
+    ray.get(board.let_go.remote())
     ray.get(tasks)  # the third as well
+
+
+def test_jobs_that_come_after_the_stop_do_not_begin(connection: None, tmp_path: Path) -> None:
+    board: Any = ray.remote(Slow).options(num_cpus=0).remote()
+    mark = tmp_path / ".seen-1"
+    mark.touch()
+    stop_file(mark).touch()
+    job = Job("a", "a", reports, folder=tmp_path / "run")
+    assert ray.get(do.options(num_cpus=1).remote(job, board, mark, None)) == STOPPED
+    assert not (tmp_path / "run").exists()
 
 
 def test_speeds_are_measured_on_the_cluster(

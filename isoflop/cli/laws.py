@@ -70,46 +70,53 @@ def laws(json: JsonOption = False) -> None:
             typer.echo(f"  published: {constants.name}")
 
 
+FitWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TABLE]",
+        help="CSV, Parquet or JSONL, a row a run. None: the project's ladder. ROLE=COLUMN maps a column.",
+    ),
+]
+LawOption = Annotated[str, typer.Option(help="The law (isoflop laws), or auto to compare those that apply.")]
+EstimatorOption = Annotated[
+    str, typer.Option(help="huber-sum, huber-likelihood or least-squares, on the log of the loss.")
+]
+ResampleOption = Annotated[
+    str, typer.Option(help="How clusters are resampled: auto, pairs, wild or parametric.")
+]
+ModelErrorOption = Annotated[
+    float | None,
+    typer.Option(help="The law's own error, a share of the loss; 0: it is exact. None: from hold-outs."),
+]
+CeilingOption = Annotated[
+    float | None,
+    typer.Option(help="The target rises to this (accuracy: 1); what is missing to it is fitted."),
+]
+FixOption = Annotated[
+    list[str] | None, typer.Option("--fix", metavar="NAME=VALUE", help="Hold a parameter; may be repeated.")
+]
+DrawsOption = Annotated[
+    Path | None, typer.Option(help="Write the bootstrap draws: FILE.csv, .parquet or .nc (arviz).")
+]
+
+
 @app.command()
 def fit(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TABLE]",
-            help="CSV, Parquet or JSONL, a row a run. None: the project's ladder. ROLE=COLUMN maps a column.",
-        ),
-    ] = None,
+    words: FitWords = None,
     project: ProjectOption = DEFAULT_PROJECT,
-    law: Annotated[
-        str, typer.Option(help="The law (isoflop laws), or auto to compare those that apply.")
-    ] = "chinchilla",
-    estimator: Annotated[
-        str, typer.Option(help="huber-sum, huber-likelihood or least-squares, on the log of the loss.")
-    ] = "huber-sum",
+    law: LawOption = "chinchilla",
+    estimator: EstimatorOption = "huber-sum",
     delta: Annotated[float | None, typer.Option(help="Huber width of huber-sum.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Refits of resampled clusters.")] = 1000,
-    resample: Annotated[
-        str, typer.Option(help="How clusters are resampled: auto, pairs, wild or parametric.")
-    ] = "auto",
-    model_error: Annotated[
-        float | None,
-        typer.Option(help="The law's own error, a share of the loss; 0: it is exact. None: from hold-outs."),
-    ] = None,
+    resample: ResampleOption = "auto",
+    model_error: ModelErrorOption = None,
     profile: Annotated[bool, typer.Option("--profile", help="Add profile likelihood intervals.")] = False,
-    ceiling: Annotated[
-        float | None,
-        typer.Option(help="The target rises to this (accuracy: 1); what is missing to it is fitted."),
-    ] = None,
+    ceiling: CeilingOption = None,
     mapping: MapOption = None,
     where: WhereOption = None,
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option("--fix", metavar="NAME=VALUE", help="Hold a parameter; may be repeated."),
-    ] = None,
+    fixed: FixOption = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the fit here, as JSON.")] = None,
-    draws: Annotated[
-        Path | None, typer.Option(help="Write the bootstrap draws: FILE.csv, .parquet or .nc (arviz).")
-    ] = None,
+    draws: DrawsOption = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -129,6 +136,11 @@ def fit(
         from isoflop.laws.export import write_draws
 
         write_draws(fitted, draws)
+    _show_fit(fitted, comparison, profile, json)
+
+
+def _show_fit(fitted: Fit, comparison: Comparison | None, profile: bool, json: bool) -> None:
+    """Print the fit, what it was compared with and, when asked for, its profile likelihood intervals."""
     found = None
     if profile:
         from isoflop.laws.profile import profiles
