@@ -148,3 +148,18 @@ def test_the_speed_of_ranks_is_measured(corpus: Corpus, small: RunConfig, tmp_pa
     assert measured.ranks == 2
     assert measured.tokens_per_second > 0
     assert measured.packed == 1
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "has_mps", "in_group", "chosen"),
+    [(True, True, False, "cuda"), (False, True, False, "mps"), (False, True, True, "cpu"),
+     (False, False, False, "cpu")],
+)  # fmt: skip
+def test_cuda_is_chosen_before_mps_and_mps_by_lone_processes_before_the_cpu(
+    has_cuda: bool, has_mps: bool, in_group: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    monkeypatch.setattr(devices, "joined", lambda: in_group)
+    assert devices.device_for().type == chosen
