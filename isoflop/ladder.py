@@ -344,7 +344,8 @@ def climb(
     todo.sort(key=lambda m: -m.seconds)  # longest first packs best
     failures: list[str] = []
     if todo:
-        with heeded(progress) as pressed:  # from before the first line on: whoever reads it may press
+        # Heeded from before the first line on: whoever reads it may press.
+        with project.ledger.kept_open(), heeded(progress) as pressed:
             progress.start("ladder", sum(m.flops for m in todo), "FLOPs")
             train_members = (place or here()).train_members
             for member, result in train_members(project, corpus, todo, ladder.packed, progress, pressed):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,16 +22,6 @@ if TYPE_CHECKING:  # SQLAlchemy takes 0.2 s to import, so only a ledger that is 
 
 LOCK_NOT_AVAILABLE = "55P03"  # as PostgreSQL says that a lock was waited for in vain
 WAIT_SECONDS = 60.0  # of a writer for its turn; then whoever has the ledger is not coming back
-OPENED: weakref.WeakSet[sa.Engine] = weakref.WeakSet()  # by this process
-
-
-def _leave_to_parent() -> None:
-    """In a process that was forked: its parent's connections are not for it."""
-    for engine in list(OPENED):
-        engine.dispose(close=False)
-
-
-os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _backend(name: str) -> tuple[dict[str, Any], str]:
@@ -42,23 +30,19 @@ def _backend(name: str) -> tuple[dict[str, Any], str]:
     Its turn begins with what was put before, which a transaction of PostgreSQL sees at no higher level of
     isolation.
     """
-    import sqlalchemy as sa
-
-    if name == "sqlite":  # closing a file's last connection costs more than a transaction: one stays open
-        options = {"connect_args": {"isolation_level": None, "timeout": WAIT_SECONDS}}
-        return {**options, "poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": -1}, "BEGIN IMMEDIATE"
+    if name == "sqlite":
+        return {"connect_args": {"isolation_level": None, "timeout": WAIT_SECONDS}}, "BEGIN IMMEDIATE"
     if name == "postgresql":
         wait = f"{1000 * WAIT_SECONDS:.0f}ms"
         return (
             {
                 "connect_args": {"connect_timeout": 10, "client_encoding": "utf8"},
                 "isolation_level": "READ COMMITTED",
-                "poolclass": sa.NullPool,
             },
             f"SET LOCAL lock_timeout = '{wait}'; SET LOCAL idle_in_transaction_session_timeout = '{wait}'; "
             "SELECT pg_advisory_xact_lock(hashtext('isoflop ledger'))",
         )
-    return {"poolclass": sa.NullPool}, ""
+    return {}, ""
 
 
 class Row(NamedTuple):
@@ -72,8 +56,8 @@ class Row(NamedTuple):
 class Ledger:
     """The table of records, in SQLite or PostgreSQL; safe for many writers at once.
 
-    Each call is one short transaction on a connection that no other call has meanwhile, and a process that is
-    forked makes its own, so a ledger crosses forks and threads. `name` says where it is, without a password.
+    Each call is one short transaction on its own connection, so a ledger crosses forks and threads. `name`
+    says where it is, without a password.
     """
 
     def __init__(self, place: Path | str, *, create: bool) -> None:
@@ -86,7 +70,6 @@ class Ledger:
         except (sa.exc.SQLAlchemyError, ImportError) as exc:
             message = f"the ledger {self.name} cannot be opened: {exc}"
             raise ProjectError(message, hint="install its driver: pip install 'isoflop[postgres]'") from exc
-        weakref.finalize(self, self._engine.dispose)
         self._writer = self._engine.execution_options(immediate=True)
         self._table = _tables()[0]
         with self._errors():
@@ -156,6 +139,20 @@ class Ledger:
             connection.execute(table.delete().where(table.c.kind == kind, table.c.id == id))
 
     @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """For many writes: SQLite does more at the end of a file's last connection than in a transaction."""
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        with self._errors():
+            connection = self._engine.connect()
+            _version(connection)  # opens the file, and leaves no transaction open
+        try:
+            yield
+        finally:
+            connection.close()
+
+    @contextmanager
     def _errors(self) -> Iterator[None]:
         """Say in a sentence what the database means."""
         from sqlalchemy.exc import DBAPIError
@@ -196,8 +193,7 @@ def _engine(url: sa.URL) -> sa.Engine:
     import sqlalchemy as sa
 
     options, take_turn = _backend(url.get_backend_name())
-    engine = sa.create_engine(url, **options)
-    OPENED.add(engine)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, **options)
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

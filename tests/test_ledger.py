@@ -50,6 +50,29 @@ def test_putting_again_replaces_and_makes_it_the_latest(fresh: Project) -> None:
     assert fresh.latest("interval", Interval) == interval(3)
 
 
+def test_records_that_belong_together_are_all_kept_in_their_order_or_none(
+    own: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    own.listeners.append(lambda kind, id, record: told.append(id))
+    with own.ledger.kept_open():
+        own.put_all("interval", {"b": interval(1), "a": interval(2)})
+        assert Project(own.folder).all("interval", Interval) == [interval(1), interval(2)]
+
+        def fails(text: str) -> str:
+            if text == interval(4).to_json():
+                raise MemoryError
+            return "hash"
+
+        monkeypatch.setattr(ledger, "_sha256", fails)
+        with pytest.raises(MemoryError):
+            own.put_all("interval", {"a": interval(3), "c": interval(4)})
+        monkeypatch.undo()
+    assert own.all("interval", Interval) == [interval(1), interval(2)]
+    assert told == ["b", "a"]
+    assert not list(own.folder.glob("ledger.db-*"))  # the last connection is closed
+
+
 def test_order_is_kept_when_the_clock_stands_still_or_goes_back(
     fresh: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
