@@ -134,7 +134,8 @@ class Muon(torch.optim.Optimizer):
         squares = [self.state[p]["squares"] for p in params]
         torch._foreach_lerp_(squares, seen.unbind(), 1 - self.rows_beta2)
         evened = update_nrc / (torch.stack(squares).sqrt() + 1e-8)
-        before, after = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_nrc, evened))
+        # Not by `norm`, which takes each rank's part of a shared-out matrix for a whole one.
+        before, after = (x.square().sum((-2, -1), keepdim=True).sqrt() for x in (update_nrc, evened))
         out: Tensor = evened * (before / (after + 1e-8))  # behind a zero output projection both are 0
         return out
 
