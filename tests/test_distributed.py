@@ -36,12 +36,13 @@ from isoflop.variant import Variant
 STEPS = 8
 CLOSE = 1e-5
 
-Losses = dict[tuple[str, bool], list[float]]  # by family, and whether sharded
+Losses = dict[tuple[str, bool], list[float]]  # by family or what else is tried, and whether sharded
 
 
-def of_family(name: str, corpus: Corpus, precision: str = "float32") -> RunConfig:
+def of_family(name: str, corpus: Corpus, **values: Any) -> RunConfig:
     model = find(name).shape(32, corpus.vocab_size, n_layers=2, context=64)
-    return recipe(model, STEPS * 256, batch_tokens=256, warmup_tokens=1024, seed=1, precision=precision)
+    fixed = {"batch_tokens": 256, "warmup_tokens": 1024, "seed": 1, "precision": "float32"}
+    return recipe(model, STEPS * 256, **(fixed | values))
 
 
 def losses(config: RunConfig, corpus: Corpus) -> list[float]:
@@ -56,12 +57,15 @@ def all_losses(configs: dict[tuple[str, bool], RunConfig], corpus: Corpus) -> Lo
 @pytest.fixture(scope="module")
 def shared(corpus: Corpus) -> Losses:
     """Losses of two ranks."""
+    plain = {
+        "isoflop": of_family("isoflop", corpus),
+        "gpt2": of_family("gpt2", corpus),
+        "bf16": of_family("isoflop", corpus, precision="bf16"),
+        "normuon": of_family("isoflop", corpus, optimizer="normuon"),
+    }
     configs = {
-        (family, shard): of_family(family, corpus).model_copy(update={"ranks": 2, "shard": shard})
-        for family in ("isoflop", "gpt2")
-        for shard in (False, True)
-    } | {
-        ("bf16", shard): of_family("isoflop", corpus, "bf16").model_copy(update={"ranks": 2, "shard": shard})
+        (name, shard): config.model_copy(update={"ranks": 2, "shard": shard})
+        for name, config in plain.items()
         for shard in (False, True)
     }
     return run_ranks(2, partial(all_losses, configs, corpus), fresh=True)
@@ -76,9 +80,16 @@ def test_ranks_have_the_losses_of_one_process(corpus: Corpus, shared: Losses, fa
 
 
 def test_ranks_in_16_bits_have_its_losses_to_its_rounding(corpus: Corpus, shared: Losses) -> None:
-    alone = losses(of_family("isoflop", corpus, "bf16"), corpus)
+    alone = losses(of_family("isoflop", corpus, precision="bf16"), corpus)
     for shard in (False, True):
         assert shared["bf16", shard] == pytest.approx(alone, abs=0.01)
+
+
+def test_ranks_even_the_rows_of_normuon_as_one_process_does(corpus: Corpus, shared: Losses) -> None:
+    alone = losses(of_family("isoflop", corpus, optimizer="normuon"), corpus)
+    assert alone[-1] < alone[0] - 0.05
+    for shard in (False, True):
+        assert shared["normuon", shard] == pytest.approx(alone, abs=CLOSE)
 
 
 def mine(x: Any) -> torch.Tensor:
