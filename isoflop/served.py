@@ -9,18 +9,17 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from isoflop.engines import GGUF
+from isoflop.engines import opened
 from isoflop.engines.speed import EngineSpeed, measure
-from isoflop.errors import ProjectError
-from isoflop.evaluate import HeldOut
-from isoflop.export.gated import Export
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Interval, Record, digest
 from isoflop.store import HASH_DIGITS, Project, content_hash
-from isoflop.throughput import machine
 from isoflop.transforms import EVAL_TOKENS
-from isoflop.using import evaluate_model
+
+if TYPE_CHECKING:  # they take torch to import, which reading records does not need
+    from isoflop.evaluate import HeldOut
 
 KIND = "served"
 FLOATS = "f32"  # kind of a model folder's weights
@@ -75,6 +74,9 @@ def serve(
     compares with their law. Raises ProjectError when there is no such artifact or its engine is not
     installed, CorruptError when the engine refuses it or its tokenizer is not the corpus's.
     """
+    from isoflop.throughput import machine
+    from isoflop.using import evaluate_model
+
     progress, path = progress or Silent(), opened(artifact)
     found, here = content_hash(path)[:HASH_DIGITS], machine()
     known = [s for s in project.all(KIND, Served) if s.hash == found]
@@ -86,7 +88,7 @@ def serve(
         speed, measured_at = timed[-1].speed, timed[-1].measured_at
     else:
         progress.log(f"timing {path.name} with {threads} thread(s)")
-        speed, measured_at = measure(path, threads=threads), _now()
+        speed, measured_at = measure(path, threads=threads), now()
     scores: HeldOut | Served
     if scored:
         scores = scored[-1]
@@ -104,26 +106,16 @@ def serve(
     return made
 
 
-def opened(artifact: Path) -> Path:
-    """What an engine opens of an artifact: the .gguf file of a folder that has one, else the artifact.
-
-    Raises ProjectError when there is nothing, or several such files.
-    """
-    if not artifact.exists():
-        raise ProjectError(f"there is no artifact {artifact}", hint="isoflop ls shows those of a project")
-    files = sorted(artifact.glob(f"*{GGUF}"))
-    if len(files) > 1:
-        raise ProjectError(f"{artifact} has {len(files)} {GGUF} files", hint="name one of them")
-    return files[0] if files else artifact
-
-
 def _kind(project: Project, path: Path) -> str:
     """Of an artifact's weights, as its export says."""
+    from isoflop.export.gated import Export
+
     for done in reversed(project.all("export", Export)):
         if (project.folder / done.path).absolute() == path.absolute():
             return done.kind
     return FLOATS if (path / "model.safetensors").is_file() else ""
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
