@@ -80,9 +80,8 @@ class Lineage:
         return Costs(parts, sum(s.seconds for s in steps), all(s.step != UNKNOWN for s in steps))
 
     def all(self) -> list[str]:
-        """Every finished artifact that is there, those of ladder and ablation runs left out; oldest first."""
-        runs = [path for path, run in self._runs.items() if run.role in ("final", "train")]
-        named = [self.made(path).path for path in (*runs, *self._transforms, *self._exports)]
+        """Every finished artifact that is there, models before their exports, oldest first."""
+        named = [self.made(path).path for path in (*self._runs, *self._transforms, *self._exports)]
         return [path for path in dict.fromkeys(named) if (self.project.folder / path).exists()]
 
     def float_export(self, hash: str) -> str | None:
