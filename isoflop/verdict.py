@@ -16,7 +16,7 @@ import numpy as np
 
 from isoflop.dense import FLOATS, FORMAT, Dense, cost_of, dense_costs
 from isoflop.engines.speed import disk_bytes
-from isoflop.errors import ProjectError
+from isoflop.errors import IsoflopError, ProjectError
 from isoflop.gain import DenseCost, InferenceGain, ServingCost, gain, inference, inference_over, params_for
 from isoflop.laws import Fit
 from isoflop.laws.intervals import check_level, tails
@@ -107,14 +107,22 @@ class Judge:
         return self.judged(self.lineage.made(artifact.absolute()))
 
     def all(self) -> list[Verdict]:
-        """Of every finished artifact of the project, oldest first. Raises as `of` does."""
+        """Of every finished artifact of the project, oldest first, those left out that cannot be judged.
+
+        Raises as `of` does when that is none.
+        """
         paths = self.lineage.all()
         if not paths:
             raise ProjectError(f"{self.project.folder} has no finished models", hint="make one: isoflop run")
         self.progress.start(STAGE, len(paths), "artifacts")
         found = []
         for number, path in enumerate(paths):
-            found.append(self.judged(self.lineage.made(path)))
+            try:
+                found.append(self.judged(self.lineage.made(path)))
+            except IsoflopError as error:
+                self.progress.log(f"{name_of(path)} is not judged: {error.message}")
+                if number + 1 == len(paths) and not found:
+                    raise
             self.progress.update(STAGE, number + 1, name_of(path))
         self.progress.finish(STAGE)
         return found

@@ -148,6 +148,7 @@ def _over(v: Verdict) -> tuple[float, float, float]:
 
 def draw_waterfall(ax: Axes, bars: Sequence[Bar]) -> None:
     """Bars from left to right, the first step on top; what was refused is hollow."""
+    last = [bar for bar in bars if bar.accepted][-1]
     for row, bar in enumerate(bars):
         colour = PALETTE["final"] if bar.accepted else PALETTE["muted"]
         ax.barh(
@@ -159,9 +160,10 @@ def draw_waterfall(ax: Axes, bars: Sequence[Bar]) -> None:
             reached = bar.end if bar.accepted else bar.start
             ax.plot([reached, reached], [row - 0.31, row + 1.31], color=PALETTE["muted"], lw=0.8)
         right = max(bar.start, bar.end, bar.high)
+        words = f"{bar.end - bar.start:+.2f}" + (f", {bar.end:+.2f} in all" if bar == last else "")
         ax.annotate(
-            f"{bar.end - bar.start:+.2f}".replace("-", "−"), (right, row), xytext=(6, 0),
-            textcoords="offset points", va="center", fontsize=10, color=PALETTE["ink"],
+            words.replace("-", "−"), (right, row), xytext=(6, 0), textcoords="offset points", va="center",
+            fontsize=10, color=PALETTE["ink"],
         )  # fmt: skip
     ax.set_yticks(range(len(bars)), [bar.name if bar.accepted else f"{bar.name} (refused)" for bar in bars])
     ax.set_ylim(len(bars) - 0.4, -0.6)
