@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+import isoflop.dense
+import isoflop.served
 from isoflop.dense import Dense
 from isoflop.engines.speed import EngineSpeed, Rate
 from isoflop.gain import DenseCost
@@ -76,3 +81,14 @@ def verdict_records(law: Fit) -> list[Verdict]:
     masked = case("mask", 1.1 * loss, 1.6e6, 0.7, final.made.path, flops=0.0)
     chain = [(final, None), (pruned, final), (healed, final), (rounded, healed), (masked, final)]
     return [weigh(law, now, before, costs, to="gguf", level=0.9) for now, before in chain]
+
+
+def by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds follow from bytes, and nothing is timed."""
+
+    def measure(path: Path, *, threads: int = 1) -> EngineSpeed:
+        size = path.stat().st_size
+        return speed(size, 1e-6 * size).model_copy(update={"threads": threads})
+
+    for module in (isoflop.served, isoflop.dense):
+        monkeypatch.setattr(module, "measure", measure)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judged import case, dense_records, served, verdict_records
+from judged import by_bytes, case, dense_records, served, verdict_records
 from test_plots import ladder_fit
 
 from isoflop import dense as base
 from isoflop import flops, plots
 from isoflop import served as room
-from isoflop.engines.speed import EngineSpeed
 from isoflop.errors import ProjectError
 from isoflop.export.gated import export
 from isoflop.gain import BYTES, PRODUCT, SECONDS
@@ -146,13 +145,7 @@ def home(project: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.Monke
     pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
     pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
     shutil.copytree(project[0], tmp_path / "project")
-
-    def measure(path: Path, *, threads: int = 1) -> EngineSpeed:
-        size = path.stat().st_size
-        return served("x", 3.0, size, 1e-6 * size).speed.model_copy(update={"threads": threads})
-
-    for module in (room, base):
-        monkeypatch.setattr(module, "measure", measure)
+    by_bytes(monkeypatch)
     found = Project(tmp_path / "project")
     return found, corpus_of(found), found.folder / "artifacts" / Path(project[1].model).name
 
