@@ -121,5 +121,5 @@ def _words(found: Interval) -> str:
 def _doubts(found: InferenceGain | Gain) -> str:
     """What to beware of: extrapolation, and draws in which the dense models never reach the loss."""
     parts = ["extrapolated"] if found.extrapolated else []
-    parts += [f"undefined in {found.undefined_share:.0%}"] if found.undefined_share else []
+    parts += [f"undefined in {found.undefined_share:.1%}"] if found.undefined_share else []
     return ", ".join(parts)
