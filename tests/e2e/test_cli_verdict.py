@@ -25,7 +25,8 @@ def test_an_export_is_judged_and_shown(  # type: ignore[no-untyped-def]
     model = home / "artifacts" / Path(project[1].model).name
     answer = isoflop("export", model, "--type", "q4_0", "--calibrate", 0, "--project", home)
     file = answer.out.split()[-1]
-    answer = isoflop("verdict", file, "--project", home)
+    few = ("--tokens", 4096, "--project", home)
+    answer = isoflop("verdict", file, *few)
     assert answer.code == 0, answer.err
     for words in (
         "its change, paired",
@@ -36,10 +37,10 @@ def test_an_export_is_judged_and_shown(  # type: ignore[no-untyped-def]
         "accepted",
     ):
         assert words in answer.out
-    found = json.loads(isoflop("verdict", "--all", "--project", home, "--json").out)
+    found = json.loads(isoflop("verdict", "--all", *few, "--json").out)
     assert [v["step"] for v in found] == ["final", "gguf q4_0"]
     assert "windows" in found[0]["served"]
-    assert "gguf q4_0" in isoflop("verdict", "--all", "--project", home).out
+    assert "gguf q4_0" in isoflop("verdict", "--all", *few).out
     assert isoflop("report", "--project", home).code == 0
     assert 'id="serving"' in (home / "report.html").read_text()
     refused(isoflop("verdict", "--project", home), "of one artifact or of all")
