@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from judged import by_bytes
+from judged import as_finished, by_bytes
 
 from e2e.commands import refused
 from isoflop.records import Result
@@ -20,8 +19,7 @@ def test_an_export_is_judged_and_shown(  # type: ignore[no-untyped-def]
     project: tuple[Path, Result], isoflop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_bytes(monkeypatch)
-    home = tmp_path / "project"
-    shutil.copytree(project[0], home)
+    home = as_finished(project, tmp_path / "project").folder
     model = home / "artifacts" / Path(project[1].model).name
     answer = isoflop("export", model, "--type", "q4_0", "--calibrate", 0, "--project", home)
     file = answer.out.split()[-1]
