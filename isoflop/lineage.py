@@ -34,7 +34,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of an artifact with everything that it was made of, each step counted once."""
+    """Of an artifact with everything that it was made of, each step counted once.
+
+    An export's calibration, a forward pass over some training text, is not: its record does not say it.
+    """
 
     flops: dict[str, float]  # by step and part
     seconds: float
