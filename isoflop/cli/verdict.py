@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.engines import ThreadsOption
 from isoflop.cli.options import DEFAULT_PROJECT, IntervalOption, JsonOption, ProjectOption, open_project
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -33,7 +32,7 @@ def verdict(
             help="Format that model folders and dense models are served in: gguf, onnx, openvino, hf."
         ),
     ] = "gguf",
-    threads: ThreadsOption = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     tokens: Annotated[
         int,
         typer.Option(min=1, help="Held-out tokens to score, at most; by default as many as of ladder runs."),
