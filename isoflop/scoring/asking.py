@@ -14,7 +14,7 @@ from isoflop.scoring.completions import NEW_TOKENS, Completions, completions
 from isoflop.scoring.documents import Documents, by_document
 from isoflop.scoring.ensemble import Comparison, compare
 from isoflop.scoring.harness import Loaded, Tasks, evaluate_tasks
-from isoflop.scoring.robustness import RATES, Robustness, robustness
+from isoflop.scoring.robustness import RATES, Robustness, check_rates, robustness
 from isoflop.store import Project
 from isoflop.using import evaluate_model, reading
 
@@ -45,10 +45,14 @@ class Answers(NamedTuple):
 
 
 class Asking:
-    """Questions to artifacts of one corpus's tokenizer. Raises ProjectError for tasks that cannot be read."""
+    """Questions to artifacts of one corpus's tokenizer.
+
+    Raises ProjectError for tasks that cannot be read and rates that cannot be, before anything is asked.
+    """
 
     def __init__(self, project: Project, corpus: Corpus, asked: Questions, progress: Progress) -> None:
         self._project, self._corpus, self._asked, self._progress = project, corpus, asked, progress
+        check_rates(asked.rates)
         self._tasks = None if asked.tasks is None else Loaded(asked.tasks)
 
     def loss(self, path: Path) -> HeldOut:

@@ -56,11 +56,12 @@ class Loaded:
     """
 
     def __init__(self, path: Path) -> None:
-        self.manager = _manager(path)
+        path = path.absolute()  # tasks are read from within their folders
+        manager = _manager(path)
         self.items: dict[str, Any] = {}
-        for file, name in _named(self.manager, path):
+        for file, name in _named(manager, path):
             with _reading(file):
-                self.items |= self.manager.load([name])["tasks"]
+                self.items |= manager.load([name])["tasks"]
         self.id = digest([version("lm_eval"), *(_content(task) for task in self.items.values())])
 
 
@@ -72,16 +73,15 @@ def evaluate_tasks(
     Raises ProjectError for an answer that does not fit into the engine's context, or options of sampling that
     are not among `until`, `max_gen_toks`, `do_sample` and `temperature`.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
 
+    for task in loaded.items.values():
+        task.set_fewshot_seed(seed)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's resamples: a fork would copy the engine
     answering = answerer(engine, tokenizer(corpus), end_token(corpus), seed, progress or Silent())
     with contextlib.redirect_stdout(sys.stderr):  # where it says what it does
-        found = simple_evaluate(
-            model=answering, tasks=list(loaded.items.values()), task_manager=loaded.manager,
-            bootstrap_iters=BOOTSTRAP, log_samples=False, random_seed=seed, numpy_random_seed=seed,
-            torch_random_seed=seed, fewshot_random_seed=seed,
-        )  # fmt: skip
+        tasks = {"tasks": loaded.items, "groups": {}, "group_map": {}}
+        found = evaluate(answering, tasks, bootstrap_iters=BOOTSTRAP, log_samples=False)
     assert found is not None  # as it is on every rank but the first
     scores = [
         score

@@ -59,11 +59,7 @@ def robustness(
 
     Raises ProjectError for rates outside (0, 1], CorpusError for less text than a window.
     """
-    if not all(0 < rate <= 1 for rate in rates):
-        raise ProjectError(
-            f"a rate of {', '.join(f'{r:g}' for r in rates)} is no share of the words",
-            hint="give numbers above 0, up to 1",
-        )
+    check_rates(rates)
     progress, third = progress or Silent(), max(1, engine.context // 3)
     windows = heldout_windows(corpus, 2 * third, eval_tokens)[:, : 2 * third].numpy()
     scorer = _Scorer(engine, corpus, third, windows)
@@ -86,6 +82,15 @@ def robustness(
         windows=len(windows), context_tokens=third, scored_tokens=len(windows) * third, bpb=bpb,
         bpb_se=bpb_se, shifts=tuple(shifts),
     )  # fmt: skip
+
+
+def check_rates(rates: Sequence[float]) -> None:
+    """Raises ProjectError for one outside (0, 1]."""
+    if not all(0 < rate <= 1 for rate in rates):
+        raise ProjectError(
+            f"a rate of {', '.join(f'{r:g}' for r in rates)} is no share of the words",
+            hint="give numbers above 0, up to 1",
+        )
 
 
 def _changer(name: str, rate: float, seed: int) -> Callable[[str, int], str]:
