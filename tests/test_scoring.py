@@ -220,6 +220,7 @@ def test_what_was_asked_is_not_asked_again(home: Home, tmp_path: Path) -> None:
     assert asking.loss(moved) == answers[0]
     rest = asking.rest(moved)
     assert rest.documents is not None
+    assert answers[1].documents is not None
     assert rest.documents.to_json() == answers[1].documents.to_json()  # which may hold nan
     assert rest.robustness == answers[1].robustness
     assert project.all(KIND, Evaluation) == known
