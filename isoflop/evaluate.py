@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.corpus import heldout_tokens, token_bytes
 from isoflop.devices import rank, summed, world
 from isoflop.engines import Engine
+from isoflop.engines.reading import token_nats
 from isoflop.errors import CorpusError
 from isoflop.families.wrapped import Wrapped
 from isoflop.model import LanguageModel
@@ -81,9 +81,7 @@ def heldout_of(engine: Engine, corpus: Corpus, *, eval_tokens: int) -> HeldOut:
     windows = heldout_windows(corpus, engine.context, eval_tokens)
     nats = np.empty(len(windows))
     for i, row in enumerate(windows):
-        engine.reset()
-        logits = torch.from_numpy(engine.feed(row[:-1].tolist(), every=True)).double()
-        nats[i] = F.cross_entropy(logits, row[1:], reduction="sum")
+        nats[i] = token_nats(engine, row.tolist()).sum()
     return _scored(nats, windows, corpus, OBJECTIVES["causal"])
 
 
@@ -91,7 +89,7 @@ def _scored(nats: NDArray[np.float64], windows: Tensor, corpus: Corpus, objectiv
     """Scores of windows (windows, context + 1) with these losses."""
     n, context = len(nats), windows.shape[1] - 1
     size, per_window = token_bytes(corpus)[windows[:, 1:].numpy()].sum(1), objective.predicted(context)
-    bpb, bpb_se = _bits_per_byte(nats, size) if objective.compresses else (None, None)
+    bpb, bpb_se = ratio(nats / math.log(2), size) if objective.compresses else (None, None)
     return HeldOut(
         loss=float(nats.mean() / per_window),
         loss_se=mean_se(nats / per_window),
@@ -171,9 +169,8 @@ def mean_se(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _bits_per_byte(nats: NDArray[np.float64], size: NDArray[np.int64]) -> tuple[float, float]:
-    """A ratio of window sums, and its standard error by the linearised (delta) method."""
-    value = nats.sum() / size.sum() / math.log(2)
-    residual = nats / math.log(2) - value * size
-    n = len(nats)
-    return float(value), float(residual.std(ddof=1) / size.mean() / math.sqrt(n)) if n > 1 else math.nan
+def ratio(above: NDArray[np.float64], below: NDArray[np.float64] | NDArray[np.int64]) -> tuple[float, float]:
+    """A ratio of sums over units, and its standard error by the delta method; nan of one unit."""
+    value, n = above.sum() / below.sum(), len(above)
+    residual = above - value * below
+    return float(value), float(residual.std(ddof=1) / below.mean() / math.sqrt(n)) if n > 1 else math.nan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,8 +27,7 @@ def evaluate_model(path: Path, corpus: Corpus, *, eval_tokens: int, threads: int
     Raises CorruptError when its tokenizer is another one.
     """
     if is_export(path):
-        with open_engine(path, threads=threads) as engine:
-            check_reading(engine, path, corpus)
+        with reading(path, corpus, threads=threads) as engine:
             return heldout_of(engine, corpus, eval_tokens=eval_tokens)
     model = load_pretrained(path)
     check_vocabulary(model, path, corpus)
@@ -121,6 +121,16 @@ def decoder_of(folder: Path, corpus: Corpus, done: str) -> GPT:
     check_vocabulary(model, folder, corpus)
     check_finite(model, folder)
     return model
+
+
+@contextmanager
+def reading(path: Path, corpus: Corpus, *, threads: int = 1) -> Iterator[Engine]:
+    """The engine of an artifact that reads as the corpus's tokenizer does. Raises as `open_engine` does, and
+    CorruptError for another tokenizer.
+    """
+    with open_engine(path, threads=threads) as engine:
+        check_reading(engine, path, corpus)
+        yield engine
 
 
 def check_reading(engine: Engine, path: Path, corpus: Corpus) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from isoflop.corpus import build_corpus, end_token, tokenizer
+from isoflop.corpus import build_corpus, end_token, heldout_tokens, tokenizer
 from isoflop.engines import llamacpp, open_engine
+from isoflop.engines.reading import continued, log_probabilities
 from isoflop.engines.speed import measure
 from isoflop.errors import CorruptError, IsoflopError, ProjectError
 from isoflop.export import gated, save_pretrained
@@ -25,6 +27,8 @@ from isoflop.families import find
 from isoflop.gpt import GPT
 from isoflop.pipeline import corpus_of
 from isoflop.records import Corpus, CorpusConfig, Result
+from isoflop.scoring.documents import by_document
+from isoflop.scoring.ensemble import compare
 from isoflop.store import Project
 from isoflop.using import evaluate_model
 
@@ -79,6 +83,17 @@ def test_transformers_and_llama_cpp_compute_the_same(home: Home, exports: dict[s
         assert one.encode("def f(x):\n    return 1234") == two.encode("def f(x):\n    return 1234")
 
 
+def test_transformers_and_llama_cpp_write_the_same(home: Home, exports: dict[str, Export]) -> None:
+    prompt = heldout_tokens(home[1])[:16].tolist()
+    with open_engine(home[2]) as one, open_engine(opened(home, exports["f32"])) as two:
+        ours, theirs = (list(islice(continued(engine, prompt), 24)) for engine in (one, two))
+        alike = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), 24)
+        if alike < 24:  # only where both tokens were as likely
+            found = log_probabilities(one, [*prompt, *ours[:alike]])[-1]
+            assert found[ours[alike]] == pytest.approx(found[theirs[alike]], abs=0.02)
+    assert alike > 0
+
+
 @pytest.mark.parametrize("kind", ["folder", "q8_0"])
 def test_tokens_may_come_in_parts(home: Home, exports: dict[str, Export], kind: str) -> None:
     ids = list(range(1, 33))
@@ -94,6 +109,18 @@ def test_a_full_context_is_told(home: Home, exports: dict[str, Export]) -> None:
         engine.feed([1] * engine.context, every=False)
         with pytest.raises(ProjectError, match=f"{engine.context + 1} tokens do not fit"):
             engine.feed([1], every=False)
+
+
+def test_questions_are_answered_alike_in_both(home: Home, exports: dict[str, Export]) -> None:
+    paths = [home[2], opened(home, exports["f32"])]
+    found = []
+    for path in paths:
+        with open_engine(path) as engine:
+            found.append(by_document(engine, home[1], eval_tokens=1500))
+    assert [d.hash for d in found[0].scored] == [d.hash for d in found[1].scored]
+    assert [d.loss for d in found[0].scored] == pytest.approx([d.loss for d in found[1].scored], rel=1e-3)
+    beside = compare(paths, home[1], eval_tokens=1024)
+    assert abs(beside.members[0].change - beside.members[1].change) < 1e-3
 
 
 def broken(change: Any) -> Any:
@@ -121,6 +148,13 @@ def test_what_computes_otherwise_leaves_no_file(home: Home, monkeypatch: pytest.
     with pytest.raises(CorruptError, match=r"logits of llama\.cpp differ .* at token \d+ of held-out window"):
         export(*home, kind="f16")
     assert (sorted((home[0].folder / "artifacts").iterdir()), home[0].all("export", Export)) == before
+
+
+def test_a_tensor_that_is_another_in_the_file_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = broken(swap_keys_and_queries)._replace(reread=FORMATS["gguf"].reread)
+    monkeypatch.setitem(FORMATS, "gguf", spoilt)
+    with pytest.raises(CorruptError, match=r"tensor model\.layers\.0\.self_attn\.k_proj\.weight .* differs"):
+        export(*home, kind="q4_0")
 
 
 def test_what_reads_otherwise_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,3 +245,7 @@ def test_speed_is_measured_in_a_process_of_its_own(home: Home, exports: dict[str
     assert found.weight_bytes < found.disk_bytes
     assert found.bandwidth_share == pytest.approx(found.decode.median * found.weight_bytes / found.bandwidth)
     assert found.memory_bytes > 0
+    assert found.generate is None
+    own = measure(home[2]).generate  # transformers' own loop
+    assert own is not None
+    assert 0 < own.low <= own.median <= own.high

@@ -1,26 +1,17 @@
-"""A finished model in other formats and engines: export it, score it, time it."""
+"""A finished model in other formats: exported, and rounded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from isoflop.cli.job import pairs_row
 from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
 
-if TYPE_CHECKING:
-    from isoflop.engines.speed import EngineSpeed
-
 app = typer.Typer()
-
-ModelArgument = Annotated[
-    Path, typer.Argument(help="A model folder, or an export of one, of this project's tokenizer.")
-]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the engine.")]
 
 
 @app.command()
@@ -70,41 +61,6 @@ def export(
         ("tokens written alike", f"{parity.greedy}"),
     ])  # fmt: skip
     typer.echo(home.folder / done.path)
-
-
-@app.command(name="eval")
-def evaluate(
-    model: ModelArgument,
-    project: ProjectOption = DEFAULT_PROJECT,
-    tokens: Annotated[int, typer.Option(help="Held-out tokens to score, at most.")] = 1 << 20,
-    speed: Annotated[bool, typer.Option("--speed", help="Also time its engine on this machine.")] = False,
-    threads: ThreadsOption = 1,
-    json: JsonOption = False,
-) -> None:
-    """Score a model folder, or an exported file in its engine, on the project's held-out text.
-
-    Example: [bold]isoflop eval my-project/artifacts/model-... --speed --project my-project[/bold]
-    """
-    from isoflop.engines.speed import measure
-    from isoflop.pipeline import corpus_of
-    from isoflop.using import evaluate_model
-
-    corpus = corpus_of(open_project(project))
-    timed = measure(model, threads=threads) if speed else None
-    scores = evaluate_model(model, corpus, eval_tokens=tokens, threads=threads)
-    if json:
-        plain = {name: value for name, value in vars(scores).items() if name != "windows"}
-        out(plain | ({"speed": timed.model_dump()} if timed else {}))
-        return
-    table(f"{model}", ("", "value", "s.e."), [
-        ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),
-        ("bits per byte", cell(scores.bpb), cell(scores.bpb_se)),
-        *pairs_row(scores.next_accuracy, scores.next_accuracy_se),
-        ("held-out tokens", f"{scores.tokens:,}", ""),
-        ("predicted tokens", f"{scores.predicted:,}", ""),
-    ])  # fmt: skip
-    if timed:
-        _speed_table(timed)
 
 
 @app.command()
@@ -159,23 +115,3 @@ def quantize(
         ("bits a weight, tokenizer included", "32", f"{done.export.bits_per_weight:.2f}"),
     ])  # fmt: skip
     typer.echo(home.folder / done.export.path)
-
-
-def _speed_table(timed: EngineSpeed) -> None:
-    def rate(found: Any) -> str:
-        return f"{found.median:,.0f} ({found.low:,.0f} to {found.high:,.0f})"
-
-    table(f"{timed.engine}, {timed.threads} thread(s), one text at a time", ("", "value"), [
-        ("prompt, tokens/s", rate(timed.prefill)),
-        ("new text, tokens/s", rate(timed.decode)),
-        (f"to the first token of {timed.prompt_tokens}, ms", f"{1000 * timed.first_token_seconds:.1f}"),
-        ("loading, s", f"{timed.load_seconds:.2f}"),
-        ("memory of engine and model, MB", f"{timed.memory_bytes / 1e6:.1f}"),
-        ("on disk, MB", f"{timed.disk_bytes / 1e6:.2f}"),
-        ("of the memory's bandwidth", f"{timed.bandwidth_share:.0%} of {timed.bandwidth / 1e9:.1f} GB/s"),
-    ])  # fmt: skip
-    if not timed.quiet:
-        typer.echo(
-            f"The machine was not quiet: its load was {timed.load_before:.1f} before and "
-            f"{timed.load_after:.1f} after, so that these speeds are too low."
-        )

@@ -128,6 +128,11 @@ def heldout_documents(corpus: Corpus) -> Iterator[str]:
     return _documents(corpus, "heldout")
 
 
+def heldout_spans(corpus: Corpus) -> NDArray[np.int64]:
+    """Where each held-out document's tokens begin, and where its end token is, shape (documents, 2)."""
+    return np.array(list(_spans(corpus, "heldout")), np.int64).reshape(-1, 2)
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with open(path, "rb") as file:
@@ -149,14 +154,18 @@ def _size(corpus: Corpus, side: str) -> int:
 
 
 def _documents(corpus: Corpus, side: str) -> Iterator[str]:
-    decoder = tokenizer(corpus)
-    end = bpe.end_token(decoder)
-    tokens = _tokens(corpus, side)
-    begin = 0
+    decoder, tokens = tokenizer(corpus), _tokens(corpus, side)
+    for begin, end in _spans(corpus, side):
+        yield decoder.decode(tokens[begin:end].tolist(), skip_special_tokens=False)
+
+
+def _spans(corpus: Corpus, side: str) -> Iterator[tuple[int, int]]:
+    """Where each document's tokens begin, and where its end token is."""
+    mark, tokens, begin = end_token(corpus), _tokens(corpus, side), 0
     for at in range(0, len(tokens), SCAN_TOKENS):
-        for stop in np.flatnonzero(tokens[at : at + SCAN_TOKENS] == end) + at:
-            yield decoder.decode(tokens[begin:stop].tolist(), skip_special_tokens=False)
-            begin = int(stop) + 1
+        for stop in (np.flatnonzero(tokens[at : at + SCAN_TOKENS] == mark) + at).tolist():
+            yield begin, stop
+            begin = stop + 1
 
 
 def _check_size(path: Path, size: int | None) -> None:

@@ -17,6 +17,7 @@ from isoflop.errors import ProjectError
 
 GGUF = ".gguf"
 ONNX, OPENVINO = "model.onnx", "openvino_model.xml"
+PACKAGES = {GGUF: "xllamacpp", ONNX: "onnxruntime", OPENVINO: "openvino", "config.json": "transformers"}
 
 
 class Engine(Protocol):
@@ -78,23 +79,38 @@ def check_room(tokens: int, context: int) -> None:
         raise ProjectError(f"{tokens} tokens do not fit into a context of {context}", hint="shorten the text")
 
 
-def _loaded(path: Path, threads: int) -> Engine:
+def package_of(path: Path) -> str:
+    """The package whose engine opens an artifact. Raises ProjectError when it is none."""
+    return PACKAGES[_mark(path)]
+
+
+def _mark(path: Path) -> str:
+    """By what an artifact is known: the file's suffix, or the first of these files in the folder."""
     if path.suffix == GGUF and path.is_file():
+        return GGUF
+    found = next((name for name in PACKAGES if (path / name).is_file()), None)
+    if found is None:
+        raise ProjectError(
+            f"{path} is neither a model folder nor a {GGUF} file",
+            hint="isoflop ls shows the models of a project",
+        )
+    return found
+
+
+def _loaded(path: Path, threads: int) -> Engine:
+    mark = _mark(path)
+    if mark == GGUF:
         from isoflop.engines.llamacpp import LlamaCpp
 
         return LlamaCpp(path, threads=threads)
-    if (path / ONNX).is_file():
+    if mark == ONNX:
         from isoflop.engines.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(path, threads=threads)
-    if (path / OPENVINO).is_file():
+    if mark == OPENVINO:
         from isoflop.engines.openvino import OpenVino
 
         return OpenVino(path, threads=threads)
-    if (path / "config.json").is_file():
-        from isoflop.engines.folder import Transformers
+    from isoflop.engines.folder import Transformers
 
-        return Transformers(path, threads=threads)
-    raise ProjectError(
-        f"{path} is neither a model folder nor a {GGUF} file", hint="isoflop ls shows the models of a project"
-    )
+    return Transformers(path, threads=threads)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from isoflop.engines import check_room
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.families import of_config
 from isoflop.objectives import OBJECTIVES
@@ -23,8 +24,7 @@ from isoflop.objectives import OBJECTIVES
 class Transformers:
     """A causal model folder in `AutoModelForCausalLM`, in float32.
 
-    Raises ProjectError for a model that does not write text or keeps no keys and values, CorruptError when
-    transformers cannot open it.
+    Raises ProjectError for a model that does not write text, CorruptError when transformers cannot open it.
     """
 
     name = "transformers"
@@ -41,11 +41,12 @@ class Transformers:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self.weight_bytes = weights - (0 if tied else table.numel() * table.element_size())
         self._cache: Any = None
+        self._fed = 0
 
     def _unfit(self, why: str) -> ProjectError:
         return ProjectError(
             f"{self._path} {why}, and only a causal model with a cache writes token by token here",
-            hint="leave --speed out",
+            hint="leave out what writes: --speed, --completions, tasks that generate",
         )
 
     def encode(self, text: str) -> list[int]:
@@ -53,18 +54,29 @@ class Transformers:
 
     @torch.no_grad()
     def feed(self, ids: Sequence[int], *, every: bool) -> NDArray[np.float32]:
+        """Raises ProjectError for a second part when the model keeps nothing of the first."""
+        if self._fed and self._cache is None:
+            raise self._unfit("keeps no keys and values")
+        check_room(self._fed + len(ids), self.context)
         out = self._model(
             torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True,
             logits_to_keep=0 if every else 1,
         )  # fmt: skip
         self._cache = getattr(out, "past_key_values", None)
-        if self._cache is None:
-            raise self._unfit("keeps no keys and values")
+        self._fed += len(ids)
         logits: NDArray[np.float32] = out.logits[0].numpy()
         return logits
 
+    def written(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """So many new ids by the library's own loop, each the likeliest."""
+        found = self._model.generate(
+            torch.tensor([list(ids)]), attention_mask=torch.ones((1, len(ids)), dtype=torch.long),
+            do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
+        )  # fmt: skip
+        return [int(token) for token in found[0, len(ids) :]]
+
     def reset(self) -> None:
-        self._cache = None
+        self._cache, self._fed = None, 0
 
     def close(self) -> None:
         self._model = self._cache = None
@@ -85,7 +97,7 @@ def opened(path: Path) -> tuple[Any, Tokenizer]:
             raise ProjectError(
                 f"{path} has learned the objective {objective!r}, and only a causal model with a cache "
                 "writes token by token here",
-                hint="leave --speed out, or name a causal model",
+                hint="leave --speed and all questions but the loss out, or name a causal model",
             )
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         return model.eval(), Tokenizer.from_file(str(path / "tokenizer.json"))

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import psutil
 
@@ -38,6 +39,7 @@ class EngineSpeed(Record):
     written_tokens: int
     prefill: Rate
     decode: Rate
+    generate: Rate | None = None  # new text by the library's own loop, of an engine that has one
     first_token_seconds: float  # median, from the prompt to the first new token
     load_seconds: float
     memory_bytes: int  # peak of the process, above what it had before the model
@@ -70,12 +72,13 @@ def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
         prompt = [i % engine.vocab_size for i in range(max(1, int(PROMPT_SHARE * engine.context)))]
         written = min(MOST_WRITTEN, engine.context - len(prompt))
         rounds = [_round(engine, prompt, written) for _ in range(REPEATS + 1)][1:]  # the first one warms up
+        own = _generated(engine, prompt, written) if isinstance(engine, Writing) else None
         memory, name, weight_bytes = _peak_bytes() - start_bytes, engine.name, engine.weight_bytes
     first, decode = zip(*rounds, strict=True)
     rate, bandwidth = _rate(written / s for s in decode), _bandwidth(threads)
     return EngineSpeed(
         engine=name, threads=threads, prompt_tokens=len(prompt), written_tokens=written,
-        prefill=_rate(len(prompt) / s for s in first), decode=rate,
+        prefill=_rate(len(prompt) / s for s in first), decode=rate, generate=own,
         first_token_seconds=statistics.median(first), load_seconds=load_seconds, memory_bytes=max(0, memory),
         disk_bytes=disk_bytes(path), weight_bytes=weight_bytes, bandwidth=bandwidth,
         bandwidth_share=rate.median * weight_bytes / bandwidth,
@@ -98,6 +101,26 @@ def _round(engine: Engine, prompt: Sequence[int], written: int) -> tuple[float, 
     for _ in range(written):
         logits = engine.feed([int(logits[-1].argmax())], every=False)
     return first - start, time.perf_counter() - first
+
+
+@runtime_checkable
+class Writing(Protocol):
+    """An engine whose library has a loop of its own for new text."""
+
+    def written(self, ids: Sequence[int], tokens: int) -> list[int]: ...
+
+
+def _generated(engine: Writing, prompt: Sequence[int], written: int) -> Rate:
+    """Tokens a second of that loop after its first token, so that the prompt does not count."""
+
+    def seconds(tokens: int) -> float:
+        start = time.perf_counter()
+        engine.written(prompt, tokens)
+        return time.perf_counter() - start
+
+    seconds(1)  # warms up
+    first = statistics.median(seconds(1) for _ in range(REPEATS))
+    return _rate((written - 1) / max(1e-9, seconds(written) - first) for _ in range(REPEATS))
 
 
 def _rate(rates: Iterable[float]) -> Rate:

@@ -5,13 +5,14 @@ Shapes: t time, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from isoflop.corpus import heldout_documents, heldout_tokens
 from isoflop.engines import Engine
@@ -58,6 +59,23 @@ def check(engine: Engine, reference: GPT, tokenizer: Tokenizer, corpus: Corpus, 
         lines=lines, logits=sum(a.size for a in theirs), deviation=float(close.max()), tolerance=tolerance,
         greedy=greedy,
     )  # fmt: skip
+
+
+def check_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], tolerance: float) -> None:
+    """Raises CorruptError naming the first tensor that a file does not hold as the model does.
+
+    `tolerance` is for the root mean square difference, as a share of the tensor's root mean square.
+    """
+    for name, weight in before.items():
+        wide = weight.double()
+        difference = (after[name].double() - wide).square().mean().sqrt()
+        if not difference <= tolerance * wide.square().mean().sqrt():  # also when it is not a number
+            share = float(difference / wide.square().mean().sqrt())
+            raise CorruptError(
+                f"the tensor {name} in the file differs from the original's by {share:.2%} of its size, "
+                f"{tolerance:.2%} are allowed",
+                hint=HINT,
+            )
 
 
 def _same_ids(engine: Engine, tokenizer: Tokenizer, corpus: Corpus) -> int:
