@@ -1,0 +1,156 @@
+"""The first part of a search: the input in each representation, by a short measurement on this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from isoflop import flops
+from isoflop.errors import CorruptError, ProjectError, TrainError
+from isoflop.export.gguf import FLOATS
+from isoflop.improving.estimates import SPEED_SLACK
+from isoflop.improving.front import makes_needless
+from isoflop.improving.probing import LOSS_TOKENS
+from isoflop.improving.records import Candidate, Figures, Limits
+from isoflop.improving.space import Form, whole
+from isoflop.improving.state import State
+from isoflop.records import ModelConfig
+
+EXACT = FLOATS[0]
+PART = "engines"
+SHARE = 0.3  # of the budget that this part may spend, the float32 of one engine apart
+
+
+def least_bits(kind: str) -> float:
+    """Bits that a weight has at least, as the kind's name says; 0 where it says nothing."""
+    found = re.search(r"\d+", kind)
+    return float(found[0]) if found else 0.0
+
+
+def check_bytes(limits: Limits, forms: Sequence[Form], smallest: ModelConfig) -> None:
+    """Raises TrainError where the weights alone are more bytes than allowed, whatever is done."""
+    least = flops.params_total(smallest) * min(least_bits(kind) for _, kind in forms) / 8
+    if limits.bytes is not None and least > limits.bytes:
+        raise TrainError(
+            f"no model of this search has {limits.bytes:,.0f} bytes or fewer: in the fewest bits of any type "
+            f"the weights of its smallest shape alone have {least:,.0f}",
+            hint="allow more bytes (--max-bytes), or begin with a smaller model",
+        )
+
+
+class Engines:
+    """The input in every representation that an engine here opens."""
+
+    def __init__(self, state: State, forms: Sequence[Form], asked: Sequence[str]) -> None:
+        self.state, self.forms, self.asked = state, forms, asked
+        self.probes = state.known.probes
+
+    def run(self) -> list[Form]:
+        """Measure them; those that are worth searching, float32 in the fastest engine among them.
+
+        What is no better in anything than another on the input is taken not to be so on a smaller shape
+        either. The first of the trials is then the input. Raises ProjectError where no engine opens it, or
+        one that was asked for is not installed.
+        """
+        budget = SHARE * self.state.amount
+        before = self.state.spent
+        left = [form for form in self.forms if not self.state.failed(whole(form))]
+        for form in [f for f in left if f[1] == EXACT]:
+            self._exact(form)
+        self._begin()
+        ranks = {name: rank for rank, name in enumerate(self._fastest_first())}
+        others = [f for f in left if f[1] != EXACT and f[0] in ranks]
+        for form in sorted(others, key=lambda f: ranks[f[0]]):
+            if self.state.spent - before > budget:
+                self._refuse(form, self._could_be(form), f"this part has had {SHARE:.0%} of the budget")
+            elif (other := self._needless(form, self._could_be(form))) is not None:
+                self._refuse(form, self._could_be(form), f"hardly better in anything than {other}")
+            else:
+                self._measure(form)
+        return self._worth_searching()
+
+    def _exact(self, form: Form) -> None:
+        """Float32, unless its engine is not here."""
+        try:
+            self._measure(form)
+        except ProjectError as error:
+            if form[0] in self.asked or error.__cause__ is not None:  # the disk
+                raise
+            self.state.builder.progress.log(f"{form[0]} is left out: {error.message} ({error.hint})")
+            self.state.change(
+                skipped={**self.state.record.skipped, form[0]: f"{error.message}: {error.hint}"}
+            )
+
+    def _measure(self, form: Form) -> None:
+        """Export and probe the input in one representation; one that does not pass the gate has failed."""
+        state, candidate = self.state, whole(form)
+        with state.part(PART):
+            try:
+                built = state.builder.exported(candidate, [])
+            except CorruptError as error:
+                state.fail(candidate, error.message)
+                return
+            found = state.builder.probed(built)
+        self.probes[candidate.form] = (built.bytes, found)
+        state.read(PART, LOSS_TOKENS)
+        state.builder.progress.log(
+            f"{candidate.form}: {built.bytes:,} bytes, {1000 * found.best:.3f} ms a token with "
+            f"{found.threads} thread(s) of {found.engine}"
+        )
+
+    def _begin(self) -> None:
+        """The input, in float32 in its fastest engine, is measured as every trial is."""
+        state, names = self.state, self._fastest_first()
+        if not names:
+            raise ProjectError(
+                "no engine here opens this model",
+                hint="; ".join(state.record.skipped.values()) or "pip install 'isoflop[gguf]'",
+            )
+        candidate = Candidate(format=names[0], kind=EXACT)
+        probe = self.probes[candidate.form][1]
+        with state.part(PART):
+            built = state.builder.exported(candidate, [])
+            state.served = state.builder.served(built, probe.threads)
+        state.known.loss = state.served.loss
+        if not state.closed(candidate):
+            state.change(trials=(state.tried(candidate, built, state.served), *state.record.trials))
+            state.read(PART, state.record.eval_tokens)
+
+    def _fastest_first(self) -> list[str]:
+        """Formats whose float32 was measured."""
+        found = {form.split()[0]: p.best for form, (_, p) in self.probes.items() if form.split()[1] == EXACT}
+        return sorted(found, key=lambda name: (found[name], name))
+
+    def _could_be(self, form: Form) -> Figures:
+        """A representation of the input at best: no loss, and bytes and seconds as its bits are fewer."""
+        exact_bytes, exact = self.probes[whole((form[0], EXACT)).form]
+        share = least_bits(form[1]) / 32
+        return Figures(
+            loss=self.state.known.loss, bytes=exact_bytes * share,
+            seconds=exact.best * share * (1 - SPEED_SLACK),
+        )  # fmt: skip
+
+    def _needless(self, form: Form, at_best: Figures) -> str | None:
+        """The name of another representation that is as good as it could be."""
+        known = self.state.known
+        for other in self.probes:
+            name, kind = other.split()
+            if (name, kind) != form and makes_needless(known.expected(whole((name, kind))), at_best):
+                return other
+        return None
+
+    def _worth_searching(self) -> list[Form]:
+        """Fewest bytes x seconds first, each is left out if one that stays makes it needless."""
+        known, kept = self.state.known, list[Form]()
+        found = {form: known.expected(whole(form)) for form in self.forms if whole(form).form in self.probes}
+        for form in sorted(found, key=lambda f: found[f].bytes * found[f].seconds):
+            at_best = known.at_best(whole(form))
+            other = next((k for k in kept if makes_needless(found[k], at_best)), None)
+            if other is None:
+                kept.append(form)
+            elif not self.state.closed(whole(form)):
+                self._refuse(form, at_best, f"hardly better in anything than {whole(other).form}")
+        return kept
+
+    def _refuse(self, form: Form, at_best: Figures, why: str) -> None:
+        self.state.refuse(whole(form), why, at_best)
