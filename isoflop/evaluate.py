@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class HeldOut:
     tokens: int  # read
     predicted: int  # of them
     bytes: int
+    windows: tuple[float, ...] = field(repr=False)  # loss of each: models of one context pair by them
     next_accuracy: float | None = None  # share of pairs told apart, half is chance; of `masked-next` alone
     next_accuracy_se: float | None = None
 
@@ -99,6 +100,7 @@ def _scored(nats: NDArray[np.float64], windows: Tensor, corpus: Corpus, objectiv
         tokens=n * context,
         predicted=n * per_window,
         bytes=int(size.sum()),
+        windows=tuple((nats / per_window).tolist()),
     )
 
 

@@ -136,7 +136,7 @@ def fit_runs(
     they are too few.
     """
     runs = [r for r in project.all("run", Run) if r.corpus_id == corpus.id]
-    ladders = _swept(project, corpus)
+    ladders = swept(project, corpus)
     wanted = {i for ladder in ladders for member in ladder.members for i in rungs.run_ids(member, corpus)}
     runs = [r for r in runs if (r.id in wanted if ladders else r.role == "ladder")]
     if not runs:
@@ -145,7 +145,7 @@ def fit_runs(
     return project.put("fit", fitted), fitted
 
 
-def _swept(project: Project, corpus: Corpus) -> list[Ladder]:
+def swept(project: Project, corpus: Corpus) -> list[Ladder]:
     """The ladders on this corpus of the variant that was swept last, the latest at the end."""
     ladders = [x for x in project.all("ladder", Ladder) if x.corpus_id == corpus.id]
     return [x for x in ladders if _kind(x) == _kind(ladders[-1])]
@@ -167,7 +167,7 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What `budget`, all of it for one run, buys by the fitted law; written to the ledger."""
     progress, place = progress or Silent(), place or here()
-    ladders = _swept(project, corpus)
+    ladders = swept(project, corpus)
     if ladders:
         configs = [m.config for m in ladders[-1].members]
         variant = Variant(family_of(configs[0].model), ladders[-1].changes)

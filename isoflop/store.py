@@ -223,14 +223,17 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         _fsync(path.parent)
 
 
-def content_hash(folder: Path) -> str:
-    """SHA-256 of the lines `sha256  relative/name` of the folder's files, sorted by name.
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the lines `sha256  relative/name` of a folder's files, sorted by name.
 
     The same as `find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum` in that folder.
     """
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     lines = []
-    for name in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()):
-        with (folder / name).open("rb") as file:
+    for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()):
+        with (path / name).open("rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 from isoflop.errors import FitError
-from isoflop.gain import UNBOUNDED_FLOPS, Pair, gain, is_defined, paired
+from isoflop.gain import (
+    BYTES,
+    PRODUCT,
+    SECONDS,
+    UNBOUNDED_FLOPS,
+    DenseCost,
+    Pair,
+    ServingCost,
+    gain,
+    inference,
+    inference_over,
+    is_defined,
+    paired,
+    params_for,
+)
 from isoflop.laws import Fit, fit
 from isoflop.records import Gain
 
@@ -143,3 +157,91 @@ def test_the_order_of_pairs_does_not_matter_and_none_is_refused() -> None:
     assert paired(law(), pairs[::-1]) == paired(law(), pairs)
     with pytest.raises(FitError, match="no pairs"):
         paired(law(), [])
+
+
+# -- inference -----------------------------------------------------------------------------------------
+
+LEAST, MOST = 3e6, 3e8  # dense sizes
+
+
+def dense(spread: float = 0.0) -> list[DenseCost]:
+    """Four bytes a parameter and a file's own 1 MB; a nanosecond a parameter to the power 0.9."""
+    sizes = np.geomspace(LEAST, MOST, 9).tolist()
+    return [DenseCost(params=n, bytes=1e6 + 4 * n, seconds=1e-9 * n**0.9, spread=spread) for n in sizes]
+
+
+def dense_at(params: float, spread: float = 0.0) -> ServingCost:
+    return ServingCost(bytes=1e6 + 4 * params, seconds=1e-9 * params**0.9, spread=spread)
+
+
+def test_a_dense_model_on_the_frontier_is_worth_nothing_where_it_serves() -> None:
+    best = law().optimum(1e18)
+    found = inference(law(), best.loss.value, dense_at(best.params.value), dense())
+    assert list(found) == [BYTES, SECONDS, PRODUCT]
+    for worth in found.values():
+        assert worth.doublings.value == pytest.approx(0.0, abs=0.02)
+        assert worth.doublings.low < 0 < worth.doublings.high
+        assert not worth.extrapolated
+        assert worth.undefined_share == 0.0
+
+
+def test_a_quarter_of_the_bytes_in_half_the_time_is_three_doublings() -> None:
+    best = law().optimum(1e18)
+    whole = dense_at(best.params.value)
+    less = ServingCost(bytes=whole.bytes / 4, seconds=whole.seconds / 2)
+    before, after = (inference(law(), best.loss.value, cost, dense()) for cost in (whole, less))
+    more = {name: after[name].doublings.value - before[name].doublings.value for name in after}
+    assert more == pytest.approx({BYTES: 2.0, SECONDS: 1.0, PRODUCT: 3.0})
+    assert after[PRODUCT].q == less.bytes * less.seconds
+
+
+def test_base_costs_are_those_of_the_size_that_reaches_the_loss() -> None:
+    best = law().optimum(1e18)
+    assert params_for(law(), best.loss.value) == pytest.approx(best.params.value, rel=1e-6)
+    base = inference(law(), best.loss.value, dense_at(1e7), dense())
+    assert base[SECONDS].q_base.value == pytest.approx(1e-9 * best.params.value**0.9, rel=1e-6)
+
+
+def test_beyond_the_sizes_the_line_goes_on_and_says_so() -> None:
+    for flops in (1e13, 1e23):
+        best = law().optimum(flops)
+        assert not LEAST < best.params.value < MOST
+        found = inference(law(), best.loss.value, dense_at(best.params.value), dense())
+        assert found[SECONDS].extrapolated
+        assert found[SECONDS].doublings.value == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_loss_that_no_size_reaches_is_undefined() -> None:
+    found = inference(law(), 0.9 * law().params["E"], dense_at(1e7), dense())
+    assert found[BYTES].undefined_share == 1.0
+    assert found[BYTES].extrapolated
+    assert np.isfinite(found[PRODUCT].doublings.value)
+
+
+def test_spreads_of_speed_and_noise_of_the_loss_widen_the_interval() -> None:
+    loss = law().optimum(1e18).loss.value
+
+    def width(cost: str, spread: float, dense_spread: float, loss_se: float) -> float:
+        found = inference(law(), loss, dense_at(1e7, spread), dense(dense_spread), loss_se=loss_se)[cost]
+        return found.doublings.high - found.doublings.low
+
+    sure = width(SECONDS, 0.0, 0.0, 0.0)
+    assert width(SECONDS, 0.5, 0.0, 0.0) > width(SECONDS, 0.0, 0.5, 0.0) > sure
+    assert width(SECONDS, 0.0, 0.0, 0.05) > sure
+    assert width(BYTES, 0.5, 0.5, 0.0) == width(BYTES, 0.0, 0.0, 0.0)
+
+
+def test_two_models_are_compared_by_the_same_draws() -> None:
+    loss = law().optimum(1e18).loss.value
+    whole, half = dense_at(1e7), ServingCost(bytes=dense_at(1e7).bytes / 2, seconds=dense_at(1e7).seconds)
+    over = inference_over(law(), (loss, loss), (whole, half), dense(0.5), loss_se=0.05)
+    assert (over.low, over.value, over.high) == pytest.approx((1.0, 1.0, 1.0))
+    worse = inference_over(law(), (loss, 1.01 * loss), (whole, half), dense(0.5), change_se=0.001)
+    assert worse.low < worse.value < worse.high < 1.0
+
+
+def test_inference_needs_two_sizes_and_numbers_that_could_be() -> None:
+    with pytest.raises(FitError, match="two dense models or more"):
+        inference(law(), 3.0, dense_at(1e7), dense()[:1])
+    with pytest.raises(FitError, match="loss_se is -1"):
+        inference(law(), 3.0, dense_at(1e7), dense(), loss_se=-1)

@@ -1,6 +1,7 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
-of models, `engines` exports finished ones and times them, `improve` searches among all that.
+of models, `engines` exports finished ones and times them, `verdict` judges them, `improve` searches among all
+that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from functools import partial
 import typer
 
 from isoflop import terminal
-from isoflop.cli import ablate, averages, engines, improve, job, laws, prune, runs, transforms, tune
+from isoflop.cli import (
+    ablate,
+    averages,
+    engines,
+    improve,
+    job,
+    laws,
+    prune,
+    runs,
+    transforms,
+    tune,
+    verdict,
+)
 from isoflop.errors import IsoflopError
 from isoflop.interrupt import TERMINATED, Terminated
 from isoflop.launched import by_torchrun
@@ -36,6 +49,7 @@ app.add_typer(averages.app)
 app.add_typer(transforms.app)
 app.add_typer(prune.app)
 app.add_typer(engines.app)
+app.add_typer(verdict.app)
 app.add_typer(improve.app)
 
 

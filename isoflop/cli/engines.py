@@ -93,7 +93,8 @@ def evaluate(
     timed = measure(model, threads=threads) if speed else None
     scores = evaluate_model(model, corpus, eval_tokens=tokens, threads=threads)
     if json:
-        out(vars(scores) | ({"speed": timed.model_dump()} if timed else {}))
+        plain = {name: value for name, value in vars(scores).items() if name != "windows"}
+        out(plain | ({"speed": timed.model_dump()} if timed else {}))
         return
     table(f"{model}", ("", "value", "s.e."), [
         ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),

@@ -59,6 +59,19 @@ def is_export(path: Path) -> bool:
     return path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO))
 
 
+def opened(artifact: Path) -> Path:
+    """What an engine opens of an artifact: the .gguf file of a folder that has one, else the artifact.
+
+    Raises ProjectError when there is nothing, or several such files.
+    """
+    if not artifact.exists():
+        raise ProjectError(f"there is no artifact {artifact}", hint="isoflop ls shows those of a project")
+    files = sorted(artifact.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise ProjectError(f"{artifact} has {len(files)} {GGUF} files", hint="name one of them")
+    return files[0] if files else artifact
+
+
 def check_room(tokens: int, context: int) -> None:
     """Raises ProjectError when an engine would hold more tokens than its context."""
     if tokens > context:

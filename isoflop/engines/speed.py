@@ -73,15 +73,20 @@ def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
         memory, name, weight_bytes = _peak_bytes() - start_bytes, engine.name, engine.weight_bytes
     first, decode = zip(*rounds, strict=True)
     rate, bandwidth = _rate(written / s for s in decode), _bandwidth(threads)
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     return EngineSpeed(
         engine=name, threads=threads, prompt_tokens=len(prompt), written_tokens=written,
         prefill=_rate(len(prompt) / s for s in first), decode=rate,
         first_token_seconds=statistics.median(first), load_seconds=load_seconds, memory_bytes=max(0, memory),
-        disk_bytes=sum(f.stat().st_size for f in files), weight_bytes=weight_bytes, bandwidth=bandwidth,
+        disk_bytes=disk_bytes(path), weight_bytes=weight_bytes, bandwidth=bandwidth,
         bandwidth_share=rate.median * weight_bytes / bandwidth,
         load_before=before, load_after=os.getloadavg()[0],
     )  # fmt: skip
+
+
+def disk_bytes(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return sum(f.stat().st_size for f in files)
 
 
 def _round(engine: Engine, prompt: Sequence[int], written: int) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class Figures(Record):
 
     loss: float
     bytes: float
-    seconds: float
+    seconds: float  # the median of its repetitions, or the fastest where the machine had other work
 
 
 class Probe(Record):

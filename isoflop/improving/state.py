@@ -126,9 +126,10 @@ class State:
             apart = np.subtract(found.windows, first.windows)
             change, se = float(apart.mean()), mean_se(apart)
         seconds = found.seconds
+        timed = seconds.value if found.quiet else seconds.low  # what other work disturbs least
         return Tried(
             candidate=candidate, steps=built.steps,
-            figures=Figures(loss=found.loss, bytes=built.bytes, seconds=seconds.value),
+            figures=Figures(loss=found.loss, bytes=built.bytes, seconds=timed),
             loss_se=found.loss_se, change=change, change_se=0.0 if math.isnan(se) else se,
             seconds_low=seconds.low, seconds_high=seconds.high, engine=found.engine,
             threads=found.speed.threads, path=built.steps[-1].path, served=found.id, quiet=found.quiet,
