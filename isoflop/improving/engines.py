@@ -135,7 +135,9 @@ class Engines:
         known = self.state.known
         for other in self.probes:
             name, kind = other.split()
-            if (name, kind) != form and makes_needless(known.expected(whole((name, kind))), at_best):
+            if (name, kind) == form:
+                continue
+            if makes_needless(known.expected(whole((name, kind))), at_best, self.state.rise):
                 return other
         return None
 
@@ -145,7 +147,7 @@ class Engines:
         found = {form: known.expected(whole(form)) for form in self.forms if whole(form).form in self.probes}
         for form in sorted(found, key=lambda f: found[f].bytes * found[f].seconds):
             at_best = known.at_best(whole(form))
-            other = next((k for k in kept if makes_needless(found[k], at_best)), None)
+            other = next((k for k in kept if makes_needless(found[k], at_best, self.state.rise)), None)
             if other is None:
                 kept.append(form)
             elif not self.state.closed(whole(form)):

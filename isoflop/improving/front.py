@@ -9,9 +9,8 @@ import numpy as np
 
 from isoflop.improving.records import Figures, Limits, Tried
 
-# What nobody would notice: a candidate that is better than a measured model by less than this, and worse
-# elsewhere, is not worth building. Shares of the loss, of bytes, of seconds.
-SLACK_LOSS, SLACK_BYTES, SLACK_SECONDS = 1e-3, 0.02, 0.02
+SLACK = 0.01  # of the allowed rise, of bytes, of seconds: what nobody would notice
+LEAST_GAIN = 0.003  # of the hypervolume, below which a candidate is not worth building
 
 
 def better(one: Figures, other: Figures) -> bool:
@@ -20,12 +19,12 @@ def better(one: Figures, other: Figures) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-def makes_needless(measured: Figures, best_case: Figures) -> bool:
-    """Whether a candidate that is `best_case` at best would be hardly better in anything."""
+def makes_needless(measured: Figures, at_best: Figures, rise: float) -> bool:
+    """Whether a candidate would be hardly better in anything; `rise` of the loss, in nats, is allowed."""
     return (
-        measured.loss <= best_case.loss * (1 + SLACK_LOSS)
-        and measured.bytes <= best_case.bytes * (1 + SLACK_BYTES)
-        and measured.seconds <= best_case.seconds * (1 + SLACK_SECONDS)
+        measured.loss <= at_best.loss + SLACK * rise
+        and measured.bytes <= at_best.bytes * (1 + SLACK)
+        and measured.seconds <= at_best.seconds * (1 + SLACK)
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from isoflop.errors import CorruptError, TrainError
 from isoflop.improving.building import Healing
-from isoflop.improving.front import excess, hypervolume
+from isoflop.improving.front import excess
 from isoflop.improving.probing import LOSS_TOKENS
 from isoflop.improving.records import Candidate, Figures
 from isoflop.improving.state import State
@@ -78,9 +78,9 @@ class Search:
 
     def _next(self, left: Sequence[Candidate]) -> tuple[optuna.Trial, Candidate]:
         """Asks the study, which is told before what looks best, if anything does."""
-        gains = self._gains(left)
-        best = max(left, key=lambda c: gains[c.name] / self._cost(c))
-        if gains[best.name] > 0 or self.misses >= MISSES:
+        worth = {c.name: self._gain(c) / self._cost(c) for c in left}
+        best = max(left, key=lambda c: worth[c.name])
+        if worth[best.name] > 0 or self.misses >= MISSES:
             self.study.enqueue_trial({SHAPE: best.shape_name, FORM: best.form})
         self.study.sampler = _sampler(self.state.record.seed, len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask()
@@ -88,18 +88,11 @@ class Search:
         chosen = trial.suggest_categorical(SHAPE, [*shapes]), trial.suggest_categorical(FORM, [*forms])
         return trial, next(c for c in self.candidates if (c.shape_name, c.form) == chosen)
 
-    def _gains(self, left: Sequence[Candidate]) -> dict[str, float]:
-        """What each is expected to add to the hypervolume of what was measured; 0 outside of the limits."""
-        state, limits = self.state, self.state.record.limits
-        have = [t.figures for t in state.record.trials if t.figures is not None]
-        before, found = hypervolume(have, state.start, limits), dict[str, float]()
-        for candidate in left:
-            expected = state.known.expected(candidate)
-            within = not excess(expected, limits, state.start.loss)
-            found[candidate.name] = (
-                hypervolume([*have, expected], state.start, limits) - before if within else 0.0
-            )
-        return found
+    def _gain(self, candidate: Candidate) -> float:
+        """What it is expected to add to the front; nothing where it is expected to break a limit."""
+        expected = self.state.known.expected(candidate)
+        broken = excess(expected, self.state.record.limits, self.state.start.loss)
+        return 0.0 if broken else self.state.gain(expected)
 
     def _cost(self, candidate: Candidate) -> float:
         """What building and measuring it is expected to take of the budget."""

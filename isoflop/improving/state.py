@@ -13,7 +13,7 @@ from isoflop import flops
 from isoflop.evaluate import mean_se
 from isoflop.improving.building import Builder, Built
 from isoflop.improving.estimates import Known
-from isoflop.improving.front import excess, makes_needless
+from isoflop.improving.front import LEAST_GAIN, excess, hypervolume, makes_needless
 from isoflop.improving.records import Candidate, Figures, Improvement, Refused, Tried
 from isoflop.interrupt import Interrupted
 from isoflop.served import Served
@@ -87,6 +87,11 @@ class State:
         assert figures is not None
         return figures
 
+    @property
+    def rise(self) -> float:
+        """Nats by which the loss may rise."""
+        return self.record.limits.loss_increase * self.known.loss
+
     def closed(self, candidate: Candidate) -> bool:
         """Whether it was tried or refused."""
         known = [t.candidate for t in self.record.trials] + [r.candidate for r in self.record.refused]
@@ -103,9 +108,17 @@ class State:
                 f"{name} {share:.1%} above the limit" for name, share in broken.items()
             )
         for trial in self.record.trials:
-            if trial.figures is not None and makes_needless(trial.figures, at_best):
+            if trial.figures is not None and makes_needless(trial.figures, at_best, self.rise):
                 return f"hardly better in anything than {trial.candidate.name}"
-        return ""
+        gain = self.gain(at_best)
+        return "" if gain >= LEAST_GAIN else f"it would add {gain:.2%} to the front at best"
+
+    def gain(self, figures: Figures) -> float:
+        """Hypervolume that a model would add to that of what was measured."""
+        have = [t.figures for t in self.record.trials if t.figures is not None]
+        limits = self.record.limits
+        before = hypervolume(have, self.start, limits)
+        return hypervolume([*have, figures], self.start, limits) - before
 
     def refuse(self, candidate: Candidate, why: str, figures: Figures) -> None:
         self.change(refused=(*self.record.refused, Refused(candidate=candidate, why=why, figures=figures)))
