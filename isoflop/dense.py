@@ -68,23 +68,25 @@ def dense_costs(
     from isoflop.throughput import machine
 
     progress, here = progress or Silent(), machine()
-    shapes = sizes(project, corpus, params)
-    progress.start(STAGE, len(shapes), "sizes")
-    found = []
-    for number, config in enumerate(shapes):
-        id = digest([config.model_dump(mode="json"), corpus.id, to, threads, here])
-        known = None if again else project.get(KIND, id, Dense)
-        if known is None:
-            known = Dense(
-                id=id, config=config, params=flops.params_matmul(config), corpus_id=corpus.id, format=to,
-                machine=here, speed=_timed(config, corpus, to, threads),
-                measured_at=now(),
-            )  # fmt: skip
-            project.put(KIND, known)
-        found.append(known)
-        progress.update(STAGE, number + 1, f"N = {known.params:,}")
-    progress.finish(STAGE)
-    return found
+    shapes = {
+        digest([config.model_dump(mode="json"), corpus.id, to, threads, here]): config
+        for config in sizes(project, corpus, params)
+    }
+    known = {} if again else {id: found for id in shapes if (found := project.get(KIND, id, Dense))}
+    missing = [id for id in shapes if id not in known]
+    if missing:
+        progress.start(STAGE, len(missing), "sizes")
+    for number, id in enumerate(missing):
+        size = flops.params_matmul(shapes[id])
+        known[id] = Dense(
+            id=id, config=shapes[id], params=size, corpus_id=corpus.id, format=to, machine=here,
+            speed=_timed(shapes[id], corpus, to, threads), measured_at=now(),
+        )  # fmt: skip
+        project.put(KIND, known[id])
+        progress.update(STAGE, number + 1, f"N = {size:,}")
+    if missing:
+        progress.finish(STAGE)
+    return [known[id] for id in shapes]
 
 
 def sizes(project: Project, corpus: Corpus, params: float) -> list[ModelConfig]:

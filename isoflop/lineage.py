@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ class Made:
     seconds: float = 0.0
     made_from: str | None = None  # the model that was changed, or the first teacher; None: of text alone
     read: tuple[str, ...] = ()  # all that it needed, `made_from` included
+    lost: bool = False  # the project no longer has all of that
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Lineage:
             for part, flops in step.flops.items():
                 name = part if part in (step.step, "ladder") else f"{step.step}: {part}"
                 parts[name] = parts.get(name, 0.0) + flops
-        return Costs(parts, sum(s.seconds for s in steps), all(s.step != UNKNOWN for s in steps))
+        known = not any(s.lost or s.step == UNKNOWN for s in steps)
+        return Costs(parts, sum(s.seconds for s in steps), known)
 
     def all(self) -> list[str]:
         """Every finished artifact that is there, models before their exports, oldest first."""
@@ -108,9 +110,8 @@ class Lineage:
         made = self._transforms.get(Path(path).parent.as_posix())
         if made is not None:
             return self._changed(path, made)
-        return Made(
-            path, f"{export.format} {export.kind}", made_from=source, read=() if source is None else (source,)
-        )
+        read = () if source is None else (source,)
+        return Made(path, f"{export.format} {export.kind}", made_from=source, read=read, lost=source is None)
 
     def _changed(self, path: str, made: Transform) -> Made:
         changed = [s.path for s in made.sources if s.role == MODEL] or [s.path for s in made.sources]
@@ -124,12 +125,11 @@ class Lineage:
         if (result := self._results.get(run.id)) is not None:
             flops["ladder"] = result.flops_total - result.flops
             seconds += result.seconds.get("ladder", 0.0)
-        hashes = filter(None, (run.config.initial, *run.config.teachers))
-        read = tuple(self._known(map(self._by_hash, hashes)))
-        return Made(path, run.role, flops, seconds, read[0] if run.config.initial and read else None, read)
-
-    def _known(self, paths: Iterable[str | None]) -> Iterator[str]:
-        return (path for path in paths if path is not None)
+        initial = self._by_hash(run.config.initial) if run.config.initial else None
+        teachers = [self._by_hash(hash) for hash in run.config.teachers]
+        read = tuple(path for path in (initial, *teachers) if path is not None)
+        lost = len(read) < len(teachers) + bool(run.config.initial)
+        return Made(path, run.role, flops, seconds, initial, read, lost)
 
     def _by_hash(self, hash: str) -> str | None:
         """The artifact of the project with that content."""

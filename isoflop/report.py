@@ -28,6 +28,7 @@ from isoflop.quantities import cell
 from isoflop.records import Corpus, Gain, Interval, Ladder, Plan, Result, Run, Tuning
 from isoflop.store import Project, atomic_write
 from isoflop.tuning import shown
+from isoflop.verdict_table import CAPTION, HEAD, notes, row, sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
 LEVEL = 0.9
@@ -68,6 +69,7 @@ def render(project: Project) -> str:
             forecast=scene.forecast,
             headline=headline(result, scene.final, scene.forecast),
             pictures={kind: _picture(kind, scene) for kind in plots.PICTURES},
+            verdicts=[*notes(scene.verdicts), *map(sentence, scene.verdicts)],
             planner=None if scene.fit is None else planner(scene.fit, scene.final, plan),
             tables=_tables(scene, corpus, plan, result, gain, tuning),
         )
@@ -208,6 +210,9 @@ def _tables(
     if tuning is not None:
         rows = tuple(("", row) for row in shown.rows(tuning))
         made["trials"] = Table(shown.title(tuning), shown.head(tuning), rows)
+    if scene.verdicts:
+        judged = tuple(("" if v.accepted else "refused", row(v)) for v in scene.verdicts)
+        made["verdicts"] = Table(CAPTION, HEAD, judged)
     if corpus is not None:
         made["dropped"] = _dropped(corpus)
     if scene.runs:

@@ -7,7 +7,8 @@ together where pruning alone is refused. Model folders are served by their float
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
@@ -15,11 +16,11 @@ import numpy as np
 
 from isoflop.dense import FLOATS, FORMAT, Dense, cost_of, dense_costs
 from isoflop.engines.speed import disk_bytes
-from isoflop.errors import ProjectError
-from isoflop.gain import InferenceGain, ServingCost, gain, inference, inference_over, params_for
+from isoflop.errors import IsoflopError, ProjectError
+from isoflop.gain import DenseCost, InferenceGain, ServingCost, gain, inference, inference_over, params_for
 from isoflop.laws import Fit
 from isoflop.laws.intervals import check_level, tails
-from isoflop.lineage import UNKNOWN, Lineage, Made
+from isoflop.lineage import UNKNOWN, Costs, Lineage, Made
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Gain, Interval, Record, digest
 from isoflop.served import Served, serve
@@ -86,12 +87,12 @@ class Judge:
             )
         if to not in FORMATS:
             raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
-        self.project, self.corpus, self.fit, self.fit_id = project, corpus, fit, fit.digest()
+        self.project, self.corpus, self.fit = project, corpus, fit
         self.to, self.threads, self.eval_tokens = to, threads, eval_tokens
         self.interval, self.again, self.progress = interval, again, progress or Silent()
         self.lineage = Lineage(project, to)
         self._judged: dict[str, Verdict] = {}
-        self._served: dict[str, Served] = {}
+        self._cases: dict[str, Case] = {}
         self._time_dense = again
 
     def of(self, artifact: Path) -> Verdict:
@@ -106,14 +107,22 @@ class Judge:
         return self.judged(self.lineage.made(artifact.absolute()))
 
     def all(self) -> list[Verdict]:
-        """Of every finished artifact of the project, oldest first. Raises as `of` does."""
+        """Of every finished artifact of the project, oldest first, those left out that cannot be judged.
+
+        Raises as `of` does when that is none.
+        """
         paths = self.lineage.all()
         if not paths:
             raise ProjectError(f"{self.project.folder} has no finished models", hint="make one: isoflop run")
         self.progress.start(STAGE, len(paths), "artifacts")
         found = []
         for number, path in enumerate(paths):
-            found.append(self.judged(self.lineage.made(path)))
+            try:
+                found.append(self.judged(self.lineage.made(path)))
+            except IsoflopError as error:
+                self.progress.log(f"{name_of(path)} is not judged: {error.message}")
+                if number + 1 == len(paths) and not found:
+                    raise
             self.progress.update(STAGE, number + 1, name_of(path))
         self.progress.finish(STAGE)
         return found
@@ -126,84 +135,93 @@ class Judge:
             self.project.put(KIND, self._judged[made.path])
         return self._judged[made.path]
 
-    def _accepted(self, made: Made) -> Iterator[Verdict]:
+    def _accepted(self, made: Made) -> Iterator[Made]:
         """The accepted ancestors that a chain leads to, the last first."""
         while made.made_from is not None and (self.project.folder / made.made_from).exists():
             made = self.lineage.made(made.made_from)
-            found = self.judged(made)
-            if found.accepted:
-                yield found
+            if self.judged(made).accepted:
+                yield made
 
-    def _judge(self, made: Made, before: Verdict | None) -> Verdict:
-        served, costs = self._measured(made), self.lineage.costs(made.path)
-        cost = self._cost(made, served)
-        noise = self.fit.noise_sd * served.loss
-        losses = [served.loss] if before is None else [before.served.loss, served.loss]
-        dense = [d.cost for d in self._dense(max(params_for(self.fit, loss) for loss in losses))]
-        change, paired, over = None, False, None
-        if before is not None:
-            first = self._measured(self.lineage.made(before.path))
-            change, paired = change_between(first, served, self.interval)
-            over = inference_over(
-                self.fit, (first.loss, served.loss),
-                (self._cost(self.lineage.made(before.path), first), cost), dense, loss_se=noise,
-                change_se=_sd(change), interval=self.interval,
-            )  # fmt: skip
-        spent, known = sum(costs.flops.values()), costs.complete
-        accepted, why = _decided(made, before, over, served.quiet)
-        return Verdict(
-            id=digest([served.hash, served.machine, self.threads, self.to, self.fit_id, made.path]),
-            path=made.path, step=made.step, made_from=made.made_from,
-            against=None if before is None else before.path, corpus_id=self.corpus.id, fit_id=self.fit_id,
-            format=self.to, served=served.model_copy(update={"windows": ()}), bytes=int(cost.bytes),
-            change=change, paired=paired, flops=costs.flops, flops_step=sum(made.flops.values()),
-            seconds=costs.seconds, complete=known,
-            inference=inference(
-                self.fit, served.loss, cost, dense, loss_se=noise, interval=self.interval
-            ),
-            over=over, accepted=accepted, why=why,
-            training=gain(
-                self.fit, served.loss, spent, loss_se=noise, costs=costs.flops, interval=self.interval
-            ) if known and spent > 0 else None,
-        )  # fmt: skip
-
-    def _measured(self, made: Made) -> Served:
-        """In its engine: of a model folder that of the format asked for."""
-        if made.path not in self._served:
-            self._served[made.path] = serve(
-                self.project, self.corpus, self._servable(made), threads=self.threads,
-                eval_tokens=self.eval_tokens, again=self.again, progress=self.progress,
-            )  # fmt: skip
-        return self._served[made.path]
-
-    def _servable(self, made: Made) -> Path:
-        """An export as it is, a model folder as its float export, which is made where it is missing."""
-        from isoflop.engines import is_export
-        from isoflop.export.gated import export
-
-        path = self.project.folder / made.path
-        if self.to == "hf" or not path.exists() or is_export(path):
-            return path
-        known = self.lineage.float_export(content_hash(path)[:HASH_DIGITS])
-        if known is None:
-            self.progress.log(f"exporting {name_of(made.path)} as {self.to} {FLOATS}")
-            known = export(self.project, self.corpus, path, to=self.to, kind=FLOATS).path
-            self.lineage = Lineage(self.project, self.to)
-        return self.project.folder / known
-
-    def _cost(self, made: Made, served: Served) -> ServingCost:
-        cost = cost_of(served.speed)
-        if made.step != MASK:
-            return cost
-        return cost.model_copy(update={"bytes": float(disk_bytes(self.project.folder / made.path))})
-
-    def _dense(self, params: float) -> list[Dense]:
-        found = dense_costs(
+    def _judge(self, made: Made, before: Made | None) -> Verdict:
+        cases = [self._case(step) for step in (made, before) if step is not None]
+        params = max(params_for(self.fit, case.served.loss) for case in cases)
+        dense = dense_costs(
             self.project, self.corpus, params, to=self.to, threads=self.threads, again=self._time_dense,
             progress=self.progress,
         )  # fmt: skip
         self._time_dense = False  # once is enough
-        return found
+        costs = [d.cost for d in dense]
+        return weigh(self.fit, cases[0], cases[1] if before else None, costs, to=self.to, level=self.interval)
+
+    def _case(self, made: Made) -> Case:
+        """Measured in its engine: of a model folder that of the format asked for."""
+        if made.path not in self._cases:
+            path = self.project.folder / made.path
+            served = serve(
+                self.project, self.corpus, self._servable(path), threads=self.threads,
+                eval_tokens=self.eval_tokens, again=self.again, progress=self.progress,
+            )  # fmt: skip
+            cost = cost_of(served.speed)
+            if made.step == MASK:
+                cost = cost.model_copy(update={"bytes": float(disk_bytes(path))})
+            self._cases[made.path] = Case(made, self.lineage.costs(made.path), served, cost)
+        return self._cases[made.path]
+
+    def _servable(self, path: Path) -> Path:
+        """An export as it is, a model folder as its float export, which is made where it is missing."""
+        from isoflop.engines import is_export
+        from isoflop.export.gated import export
+
+        if self.to == "hf" or not path.exists() or is_export(path):
+            return path
+        known = self.lineage.float_export(content_hash(path)[:HASH_DIGITS])
+        if known is None:
+            self.progress.log(f"exporting {path.name} as {self.to} {FLOATS}")
+            known = export(self.project, self.corpus, path, to=self.to, kind=FLOATS).path
+            self.lineage = Lineage(self.project, self.to)
+        return self.project.folder / known
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known of an artifact before it is judged."""
+
+    made: Made
+    costs: Costs
+    served: Served
+    cost: ServingCost
+
+
+def weigh(
+    fit: Fit, case: Case, before: Case | None, dense: Sequence[DenseCost], *, to: str, level: float
+) -> Verdict:
+    """Judge an artifact against the last accepted model that it was made from. Raises FitError.
+
+    The noise of its loss is that from run to run, as the law knows it: the held-out text is the law's own.
+    """
+    served, costs, fit_id = case.served, case.costs, fit.digest()
+    noise, spent = fit.noise_sd * served.loss, sum(costs.flops.values())
+    change, paired, over = None, False, None
+    if before is not None:
+        change, paired = change_between(before.served, served, level)
+        over = inference_over(
+            fit, (before.served.loss, served.loss), (before.cost, case.cost), dense, loss_se=noise,
+            change_se=(change.high - change.value) / _normal(level), interval=level,
+        )  # fmt: skip
+    accepted, why = _decided(case, before, over)
+    training = None
+    if costs.complete and spent > 0:
+        training = gain(fit, served.loss, spent, loss_se=noise, costs=costs.flops, interval=level)
+    return Verdict(
+        id=digest([served.hash, served.machine, served.speed.threads, to, fit_id, case.made.path]),
+        path=case.made.path, step=case.made.step, made_from=case.made.made_from,
+        against=None if before is None else before.made.path, corpus_id=served.corpus_id, fit_id=fit_id,
+        format=to, served=served.model_copy(update={"windows": ()}), bytes=int(case.cost.bytes),
+        change=change, paired=paired, flops=costs.flops, flops_step=sum(case.made.flops.values()),
+        seconds=costs.seconds, complete=costs.complete,
+        inference=inference(fit, served.loss, case.cost, dense, loss_se=noise, interval=level),
+        over=over, training=training, accepted=accepted, why=why,
+    )  # fmt: skip
 
 
 def change_between(before: Served, after: Served, level: float) -> tuple[Interval, bool]:
@@ -214,8 +232,26 @@ def change_between(before: Served, after: Served, level: float) -> tuple[Interva
         sd = float(more.std(ddof=1)) / len(more) ** 0.5
     else:
         sd = float(np.hypot(before.loss_se, after.loss_se))
-    value, reach = after.loss - before.loss, NormalDist().inv_cdf(tails(level)[1]) * sd
+    value, reach = after.loss - before.loss, _normal(level) * sd
     return Interval(value=value, low=value - reach, high=value + reach, level=level, of="difference"), paired
+
+
+def alike(
+    verdicts: Sequence[Verdict], dense: Sequence[Dense]
+) -> tuple[tuple[Verdict, ...], tuple[Dense, ...]]:
+    """The last verdict on each artifact of those that have the base of the last one, and that base."""
+    if not verdicts:
+        return (), ()
+    last = verdicts[-1]
+
+    def base(v: Verdict) -> tuple[object, ...]:
+        return v.fit_id, v.format, v.served.machine, v.served.speed.threads, v.corpus_id
+
+    shown = {v.path: v for v in verdicts if base(v) == base(last)}
+    sizes = {
+        d.params: d for d in dense if (d.format, d.machine, d.speed.threads, d.corpus_id) == base(last)[1:]
+    }
+    return tuple(shown.values()), tuple(sizes[n] for n in sorted(sizes))
 
 
 def name_of(path: str) -> str:
@@ -224,12 +260,19 @@ def name_of(path: str) -> str:
     return parts[1] if parts[0] == "artifacts" and len(parts) > 1 else path
 
 
-def _sd(change: Interval) -> float:
-    return (change.high - change.value) / NormalDist().inv_cdf(tails(change.level)[1])
+def label(v: Verdict) -> str:
+    """A step in a picture, with the size that tells it from others of its kind."""
+    return f"{v.step}, {v.bytes / 1e6:.3g} MB"
 
 
-def _decided(made: Made, before: Verdict | None, over: Interval | None, quiet: bool) -> tuple[bool, str]:
+def _normal(level: float) -> float:
+    """Standard deviations to either end of a normal interval."""
+    return NormalDist().inv_cdf(tails(level)[1])
+
+
+def _decided(case: Case, before: Case | None, over: Interval | None) -> tuple[bool, str]:
     """Accepted or not, and why."""
+    made, quiet = case.made, case.served.quiet
     words = (MASK_WORDS if made.step == MASK else "") + ("" if quiet else LOADED_WORDS)
     if before is None or over is None:
         start = (
@@ -239,7 +282,7 @@ def _decided(made: Made, before: Verdict | None, over: Interval | None, quiet: b
     worth = (
         f"{over.value:+.2f} doublings [{over.low:+.2f}, {over.high:+.2f}] of bytes x seconds at equal loss"
     )
-    other = name_of(before.path)
+    other = name_of(before.made.path)
     if over.low > 0:
         return True, f"It is worth {worth} over {other}.{words}"
     if over.high < 0:

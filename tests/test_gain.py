@@ -236,7 +236,7 @@ def test_two_models_are_compared_by_the_same_draws() -> None:
     whole, half = dense_at(1e7), ServingCost(bytes=dense_at(1e7).bytes / 2, seconds=dense_at(1e7).seconds)
     over = inference_over(law(), (loss, loss), (whole, half), dense(0.5), loss_se=0.05)
     assert (over.low, over.value, over.high) == pytest.approx((1.0, 1.0, 1.0))
-    worse = inference_over(law(), (loss, 1.01 * loss), (whole, half), dense(0.5), change_se=0.001)
+    worse = inference_over(law(), (loss, 1.01 * loss), (whole, half), dense(), change_se=0.001)
     assert worse.low < worse.value < worse.high < 1.0
 
 

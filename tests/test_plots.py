@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from judged import dense_records, verdict_records
 from matplotlib.figure import Figure
 
 from isoflop import plots
@@ -188,7 +189,9 @@ def final_records() -> tuple[Run, Plan, Result]:
     return run, plan, result
 
 
-def make_study(folder: Path, kinds: tuple[str, ...] = ("corpus", "run", "fit", "final")) -> Project:
+def make_study(
+    folder: Path, kinds: tuple[str, ...] = ("corpus", "run", "fit", "final", "verdict")
+) -> Project:
     """A project with the records of `kinds`; "final" adds plan, final run, gain and result."""
     project = Project(folder)
     records: list[tuple[str, Record]] = []
@@ -203,6 +206,9 @@ def make_study(folder: Path, kinds: tuple[str, ...] = ("corpus", "run", "fit", "
         costs = {"final": run.flops, "ladder": result.flops_total - run.flops}
         worth = gain(ladder_fit(), run.loss, result.flops_total, loss_se=run.loss_se, costs=costs)
         records += [("plan", plan), ("run", run), ("gain", worth), ("result", result)]
+    if "verdict" in kinds:
+        records += [("dense", dense) for dense in dense_records()]
+        records += [("verdict", verdict) for verdict in verdict_records(ladder_fit())]
     for kind, record in records:
         project.put(kind, record)
     return project

@@ -75,18 +75,11 @@ def verdict(
 
 def _show_all(found: list[Verdict]) -> None:
     """A row each, and why."""
-    from isoflop.gain import PRODUCT
+    from isoflop.verdict_table import HEAD, notes, row, sentence
 
-    table("Verdicts", ("artifact", "step", "loss", "MB", "ms/token", "doublings", ""), [
-        (
-            v.path, v.step, f"{v.served.loss:.4f}", f"{v.bytes / 1e6:.2f}",
-            f"{1000 * v.served.seconds.value:.3f}", _words(v.inference[PRODUCT].doublings),
-            "accepted" if v.accepted else "refused",
-        )
-        for v in found
-    ])  # fmt: skip
-    for v in found:
-        typer.echo(f"{v.path}: {v.why}")
+    table("Verdicts", HEAD, map(row, found))
+    for line in (*notes(found), *map(sentence, found)):
+        typer.echo(line)
 
 
 def _show(v: Verdict) -> None:

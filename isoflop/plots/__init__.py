@@ -1,5 +1,5 @@
-"""Pictures: `project` has those of a project folder, `laws` those of a law, `families` that of several;
-`style` says how all of them look."""
+"""Pictures: `project` has those of a project folder, `laws` those of a law, `families` that of several,
+`verdicts` of judged artifacts; `style` says how all of them look."""
 
 from isoflop.plots.design import design_data
 from isoflop.plots.laws import (
@@ -23,6 +23,7 @@ from isoflop.plots.project import (
     save_overview,
 )
 from isoflop.plots.style import PALETTE, dark, power, short
+from isoflop.plots.verdicts import pareto_data, waterfall_data
 
 __all__ = [
     "LAW_PICTURES",
@@ -40,10 +41,12 @@ __all__ = [
     "isoflop_data",
     "law_figure",
     "pairs_data",
+    "pareto_data",
     "power",
     "predicted_data",
     "residuals_data",
     "save_law_pictures",
     "save_overview",
     "short",
+    "waterfall_data",
 ]

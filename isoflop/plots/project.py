@@ -15,7 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from isoflop.dense import KIND as DENSE
+from isoflop.dense import Dense
 from isoflop.errors import ProjectError
+from isoflop.gain import BYTES, SECONDS
 from isoflop.laws import Fit
 from isoflop.plots.laws import (
     draw_frontier,
@@ -38,8 +41,11 @@ from isoflop.plots.style import (
     short,
     step_colour,
 )
+from isoflop.plots.verdicts import draw_pareto, draw_waterfall, pareto_data, waterfall_data
 from isoflop.records import Corpus, Interval, Plan, Result, Run
 from isoflop.store import Project
+from isoflop.verdict import KIND as VERDICT
+from isoflop.verdict import Verdict, alike
 
 # Roles of runs that are not shown: they ask something else, or did not begin as the law's runs do.
 ASIDE = ("tune", "ablation", "continued", "distilled")
@@ -54,6 +60,8 @@ class Scene:
     fit: Fit | None = None
     final: Run | None = None
     forecast: Interval | None = None  # of the final run's loss, written before it was trained
+    verdicts: tuple[Verdict, ...] = ()  # the latest of each artifact, by the base of the last one
+    dense: tuple[Dense, ...] = ()  # whose costs are that base
 
     @classmethod
     def of(cls, project: Project) -> Scene:
@@ -68,7 +76,8 @@ class Scene:
             forecast = Interval(value=result.predicted, low=low, high=high, of="new run")
         shown = final or (here[-1] if here else None)
         here = tuple(run for run in here if shown and run.config.model.kind == shown.config.model.kind)
-        return cls(here, project.latest("fit", Fit), final, forecast)
+        judged, dense = alike(project.all(VERDICT, Verdict), project.all(DENSE, Dense))
+        return cls(here, project.latest("fit", Fit), final, forecast, judged, dense)
 
     def law(self) -> Fit:
         """The fit; raises ProjectError when there is none."""
@@ -177,6 +186,9 @@ PICTURES: dict[str, Callable[[Axes, Scene], None]] = {
     "isoflop": lambda ax, s: draw_isoflop(ax, isoflop_data(s.law())),
     "frontier": lambda ax, s: draw_frontier(ax, frontier_data(s.law(), s.final, s.forecast)),
     "predicted": lambda ax, s: draw_predicted(ax, predicted_data(s.law(), s.final, s.forecast)),
+    "pareto-bytes": lambda ax, s: draw_pareto(ax, pareto_data(s.verdicts, s.dense, s.law(), BYTES)),
+    "pareto-seconds": lambda ax, s: draw_pareto(ax, pareto_data(s.verdicts, s.dense, s.law(), SECONDS)),
+    "waterfall": lambda ax, s: draw_waterfall(ax, waterfall_data(s.verdicts)),
     "residuals-params": lambda ax, s: draw_residuals(ax, residuals_data(s.law()), "params"),
     "residuals-tokens": lambda ax, s: draw_residuals(ax, residuals_data(s.law()), "tokens"),
     "residuals-flops": lambda ax, s: draw_residuals(ax, residuals_data(s.law()), "flops"),
