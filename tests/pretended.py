@@ -94,10 +94,7 @@ class Pretended:
         return SLOWER[candidate.format] * (2e-5 + params(candidate) * BITS[candidate.kind] / 8 / 1e10)
 
     def candidate(self, built: Built) -> Candidate:
-        sizes = {"": {}} | {c.name: c.shape for c in everything(FORMS)}
-        *_, form = built.path.name.split("; ")
-        name, kind = form.split()
-        return Candidate(shape=sizes[built.path.name], format=name, kind=kind)
+        return next(c for c in everything(FORMS) if c.name == built.path.name)
 
     def probed(self, built: Built, most_threads: int | None = None) -> Probe:
         candidate = self.candidate(built)

@@ -24,14 +24,15 @@ from pretended import (
 
 from isoflop.budget import Budget
 from isoflop.errors import CorpusError, ProjectError, TrainError
-from isoflop.improving import Limits, improve, space
+from isoflop.export.gated import FORMATS
 from isoflop.improving import engines as first_part
+from isoflop.improving import improve, space
 from isoflop.improving.answer import answered, check_reachable, raise_unmet
 from isoflop.improving.engines import Engines, check_bytes, least_bits
 from isoflop.improving.estimates import Known
 from isoflop.improving.front import better, excess, front, hypervolume, makes_needless, recommended
 from isoflop.improving.probing import thread_counts
-from isoflop.improving.records import Candidate, Figures, Improvement, Tried
+from isoflop.improving.records import Candidate, Figures, Improvement, Limits, Tried
 from isoflop.improving.search import MOST_DEATHS
 from isoflop.improving.space import whole
 from isoflop.improving.state import KIND, State
@@ -39,6 +40,7 @@ from isoflop.interrupt import Interrupted
 from isoflop.pipeline import corpus_of
 from isoflop.records import Corpus, Result
 from isoflop.store import Project
+from isoflop.transforms import Transform
 
 LIMITS = Limits(loss_increase=0.02)
 
@@ -69,14 +71,9 @@ def test_it_finds_the_front_of_everything_at_a_part_of_the_cost(builder: Pretend
     assert len([what for what, _ in builder.done if what == "serve"]) <= len(all_) / 3
     within = [f for f in all_ if not excess(f, LIMITS, start.loss)]
     assert worth(done) <= 1.02 * min(f.bytes * f.seconds for f in within)
-    assert done.flops["heal"] == pytest.approx(sum(t.flops_total for t in transforms(builder)))
+    made = builder.project.all("transform", Transform)
+    assert done.flops["heal"] == pytest.approx(sum(t.flops_total for t in made))
     assert Improvement.from_json(done.to_json()) == done
-
-
-def transforms(builder: Pretended) -> list[object]:
-    from isoflop.transforms import Transform
-
-    return list(builder.project.all("transform", Transform))
 
 
 def test_the_input_is_in_its_fastest_engine_and_never_beaten_by_what_breaks_a_limit(
@@ -307,8 +304,8 @@ def test_a_real_model_is_improved_and_found_again(
     pytest.importorskip("optuna", reason="the extra isoflop[tune] is not installed")
     home = Project(project[0])
     corpus = corpus_of(home)
-    small = space.FORMATS["gguf"]._replace(kinds=("f32", "q8_0", "q4_0"))
-    monkeypatch.setitem(space.FORMATS, "gguf", small)
+    small = FORMATS["gguf"]._replace(kinds=("f32", "q8_0", "q4_0"))
+    monkeypatch.setitem(FORMATS, "gguf", small)
     monkeypatch.setattr("isoflop.improving.SHARES", (0.6,))
     monkeypatch.setattr(space, "TRIED", 2)
     options = {"formats": ("gguf",), "heal_tokens": 4096, "eval_tokens": 2048}

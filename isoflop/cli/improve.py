@@ -21,7 +21,9 @@ from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
     from isoflop.improving.records import Improvement
+    from isoflop.progress import Progress
     from isoflop.store import Project
+    from isoflop.verdict import Verdict
 
 app = typer.Typer()
 
@@ -51,6 +53,10 @@ def improve(
     heal_tokens: Annotated[
         float | None, count("Training tokens of each pruned shape; by the budget when absent, 0: no pruning.")
     ] = None,
+    verdicts: Annotated[
+        bool,
+        typer.Option("--verdicts", help="Also judge each step to the recommended model: isoflop verdict."),
+    ] = False,
     eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -83,24 +89,45 @@ def improve(
             heal_tokens=None if heal_tokens is None else int(heal_tokens), eval_tokens=eval_tokens, seed=seed,
             progress=progress,
         )  # fmt: skip
+        judged = _judged(home, done, progress) if verdicts else []
     if json:
-        out(done)
+        out(done.model_dump(mode="json") | {"verdicts": [v.model_dump(mode="json") for v in judged]})
         return
-    _show(home, done)
+    _show(done)
+    if judged:
+        from isoflop.verdict_table import HEAD, notes, row, sentence
+
+        table("Verdicts", HEAD, map(row, judged))
+        for line in (*notes(judged), *map(sentence, judged)):
+            typer.echo(line)
+    assert done.best is not None
+    typer.echo(home.folder / done.trials[done.best].path)
+
+
+def _judged(home: Project, done: Improvement, progress: Progress) -> list[Verdict]:
+    """The steps to the recommended model, in the engine that it is served in."""
+    from isoflop.pipeline import corpus_of
+    from isoflop.verdict import Judge
+
+    assert done.best is not None
+    best = done.trials[done.best]
+    judge = Judge(
+        home, corpus_of(home), to=best.candidate.format, threads=best.threads, eval_tokens=done.eval_tokens,
+        progress=progress,
+    )  # fmt: skip
+    return [judge.of(home.folder / step.path) for step in best.steps]
 
 
 def _read(label: str, text: str | None, kind: Quantity) -> float | None:
     return None if text is None else kind.read(label, text)
 
 
-def _show(home: Project, done: Improvement) -> None:
-    from isoflop.improving.shown import HEAD, chain, noisy, rows, spent, title
+def _show(done: Improvement) -> None:
+    from isoflop.improving.shown import HEAD, chain, left_out, noisy, rows, spent, title
 
     table(title(done), HEAD, rows(done))
     typer.echo(done.sentence)
     if steps := chain(done):
         typer.echo(f"Steps: {'; '.join(steps)}.")
-    for line in filter(None, (spent(done), noisy(done))):
+    for line in filter(None, (left_out(done), spent(done), noisy(done))):
         typer.echo(line)
-    assert done.best is not None
-    typer.echo(home.folder / done.trials[done.best].path)

@@ -11,7 +11,7 @@ from isoflop.export.gguf import FLOATS
 from isoflop.improving.estimates import SPEED_SLACK
 from isoflop.improving.front import makes_needless
 from isoflop.improving.probing import LOSS_TOKENS
-from isoflop.improving.records import Candidate, Figures, Limits
+from isoflop.improving.records import BUDGET, NEEDLESS, Candidate, Figures, Limits
 from isoflop.improving.space import Form, whole
 from isoflop.improving.state import State
 from isoflop.records import ModelConfig
@@ -62,9 +62,10 @@ class Engines:
         others = [f for f in left if f[1] != EXACT and f[0] in ranks]
         for form in sorted(others, key=lambda f: ranks[f[0]]):
             if self.state.spent - before > budget:
-                self._refuse(form, self._could_be(form), f"this part has had {SHARE:.0%} of the budget")
+                why = f"measuring the engines has had its {SHARE:.0%} of the budget"
+                self.state.refuse(whole(form), BUDGET, why, self._could_be(form))
             elif (other := self._needless(form, self._could_be(form))) is not None:
-                self._refuse(form, self._could_be(form), f"hardly better in anything than {other}")
+                self._needless_beside(form, other, self._could_be(form))
             else:
                 self._measure(form)
         return self._worth_searching()
@@ -151,8 +152,9 @@ class Engines:
             if other is None:
                 kept.append(form)
             elif not self.state.closed(whole(form)):
-                self._refuse(form, at_best, f"hardly better in anything than {whole(other).form}")
+                self._needless_beside(form, whole(other).form, at_best)
         return kept
 
-    def _refuse(self, form: Form, at_best: Figures, why: str) -> None:
-        self.state.refuse(whole(form), why, at_best)
+    def _needless_beside(self, form: Form, other: str, at_best: Figures) -> None:
+        why = f"hardly better in anything than {other}"
+        self.state.refuse(whole(form), NEEDLESS, why, at_best)

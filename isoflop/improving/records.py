@@ -127,10 +127,14 @@ class Tried(Record):
     cost: float = 0.0  # seconds, without those of its shape
 
 
+NEEDLESS, LIMIT, BUDGET = "others are as good", "a limit", "the budget"  # kinds of reasons
+
+
 class Refused(Record):
     """A candidate that was not built, or not to the end."""
 
     candidate: Candidate
+    because: str  # of NEEDLESS, LIMIT, BUDGET
     why: str
     figures: Figures  # the best that it could have
 

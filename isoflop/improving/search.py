@@ -20,7 +20,7 @@ from isoflop.errors import CorruptError, TrainError
 from isoflop.improving.building import Healing
 from isoflop.improving.front import excess
 from isoflop.improving.probing import LOSS_TOKENS
-from isoflop.improving.records import Candidate, Figures
+from isoflop.improving.records import BUDGET, Candidate, Figures
 from isoflop.improving.state import State
 from isoflop.transforms import TEACHER, Transform
 from isoflop.transforms.shapes import smaller
@@ -66,12 +66,12 @@ class Search:
             if self.state.closed(candidate):
                 continue
             at_best = self.state.known.at_best(candidate)
-            why = self.state.why_not(at_best)
-            if not why and (cost := self._cost(candidate)) > self.state.left:
+            if self.state.hopeless(candidate, at_best):
+                continue
+            if (cost := self._cost(candidate)) > self.state.left:
                 unit = "s" if self.state.record.budget.flops is None else "FLOPs"
                 why = f"it needs about {cost:.3g} {unit}, and {max(0.0, self.state.left):.3g} are left"
-            if why:
-                self.state.refuse(candidate, why, at_best)
+                self.state.refuse(candidate, BUDGET, why, at_best)
             else:
                 found.append(candidate)
         return found
@@ -128,14 +128,14 @@ class Search:
     def _build(self, candidate: Candidate) -> None:
         state, known, expected = self.state, self.state.known, self.state.known.expected(candidate)
         chain = self._shaped(candidate)
-        if self._hopeless(candidate, known.at_best(candidate)):
+        if state.hopeless(candidate, known.at_best(candidate)):
             return
         before = state.record.seconds_total
         with state.part(MEASURE):
             built = state.builder.exported(candidate, chain)
             probe = state.builder.probed(built, known.probes[candidate.form][1].threads)
         state.read(MEASURE, LOSS_TOKENS)
-        if self._hopeless(candidate, known.probed(candidate, built.bytes, probe)):
+        if state.hopeless(candidate, known.probed(candidate, built.bytes, probe)):
             return
         with state.part(MEASURE):
             served = state.builder.served(built, probe.threads)
@@ -169,13 +169,6 @@ class Search:
         loss = self.state.known.loss + last.after.loss - teacher.loss
         self.state.known.healed[candidate.shape_name] = loss
         self.state.change(healed=dict(self.state.known.healed))
-
-    def _hopeless(self, candidate: Candidate, at_best: Figures) -> bool:
-        """Whether what is known by now rules it out; it is then refused."""
-        why = self.state.why_not(at_best)
-        if why:
-            self.state.refuse(candidate, why, at_best)
-        return bool(why)
 
     # -- the study --------------------------------------------------------------------------------------
 

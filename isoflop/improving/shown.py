@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from isoflop.improving.records import Improvement, Tried
 
 HEAD = ("model", "loss", "change", "s.e.", "MB", "ms a token", "engine", "threads")
@@ -19,6 +21,13 @@ def rows(done: Improvement) -> list[tuple[str, ...]]:
     """A row a model of the front, fewest bytes first; the input is last among them, or beside them."""
     numbers = [*done.front, *([] if 0 in done.front else [0])]
     return [_row(done, number) for number in numbers]
+
+
+def left_out(done: Improvement) -> str:
+    """How many candidates were not built, by the kind of reason; empty where all were."""
+    counts = Counter(refused.because for refused in done.refused)
+    found = ", ".join(f"{count} ({because})" for because, count in counts.most_common())
+    return f"Not built, by estimate: {found}." if found else ""
 
 
 def spent(done: Improvement) -> str:

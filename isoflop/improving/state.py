@@ -14,7 +14,7 @@ from isoflop.evaluate import mean_se
 from isoflop.improving.building import Builder, Built
 from isoflop.improving.estimates import Known
 from isoflop.improving.front import LEAST_GAIN, excess, hypervolume, makes_needless
-from isoflop.improving.records import Candidate, Figures, Improvement, Refused, Tried
+from isoflop.improving.records import LIMIT, NEEDLESS, Candidate, Figures, Improvement, Refused, Tried
 from isoflop.interrupt import Interrupted
 from isoflop.served import Served
 
@@ -68,8 +68,9 @@ class State:
             self.builder.progress.update(STAGE, min(self.spent, self.amount))
 
     def computed(self, name: str, amount: float) -> None:
-        """Count FLOPs."""
-        self.change(flops={**self.record.flops, name: self.record.flops.get(name, 0.0) + amount})
+        """Count FLOPs; they are kept with the next piece of work."""
+        total = self.record.flops.get(name, 0.0) + amount
+        self.record = self.record.model_copy(update={"flops": {**self.record.flops, name: total}})
 
     def read(self, name: str, tokens: int) -> None:
         """Count the FLOPs of scoring a model on so many tokens, as if it were as large as the input."""
@@ -100,18 +101,24 @@ class State:
     def failed(self, candidate: Candidate) -> bool:
         return any(t.candidate == candidate and t.error for t in self.record.trials)
 
-    def why_not(self, at_best: Figures) -> str:
-        """Why a candidate that is that at best is not worth building; empty when it may be."""
+    def hopeless(self, candidate: Candidate, at_best: Figures) -> bool:
+        """Whether what is known by now rules a candidate out, which is that at best; it is then refused."""
+        found = self._against(at_best)
+        if found is not None:
+            self.refuse(candidate, *found, at_best)
+        return found is not None
+
+    def _against(self, at_best: Figures) -> tuple[str, str] | None:
+        """Why such a candidate is not worth building: the kind of reason, and its words."""
         broken = excess(at_best, self.record.limits, self.start.loss)
         if broken:
-            return "at best " + ", ".join(
-                f"{name} {share:.1%} above the limit" for name, share in broken.items()
-            )
+            words = ", ".join(f"{name} {share:.1%} above the limit" for name, share in broken.items())
+            return LIMIT, f"at best {words}"
         for trial in self.record.trials:
             if trial.figures is not None and makes_needless(trial.figures, at_best, self.rise):
-                return f"hardly better in anything than {trial.candidate.name}"
+                return NEEDLESS, f"hardly better in anything than {trial.candidate.name}"
         gain = self.gain(at_best)
-        return "" if gain >= LEAST_GAIN else f"it would add {gain:.2%} to the front at best"
+        return None if gain >= LEAST_GAIN else (NEEDLESS, f"it would add {gain:.2%} to the front at best")
 
     def gain(self, figures: Figures) -> float:
         """Hypervolume that a model would add to that of what was measured."""
@@ -120,8 +127,10 @@ class State:
         before = hypervolume(have, self.start, limits)
         return hypervolume([*have, figures], self.start, limits) - before
 
-    def refuse(self, candidate: Candidate, why: str, figures: Figures) -> None:
-        self.change(refused=(*self.record.refused, Refused(candidate=candidate, why=why, figures=figures)))
+    def refuse(self, candidate: Candidate, because: str, why: str, figures: Figures) -> None:
+        """Leave a candidate out. It is kept with the next piece of work: going on finds it again."""
+        made = Refused(candidate=candidate, because=because, why=why, figures=figures)
+        self.record = self.record.model_copy(update={"refused": (*self.record.refused, made)})
 
     def add(self, trial: Tried) -> None:
         self.change(trials=(*self.record.trials, trial))
@@ -139,12 +148,16 @@ class State:
             apart = np.subtract(found.windows, first.windows)
             change, se = float(apart.mean()), mean_se(apart)
         seconds = found.seconds
-        timed = seconds.value if found.quiet else seconds.low  # what other work disturbs least
         return Tried(
             candidate=candidate, steps=built.steps,
-            figures=Figures(loss=found.loss, bytes=built.bytes, seconds=timed),
+            figures=Figures(loss=found.loss, bytes=built.bytes, seconds=timed(found)),
             loss_se=found.loss_se, change=change, change_se=0.0 if math.isnan(se) else se,
             seconds_low=seconds.low, seconds_high=seconds.high, engine=found.engine,
             threads=found.speed.threads, path=built.steps[-1].path, served=found.id, quiet=found.quiet,
             **more,
         )  # fmt: skip
+
+
+def timed(found: Served) -> float:
+    """Seconds a token: the median of the repetitions, or the fastest, which other work disturbs least."""
+    return found.seconds.value if found.quiet else found.seconds.low
