@@ -81,7 +81,7 @@ def measured(builder: Builder, done: Improvement, candidate: Candidate) -> dict[
     began = time.perf_counter()
     row = {"shape": candidate.shape_name, "heal_seconds": began - start, **healing(chain)}
     try:
-        built = builder.exported(candidate, chain)
+        built = builder.exported(candidate, chain, done.limits.loss_increase)
         served = builder.served(built, builder.probed(built).threads)
     except CorruptError as error:
         return row | {"error": error.message, "seconds": time.perf_counter() - began, "searched": False}

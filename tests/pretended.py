@@ -80,7 +80,7 @@ class Pretended:
         self.project.put("transform", made)
         return [made]
 
-    def exported(self, candidate: Candidate, chain: list[Transform]) -> Built:
+    def exported(self, candidate: Candidate, chain: list[Transform], room: float) -> Built:
         if candidate.format in self.missing:
             raise ProjectError("it is not installed", hint="pip install it")
         self._do("export", candidate)
@@ -140,7 +140,7 @@ def state_of(
         id="search", corpus_id="c", source=Source(role=MODEL, hash="h", path="p"), limits=limits,
         budget=budget or Budget(flops=1e15), heal_tokens=HEAL_TOKENS, eval_tokens=EVAL_TOKENS, seed=0,
     )  # fmt: skip
-    record = record.model_copy(update={"refused": ()})
+    record = record.model_copy(update={"refused": (), "skipped": {}})
     return State(builder, record, Known(BASE), pressed)  # type: ignore[arg-type]
 
 

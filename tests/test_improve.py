@@ -198,7 +198,7 @@ def test_limits_that_nothing_meets_tell_the_nearest_before_anything_is_healed(bu
     assert not [what for what, _ in builder.done if what == "heal"]
     with pytest.raises(TrainError, match=r"1,000 bytes or fewer: .* alone have [\d,]+"):
         check_bytes(Limits(bytes=1000.0), FORMS, BASE)
-    check_bytes(Limits(bytes=1000.0), [("new", "mixed")], BASE)  # of which nothing is known
+    check_bytes(Limits(bytes=1000.0), [("new", "best")], BASE)  # of which nothing is known
 
 
 def test_a_search_without_a_model_within_the_limits_tells_the_nearest() -> None:
@@ -283,12 +283,19 @@ def test_healed_shapes_bound_the_shapes_that_they_hold(builder: Pretended) -> No
 
 
 def test_small_things() -> None:
-    assert [least_bits(kind) for kind in ("q4_k", "iq4_nl", "int8", "f16", "mixed")] == [4, 4, 8, 16, 0]
+    assert [least_bits(kind) for kind in ("q4_k", "iq4_nl", "int8", "f16", "mixed", "new")] == [
+        4,
+        4,
+        8,
+        16,
+        4,
+        0,
+    ]
     assert thread_counts(6) == [1, 2, 4, 6]
     assert thread_counts(1) == [1]
     forms = space.representations(())
     assert [kind for _, kind in forms[:3]] == ["f32"] * 3
-    assert ("gguf", "q4_k") in forms
+    assert {("gguf", "q4_k"), ("gguf", "mixed")} <= {*forms}
     with pytest.raises(ProjectError, match="no format 'gguff'"):
         space.representations(["gguff"])
     assert math.isnan(Known(BASE).loss)

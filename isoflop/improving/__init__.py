@@ -76,7 +76,8 @@ def improve(
         )  # fmt: skip
     builder = Builder(project, corpus, folder, eval_tokens, seed, progress)
     with heeded(progress) as pressed:
-        state = State(builder, record.model_copy(update={"refused": ()}), Known(model.config), pressed)
+        record = record.model_copy(update={"refused": (), "skipped": {}})  # they are found again
+        state = State(builder, record, Known(model.config), pressed)
         progress.start(STAGE, state.amount, "s" if budget.flops is None else "FLOPs")
         _search(state, model, Engines(state, forms, formats).run(), shares)
         progress.finish(STAGE, f"{len(state.record.trials)} models measured")

@@ -27,9 +27,8 @@ def _sentence(trials: Sequence[Tried], best: int | None) -> str:
     if best is None:
         return "No model that was measured is within the limits."
     if best == 0:
-        return (
-            f"Nothing that was measured within the limits is better than the input: keep {trials[0].engine}."
-        )
+        form = trials[0].candidate.form
+        return f"Nothing that was measured within the limits is better than the input: keep it, as {form}."
     trial, first = trials[best], trials[0].figures
     assert trial.figures is not None
     assert first is not None

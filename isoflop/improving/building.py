@@ -21,6 +21,7 @@ from isoflop.starting import continuation
 from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.transforms import Transform
 from isoflop.transforms.pruning import SEARCH_TOKENS, Heal, Wanted, prune_model
+from isoflop.transforms.quantize import MIXED, quantize
 
 SCORED = 4  # passes over the held-out text beside the training of a healed shape: teacher, before, after, run
 
@@ -57,14 +58,26 @@ class Builder:
             heal=Heal(heal_tokens, seed=self.seed), eval_tokens=self.eval_tokens, progress=self.progress,
         )  # fmt: skip
 
-    def exported(self, candidate: Candidate, chain: list[Transform]) -> Built:
-        """In the candidate's representation, behind the gate. Raises as `export` does."""
+    def exported(self, candidate: Candidate, chain: list[Transform], room: float) -> Built:
+        """In the candidate's representation, behind the gate.
+
+        MIXED is the smallest file whose loss is above its shape's by no more than the share `room`. Raises as
+        `export` and `quantize` do.
+        """
         folder = self.project.folder / chain[-1].model if chain else self.folder
-        made = self._known(folder, candidate) or export(
-            self.project, self.corpus, folder, to=candidate.format, kind=candidate.kind
-        )
         steps = [Step(kind=t.kind, id=t.id, path=t.model, words=_words(t)) for t in chain]
-        steps.append(Step(kind="export", id=made.id, path=made.path, words=candidate.form))
+        if candidate.kind == MIXED:
+            found = quantize(
+                self.project, self.corpus, folder, max_loss_increase=room, eval_tokens=self.eval_tokens,
+                progress=self.progress,
+            )  # fmt: skip
+            made, step = found.export, ("quantize", found.transform.id)
+        else:
+            made = self._known(folder, candidate) or export(
+                self.project, self.corpus, folder, to=candidate.format, kind=candidate.kind
+            )
+            step = ("export", made.id)
+        steps.append(Step(kind=step[0], id=step[1], path=made.path, words=candidate.form))
         return Built(self.project.folder / made.path, tuple(steps), made.bytes)
 
     def _known(self, folder: Path, candidate: Candidate) -> Export | None:

@@ -7,22 +7,23 @@ from collections.abc import Sequence
 
 from isoflop import flops
 from isoflop.errors import CorruptError, ProjectError, TrainError
-from isoflop.export.gguf import FLOATS
 from isoflop.improving.estimates import SPEED_SLACK
 from isoflop.improving.front import makes_needless
 from isoflop.improving.probing import LOSS_TOKENS
 from isoflop.improving.records import BUDGET, NEEDLESS, Candidate, Figures, Limits
-from isoflop.improving.space import Form, whole
+from isoflop.improving.space import EXACT, Form, whole
 from isoflop.improving.state import State
 from isoflop.records import ModelConfig
+from isoflop.transforms.quantize import KINDS, MIXED
 
-EXACT = FLOATS[0]
 PART = "engines"
 SHARE = 0.3  # of the budget that this part may spend, the float32 of one engine apart
 
 
 def least_bits(kind: str) -> float:
     """Bits that a weight has at least, as the kind's name says; 0 where it says nothing."""
+    if kind == MIXED:
+        return min(map(least_bits, KINDS))
     found = re.search(r"\d+", kind)
     return float(found[0]) if found else 0.0
 
@@ -52,26 +53,28 @@ class Engines:
         either. The first of the trials is then the input. Raises ProjectError where no engine opens it, or
         one that was asked for is not installed.
         """
-        budget = SHARE * self.state.amount
-        before = self.state.spent
         left = [form for form in self.forms if not self.state.failed(whole(form))]
-        for form in [f for f in left if f[1] == EXACT]:
-            self._exact(form)
+        exact = [form for form in left if form[1] == EXACT]
+        for form in exact:
+            self._measure_if_here(form)
         self._begin()
         ranks = {name: rank for rank, name in enumerate(self._fastest_first())}
-        others = [f for f in left if f[1] != EXACT and f[0] in ranks]
-        for form in sorted(others, key=lambda f: ranks[f[0]]):
-            if self.state.spent - before > budget:
+        others = [form for form in left if form[1] != EXACT]
+        for form in sorted(others, key=lambda f: ranks.get(f[0], len(ranks))):
+            at_best = self._could_be(form)
+            if form[0] in self.state.record.skipped:
+                continue
+            if self.state.spent_on(PART) > SHARE * self.state.amount:
                 why = f"measuring the engines has had its {SHARE:.0%} of the budget"
-                self.state.refuse(whole(form), BUDGET, why, self._could_be(form))
-            elif (other := self._needless(form, self._could_be(form))) is not None:
-                self._needless_beside(form, other, self._could_be(form))
+                self.state.refuse(whole(form), BUDGET, why, at_best)
+            elif (other := self._needless(form, at_best)) is not None:
+                self._needless_beside(form, other, at_best)
             else:
-                self._measure(form)
+                self._measure_if_here(form)
         return self._worth_searching()
 
-    def _exact(self, form: Form) -> None:
-        """Float32, unless its engine is not here."""
+    def _measure_if_here(self, form: Form) -> None:
+        """Measure it, unless its engine is not installed."""
         try:
             self._measure(form)
         except ProjectError as error:
@@ -87,8 +90,8 @@ class Engines:
         state, candidate = self.state, whole(form)
         with state.part(PART):
             try:
-                built = state.builder.exported(candidate, [])
-            except CorruptError as error:
+                built = state.builder.exported(candidate, [], state.record.limits.loss_increase)
+            except (CorruptError, TrainError) as error:
                 state.fail(candidate, error.message)
                 return
             found = state.builder.probed(built)
@@ -110,9 +113,9 @@ class Engines:
         candidate = Candidate(format=names[0], kind=EXACT)
         probe = self.probes[candidate.form][1]
         with state.part(PART):
-            built = state.builder.exported(candidate, [])
+            built = state.builder.exported(candidate, [], state.record.limits.loss_increase)
             state.served = state.builder.served(built, probe.threads)
-        state.known.loss = state.served.loss
+        state.known.loss, state.known.start = state.served.loss, candidate.form
         if not state.closed(candidate):
             state.change(trials=(state.tried(candidate, built, state.served), *state.record.trials))
             state.read(PART, state.record.eval_tokens)
@@ -124,11 +127,11 @@ class Engines:
 
     def _could_be(self, form: Form) -> Figures:
         """A representation of the input at best: no loss, and bytes and seconds as its bits are fewer."""
-        exact_bytes, exact = self.probes[whole((form[0], EXACT)).form]
+        exact_bytes, exact = self.probes.get(whole((form[0], EXACT)).form, (0, None))
         share = least_bits(form[1]) / 32
         return Figures(
             loss=self.state.known.loss, bytes=exact_bytes * share,
-            seconds=exact.best * share * (1 - SPEED_SLACK),
+            seconds=exact.best * share * (1 - SPEED_SLACK) if exact else 0.0,
         )  # fmt: skip
 
     def _needless(self, form: Form, at_best: Figures) -> str | None:

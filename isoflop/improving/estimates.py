@@ -42,6 +42,7 @@ class Known:
 
     model: ModelConfig  # of the input
     loss: float = math.nan  # its own, in float32 in its fastest engine
+    start: str = ""  # its form then
     floors: Mapping[str, float] = field(default_factory=dict)  # by shape_name, shares of it; `floors`
     probes: dict[str, tuple[int, Probe]] = field(default_factory=dict)  # of the input by form: bytes, ...
     cuts: dict[str, Cut] = field(default_factory=dict)  # by shape_name
@@ -65,7 +66,7 @@ class Known:
 
     def probed(self, candidate: Candidate, bytes_: int, found: Probe) -> Figures:
         """At best, once the artifact is there and was measured shortly."""
-        exact = self.probes[f"{candidate.format} f32"][1]
+        exact = self._exact(candidate.form)
         loss = self._floor(candidate)
         if len(found.windows) == len(exact.windows):
             rise, se = _apart(found, exact)
@@ -83,11 +84,15 @@ class Known:
 
     def rise(self, form: str) -> tuple[float, float]:
         """Of the input's loss by a representation, over float32 in the same engine; its standard error."""
-        exact = self.probes.get(f"{form.split()[0]} f32")
-        own = self.probes[form]
-        if exact is None or exact is own:
-            return 0.0, 0.0
-        return _apart(own[1], exact[1])
+        return _apart(self.probes[form][1], self._exact(form))
+
+    def _exact(self, form: str) -> Probe:
+        """The input in float32, in the same engine where that is known."""
+        return self.probes.get(f"{form.split()[0]} f32", self.probes[self.start])[1]
+
+    def room(self, candidate: Candidate, rise: float) -> float:
+        """Share by which the loss of its shape may still rise, where the input's may by `rise` nats."""
+        return (self.loss + rise) / self._floor(candidate) - 1
 
     def recovery(self) -> float:
         """Share of the rise by pruning that healing takes back: the mean of the shapes that were healed."""

@@ -132,8 +132,9 @@ class Search:
             return
         before = state.record.seconds_total
         with state.part(MEASURE):
-            built = state.builder.exported(candidate, chain)
-            probe = state.builder.probed(built, known.probes[candidate.form][1].threads)
+            built = state.builder.exported(candidate, chain, known.room(candidate, state.rise))
+            before_it = known.probes[candidate.form][1]
+            probe = state.builder.probed(built, before_it.threads) if candidate.shape else before_it
         state.read(MEASURE, LOSS_TOKENS)
         if state.hopeless(candidate, known.probed(candidate, built.bytes, probe)):
             return

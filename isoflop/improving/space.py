@@ -16,6 +16,7 @@ from isoflop.transforms import Source
 from isoflop.transforms.importance import measure, pass_flops
 from isoflop.transforms.prune import prune
 from isoflop.transforms.pruning import SEARCH_TOKENS, calibration_loss
+from isoflop.transforms.quantize import MIXED
 from isoflop.transforms.shapes import candidates, sizes_of
 
 SHARES = (0.75, 0.5, 0.35, 0.25)  # of the stored parameters
@@ -24,10 +25,11 @@ LOSS_TOKENS = 4096  # of training text, for that
 STAGE = "shapes"
 
 Form = tuple[str, str]  # format, kind
+EXACT = FLOATS[0]
 
 
 def representations(formats: Sequence[str]) -> list[Form]:
-    """(format, kind) of all that `export` writes, or of these formats; float32 of each first.
+    """(format, kind) of all that `export` and `quantize` write, or of these formats; float32 of each first.
 
     Raises ProjectError for a format that there is not.
     """
@@ -35,7 +37,8 @@ def representations(formats: Sequence[str]) -> list[Form]:
     if unknown:
         raise ProjectError(f"there is no format {unknown[0]!r}", hint=f"name one of {', '.join(FORMATS)}")
     found = [(name, kind) for name in formats or FORMATS for kind in FORMATS[name].kinds]
-    return sorted(found, key=lambda pair: pair[1] != FLOATS[0])  # stable
+    found += [("gguf", MIXED)] if ("gguf", EXACT) in found else []
+    return sorted(found, key=lambda pair: pair[1] != EXACT)  # stable
 
 
 def whole(form: Form) -> Candidate:

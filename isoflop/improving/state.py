@@ -43,6 +43,11 @@ class State:
         record = self.record
         return record.seconds_total if record.budget.flops is None else record.flops_total
 
+    def spent_on(self, part: str) -> float:
+        """Of it, on one part."""
+        record = self.record
+        return (record.seconds if record.budget.flops is None else record.flops).get(part, 0.0)
+
     @property
     def left(self) -> float:
         return self.amount - self.spent
