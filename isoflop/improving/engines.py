@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from isoflop import flops
-from isoflop.errors import CorruptError, ProjectError, TrainError
+from isoflop.errors import ProjectError, TrainError
 from isoflop.improving.estimates import SPEED_SLACK
 from isoflop.improving.front import makes_needless
 from isoflop.improving.probing import LOSS_TOKENS
@@ -86,21 +86,18 @@ class Engines:
             )
 
     def _measure(self, form: Form) -> None:
-        """Export and probe the input in one representation; one that does not pass the gate has failed."""
+        """Export and probe the input in one representation; one that does not pass the gate fails."""
         state, candidate = self.state, whole(form)
-        with state.part(PART):
-            try:
+        with state.forgiving(candidate, PART):
+            with state.part(PART):
                 built = state.builder.exported(candidate, [], state.record.limits.loss_increase)
-            except (CorruptError, TrainError) as error:
-                state.fail(candidate, error.message)
-                return
-            found = state.builder.probed(built)
-        self.probes[candidate.form] = (built.bytes, found)
-        state.read(PART, LOSS_TOKENS)
-        state.builder.progress.log(
-            f"{candidate.form}: {built.bytes:,} bytes, {1000 * found.best:.3f} ms a token with "
-            f"{found.threads} thread(s) of {found.engine}"
-        )
+                found = state.builder.probed(built)
+            self.probes[candidate.form] = (built.bytes, found)
+            state.read(PART, LOSS_TOKENS)
+            state.builder.progress.log(
+                f"{candidate.form}: {built.bytes:,} bytes, {1000 * found.best:.3f} ms a token with "
+                f"{found.threads} thread(s) of {found.engine}"
+            )
 
     def _begin(self) -> None:
         """The input, in float32 in its fastest engine, is measured as every trial is."""

@@ -110,6 +110,7 @@ class Tried(Record):
 
     candidate: Candidate
     error: str = ""  # why there are no figures
+    part: str = ""  # of the search in which it failed
     steps: tuple[Step, ...] = ()
     expected: Figures | None = None  # before anything of it was built
     figures: Figures | None = None
@@ -127,14 +128,14 @@ class Tried(Record):
     cost: float = 0.0  # seconds, without those of its shape
 
 
-NEEDLESS, LIMIT, BUDGET = "others are as good", "a limit", "the budget"  # kinds of reasons
+NEEDLESS, LIMIT, BUDGET, FAILURE = "others are as good", "a limit", "the budget", "a failure"  # of reasons
 
 
 class Refused(Record):
     """A candidate that was not built, or not to the end."""
 
     candidate: Candidate
-    because: str  # of NEEDLESS, LIMIT, BUDGET
+    because: str  # of NEEDLESS, LIMIT, BUDGET, FAILURE
     why: str
     figures: Figures  # the best that it could have
 

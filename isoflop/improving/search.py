@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.errors import CorruptError, TrainError
 from isoflop.improving.building import Healing
 from isoflop.improving.front import excess
 from isoflop.improving.probing import LOSS_TOKENS
-from isoflop.improving.records import BUDGET, Candidate, Figures
+from isoflop.improving.records import BUDGET, FAILURE, Candidate, Figures
 from isoflop.improving.state import State
 from isoflop.transforms import TEACHER, Transform
 from isoflop.transforms.shapes import smaller
@@ -62,13 +60,16 @@ class Search:
     def _open(self) -> list[Candidate]:
         """Those worth building that fit into the budget; what measured evidence rules out is refused here."""
         found = []
+        unmade = {t.candidate.shape_name for t in self.state.record.trials if t.error and t.part == HEAL}
         for candidate in self.candidates:
             if self.state.closed(candidate):
                 continue
             at_best = self.state.known.at_best(candidate)
             if self.state.hopeless(candidate, at_best):
                 continue
-            if (cost := self._cost(candidate)) > self.state.left:
+            if candidate.shape_name in unmade:
+                self.state.refuse(candidate, FAILURE, "making its shape has failed", at_best)
+            elif (cost := self._cost(candidate)) > self.state.left:
                 unit = "s" if self.state.record.budget.flops is None else "FLOPs"
                 why = f"it needs about {cost:.3g} {unit}, and {max(0.0, self.state.left):.3g} are left"
                 self.state.refuse(candidate, BUDGET, why, at_best)
@@ -113,28 +114,34 @@ class Search:
         """Build and measure a candidate: it is then a trial, or refused on the way."""
         deaths = self.deaths.get(candidate.name, 0)
         if deaths >= MOST_DEATHS:
-            self.state.fail(candidate, f"the process died {deaths} times while it was built")
+            part = HEAL if candidate.shape else MEASURE
+            self.state.fail(candidate, f"the process died {deaths} times while it was built", part)
             return
         try:
             self._build(candidate)
         except (KeyboardInterrupt, SystemExit):
             trial.set_user_attr(SAVED, True)
             raise
-        except (MemoryError, BrokenExecutor, CorruptError, TrainError, RuntimeError) as error:
-            if type(error) is RuntimeError and "memory" not in str(error):  # torch has no class for it
-                raise
-            self.state.fail(candidate, str(error) or type(error).__name__)
 
     def _build(self, candidate: Candidate) -> None:
-        state, known, expected = self.state, self.state.known, self.state.known.expected(candidate)
-        chain = self._shaped(candidate)
-        if state.hopeless(candidate, known.at_best(candidate)):
+        state, known = self.state, self.state.known
+        expected, chain = known.expected(candidate), None
+        with state.forgiving(candidate, HEAL):
+            chain = self._shaped(candidate)
+        if chain is None or state.hopeless(candidate, known.at_best(candidate)):
             return
+        with state.forgiving(candidate, MEASURE):
+            self._measure(candidate, chain, expected)
+
+    def _measure(self, candidate: Candidate, chain: list[Transform], expected: Figures) -> None:
+        """Export it, and measure it shortly, then wholly where that does not rule it out."""
+        state, known = self.state, self.state.known
         before = state.record.seconds_total
         with state.part(MEASURE):
             built = state.builder.exported(candidate, chain, known.room(candidate, state.rise))
-            before_it = known.probes[candidate.form][1]
-            probe = state.builder.probed(built, before_it.threads) if candidate.shape else before_it
+            probe = known.probes[candidate.form][1]
+            if candidate.shape:
+                probe = state.builder.probed(built, probe.threads)
         state.read(MEASURE, LOSS_TOKENS)
         if state.hopeless(candidate, known.probed(candidate, built.bytes, probe)):
             return

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 import numpy as np
 
 from isoflop import flops
+from isoflop.errors import CorruptError, TrainError
 from isoflop.evaluate import mean_se
 from isoflop.improving.building import Builder, Built
 from isoflop.improving.estimates import Known
@@ -140,10 +142,21 @@ class State:
     def add(self, trial: Tried) -> None:
         self.change(trials=(*self.record.trials, trial))
 
-    def fail(self, candidate: Candidate, why: str) -> None:
+    @contextmanager
+    def forgiving(self, candidate: Candidate, part: str) -> Iterator[None]:
+        """What goes wrong with one candidate ends that candidate alone: too little memory, a failed gate."""
+        try:
+            yield
+        except (MemoryError, BrokenExecutor, CorruptError, TrainError, RuntimeError) as error:
+            if type(error) is RuntimeError and "memory" not in str(error):  # torch has no class for it
+                raise
+            lines = str(error).splitlines() or ["there is too little memory"]
+            self.fail(candidate, lines[0], part)
+
+    def fail(self, candidate: Candidate, why: str, part: str) -> None:
         """Keep a candidate that could not be built."""
         self.builder.progress.log(f"failed: {candidate.name}: {why}")
-        self.add(Tried(candidate=candidate, error=why))
+        self.add(Tried(candidate=candidate, error=why, part=part))
 
     def tried(self, candidate: Candidate, built: Built, found: Served, **more: object) -> Tried:
         """A measured candidate; its loss is compared with the input's, window by window."""
