@@ -317,7 +317,7 @@ def test_a_real_model_is_improved_and_found_again(
     monkeypatch.setitem(FORMATS, "gguf", small)
     monkeypatch.setattr("isoflop.improving.SHARES", (0.6,))
     monkeypatch.setattr(space, "TRIED", 2)
-    options = {"formats": ("gguf",), "heal_tokens": 4096, "eval_tokens": 2048}
+    options = {"formats": ("gguf",), "heal_tokens": 8192, "eval_tokens": 2048}
     asked = (home, corpus, Path(project[1].model), Limits(loss_increase=0.5), Budget(flops=1e13))
     done = improve(*asked, **options)  # type: ignore[arg-type]
     assert done.best is not None

@@ -89,7 +89,7 @@ def improve(
 def _search(state: State, model: GPT, forms: Sequence[Form], shares: Sequence[float]) -> None:
     """Everything after the engines are known."""
     candidates, healing = [whole(form) for form in forms], None
-    if shares:
+    if shares and state.left > 0:
         with state.part("shapes"):
             builder = state.builder
             found, spent = cuts(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop import flops
-from isoflop.export.gated import Export, export
+from isoflop.export.calibrate import CALIBRATION_TOKENS
+from isoflop.export.gated import FORMATS, Export, export
 from isoflop.improving.probing import probe, thread_counts
 from isoflop.improving.records import Candidate, Probe, Step
 from isoflop.places import here
 from isoflop.progress import Progress
-from isoflop.records import Corpus, ModelConfig, RunConfig, Throughput
+from isoflop.records import Corpus, ModelConfig, RunConfig, Throughput, digest
 from isoflop.served import Served, serve
 from isoflop.starting import continuation
 from isoflop.store import HASH_DIGITS, Project, content_hash
@@ -81,15 +82,11 @@ class Builder:
         return Built(self.project.folder / made.path, tuple(steps), made.bytes)
 
     def _known(self, folder: Path, candidate: Candidate) -> Export | None:
-        """The export, if it was made and is still there."""
-        source = content_hash(folder)[:HASH_DIGITS]
-        wanted = (source, candidate.format, candidate.kind)
-        found = [
-            made
-            for made in self.project.all("export", Export)
-            if (made.source, made.format, made.kind) == wanted and (self.project.folder / made.path).exists()
-        ]
-        return found[-1] if found else None
+        """The export as it is by default, if it was made and is still there."""
+        calibrate = CALIBRATION_TOKENS if candidate.kind in FORMATS[candidate.format].by_text else 0
+        named = [content_hash(folder)[:HASH_DIGITS], candidate.format, candidate.kind, calibrate]
+        found = self.project.get("export", digest(named), Export)
+        return found if found is not None and (self.project.folder / found.path).exists() else None
 
     def probed(self, built: Built, most_threads: int | None = None) -> Probe:
         """The short measurement."""
@@ -117,6 +114,7 @@ class Healing:
         """By the speed that the ledger knows of, or by training for a moment."""
         project, corpus, place = builder.project, builder.corpus, here()
         config, _ = continuation(project, corpus, builder.folder, tokens=1, seed=builder.seed, place=place)
+        config = config.model_copy(update={"initial": ""})  # first weights do not change the speed
         key = config.speed_key(1, place.machine)
         known = project.get("throughput", key, Throughput)
         if known is None:

@@ -54,24 +54,33 @@ class Engines:
         one that was asked for is not installed.
         """
         left = [form for form in self.forms if not self.state.failed(whole(form))]
-        exact = [form for form in left if form[1] == EXACT]
-        for form in exact:
-            self._measure_if_here(form)
+        for form in [form for form in left if form[1] == EXACT]:
+            if self._fastest_first() and self._had_its_share():
+                self._too_late(form)
+            else:
+                self._measure_if_here(form)
         self._begin()
         ranks = {name: rank for rank, name in enumerate(self._fastest_first())}
         others = [form for form in left if form[1] != EXACT]
-        for form in sorted(others, key=lambda f: ranks.get(f[0], len(ranks))):
+        others.sort(key=lambda f: (ranks.get(f[0], len(ranks)), f[1] == MIXED, least_bits(f[1])))
+        for form in others:
             at_best = self._could_be(form)
             if form[0] in self.state.record.skipped:
                 continue
-            if self.state.spent_on(PART) > SHARE * self.state.amount:
-                why = f"measuring the engines has had its {SHARE:.0%} of the budget"
-                self.state.refuse(whole(form), BUDGET, why, at_best)
+            if self._had_its_share():
+                self._too_late(form)
             elif (other := self._needless(form, at_best)) is not None:
                 self._needless_beside(form, other, at_best)
             else:
                 self._measure_if_here(form)
         return self._worth_searching()
+
+    def _had_its_share(self) -> bool:
+        return self.state.spent_on(PART) > SHARE * self.state.amount
+
+    def _too_late(self, form: Form) -> None:
+        why = f"measuring the engines has had its {SHARE:.0%} of the budget"
+        self.state.refuse(whole(form), BUDGET, why, self._could_be(form))
 
     def _measure_if_here(self, form: Form) -> None:
         """Measure it, unless its engine is not installed."""
