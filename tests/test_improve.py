@@ -11,11 +11,9 @@ from pretended import (
     BASE,
     CUTS,
     FORMS,
-    HEAL_TOKENS,
     LOSS,
     Pretended,
     everything,
-    healing,
     loss_of,
     searched,
     state_of,
@@ -32,7 +30,7 @@ from isoflop.improving.engines import Engines, check_bytes, least_bits
 from isoflop.improving.estimates import Known
 from isoflop.improving.front import better, excess, front, hypervolume, makes_needless, recommended
 from isoflop.improving.probing import thread_counts
-from isoflop.improving.records import Candidate, Figures, Improvement, Limits, Tried
+from isoflop.improving.records import BUDGET, Candidate, Figures, Improvement, Limits, Tried
 from isoflop.improving.search import MOST_DEATHS
 from isoflop.improving.space import whole
 from isoflop.improving.state import KIND, State
@@ -180,12 +178,12 @@ def test_what_kills_the_process_twice_is_not_tried_again(builder: Pretended) -> 
 def test_what_does_not_fit_into_the_budget_is_not_begun(builder: Pretended) -> None:
     probes = searched(state_of(builder, LIMITS)).record.flops["engines"]
     small = Pretended(Project(builder.project.folder / "small"))
-    amount = 10 * probes  # for readings, and none of the healings
-    assert amount < healing(BASE).flops_of(BASE, HEAL_TOKENS) / 4
+    assert [what for what, _ in builder.done if what == "heal"]
+    amount = 0.9 * probes  # of which the engines have a third, and no healing fits into the rest
     done = finished(searched(state_of(small, LIMITS, Budget(flops=amount))))
     assert done.flops_total <= amount
     assert not [what for what, _ in small.done if what == "heal"]
-    assert any("are left" in r.why for r in done.refused)
+    assert any("are left" in r.why for r in done.refused if r.because == BUDGET)
     assert done.best is not None
 
 
@@ -204,12 +202,12 @@ def test_limits_that_nothing_meets_tell_the_nearest_before_anything_is_healed(bu
     check_bytes(Limits(bytes=1000.0), [("new", "best")], BASE)  # of which nothing is known
 
 
-def test_a_search_without_a_model_within_the_limits_tells_the_nearest() -> None:
+def test_a_search_without_a_model_within_the_limits_tells_the_nearest(builder: Pretended) -> None:
     trials = tuple(
         Tried(candidate=whole(("gguf", kind)), figures=Figures(loss=loss, bytes=bytes_, seconds=1e-3))
         for kind, loss, bytes_ in (("f32", 2.0, 4e6), ("q8_0", 2.001, 1e6), ("q4_0", 2.1, 6e5))
     )
-    state = state_of(Pretended(None), Limits(bytes=9e5, loss_increase=0.01))  # type: ignore[arg-type]
+    state = state_of(builder, Limits(bytes=9e5, loss_increase=0.01))
     record = state.record.model_copy(update={"trials": trials})
     done = record.model_copy(update=answered(record))
     assert done.best is None
