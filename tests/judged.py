@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from isoflop.engines.speed import EngineSpeed, Rate
 from isoflop.gain import DenseCost
 from isoflop.laws import Fit
 from isoflop.lineage import Costs, Made
-from isoflop.records import ModelConfig
+from isoflop.records import ModelConfig, Result, Run
 from isoflop.served import Served
+from isoflop.store import Project
 from isoflop.verdict import Case, Verdict, weigh
 
 WINDOWS = 64
@@ -81,6 +83,23 @@ def verdict_records(law: Fit) -> list[Verdict]:
     masked = case("mask", 1.1 * loss, 1.6e6, 0.7, final.made.path, flops=0.0)
     chain = [(final, None), (pruned, final), (healed, final), (rounded, healed), (masked, final)]
     return [weigh(law, now, before, costs, to="gguf", level=0.9) for now, before in chain]
+
+
+def as_finished(project: tuple[Path, Result], folder: Path) -> Project:
+    """A copy of the shared project without what other tests have made in it."""
+    result = project[1]
+
+    def aside(place: str, names: list[str]) -> list[str]:
+        return [n for n in names if Path(place).name == "artifacts" and n != Path(result.model).name]
+
+    shutil.copytree(project[0], folder, ignore=aside)
+    made, job = Project(folder), result.plan_id
+    kept = {("corpus", result.corpus_id), ("fit", result.fit_id), ("ladder", job), ("result", job)}
+    for row in list(made.ledger.rows(None)):
+        of_job = row.kind == "run" and Run.from_json(row.body).role in ("ladder", "final")
+        if not of_job and (row.kind, row.id) not in kept:
+            made.delete(row.kind, row.id)
+    return made
 
 
 def by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,10 @@ def verdict(
         ),
     ] = "gguf",
     threads: ThreadsOption = 1,
+    tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Held-out tokens to score, at most; by default as many as of ladder runs."),
+    ] = 131_072,
     again: Annotated[bool, typer.Option("--again", help="Time what was timed before.")] = False,
     interval: IntervalOption = 0.9,
     json: JsonOption = False,
@@ -55,14 +59,9 @@ def verdict(
     home = open_project(project)
     with home.lock(), Terminal() as progress:
         judge = Judge(
-            home,
-            corpus_of(home),
-            to=engine,
-            threads=threads,
-            interval=interval,
-            again=again,
-            progress=progress,
-        )
+            home, corpus_of(home), to=engine, threads=threads, eval_tokens=tokens, interval=interval,
+            again=again, progress=progress,
+        )  # fmt: skip
         found = judge.all() if artifact is None else [judge.of(artifact)]
     if json:
         documents = [v.model_dump(mode="json") for v in found]
@@ -121,5 +120,5 @@ def _words(found: Interval) -> str:
 def _doubts(found: InferenceGain | Gain) -> str:
     """What to beware of: extrapolation, and draws in which the dense models never reach the loss."""
     parts = ["extrapolated"] if found.extrapolated else []
-    parts += [f"undefined in {found.undefined_share:.0%}"] if found.undefined_share else []
+    parts += [f"undefined in {found.undefined_share:.1%}"] if found.undefined_share else []
     return ", ".join(parts)

@@ -167,7 +167,7 @@ def draw_waterfall(ax: Axes, bars: Sequence[Bar]) -> None:
         )  # fmt: skip
     ax.set_yticks(range(len(bars)), [bar.name if bar.accepted else f"{bar.name} (refused)" for bar in bars])
     ax.set_ylim(len(bars) - 0.4, -0.6)
-    ax.margins(x=0.18)
+    ax.margins(x=0.25)
     ax.axvline(0.0, color=PALETTE["muted"], lw=1)
     dress(ax, "inference doublings, bytes × seconds", None, "")
     ax.grid(visible=False, axis="y")

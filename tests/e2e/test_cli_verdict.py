@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from judged import by_bytes
+from judged import as_finished, by_bytes
 
 from e2e.commands import refused
 from isoflop.records import Result
@@ -20,12 +19,12 @@ def test_an_export_is_judged_and_shown(  # type: ignore[no-untyped-def]
     project: tuple[Path, Result], isoflop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_bytes(monkeypatch)
-    home = tmp_path / "project"
-    shutil.copytree(project[0], home)
+    home = as_finished(project, tmp_path / "project").folder
     model = home / "artifacts" / Path(project[1].model).name
     answer = isoflop("export", model, "--type", "q4_0", "--calibrate", 0, "--project", home)
     file = answer.out.split()[-1]
-    answer = isoflop("verdict", file, "--project", home)
+    few = ("--tokens", 4096, "--project", home)
+    answer = isoflop("verdict", file, *few)
     assert answer.code == 0, answer.err
     for words in (
         "its change, paired",
@@ -36,10 +35,10 @@ def test_an_export_is_judged_and_shown(  # type: ignore[no-untyped-def]
         "accepted",
     ):
         assert words in answer.out
-    found = json.loads(isoflop("verdict", "--all", "--project", home, "--json").out)
+    found = json.loads(isoflop("verdict", "--all", *few, "--json").out)
     assert [v["step"] for v in found] == ["final", "gguf q4_0"]
     assert "windows" in found[0]["served"]
-    assert "gguf q4_0" in isoflop("verdict", "--all", "--project", home).out
+    assert "gguf q4_0" in isoflop("verdict", "--all", *few).out
     assert isoflop("report", "--project", home).code == 0
     assert 'id="serving"' in (home / "report.html").read_text()
     refused(isoflop("verdict", "--project", home), "of one artifact or of all")
