@@ -22,13 +22,13 @@ import keeping
 from isoflop import flops
 from isoflop.budget import Budget
 from isoflop.errors import CorruptError
-from isoflop.export.gated import exportable
+from isoflop.export.gated import FORMATS, exportable
 from isoflop.improving import improve
 from isoflop.improving.building import Builder
 from isoflop.improving.front import hypervolume
 from isoflop.improving.probing import LOSS_TOKENS
 from isoflop.improving.records import Candidate, Figures, Improvement, Limits
-from isoflop.improving.space import cuts, representations, whole
+from isoflop.improving.space import SHARES, cuts, representations, whole
 from isoflop.improving.state import timed
 from isoflop.pipeline import corpus_of
 from isoflop.store import Project
@@ -43,32 +43,40 @@ def main() -> None:
     parser.add_argument("--budget", default="20m")
     parser.add_argument("--max-loss-increase", type=float, default=0.02)
     parser.add_argument("--formats", nargs="*", default=[])
+    parser.add_argument("--kinds", nargs="*", help="of each format, for a smaller grid")
+    parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES))
     parser.add_argument("--heal-tokens", type=int)
     parser.add_argument("--eval-tokens", type=int, default=131_072)
     parser.add_argument("--record", type=Path, required=True)
     args = parser.parse_args()
+    for name, known in FORMATS.items():
+        kinds = tuple(kind for kind in known.kinds if args.kinds is None or kind in args.kinds)
+        FORMATS[name] = known._replace(kinds=kinds)
     home = Project(args.project, create=False)
     with home.lock(), Terminal() as progress:
         limits = Limits(loss_increase=args.max_loss_increase)
         done = improve(
             home, corpus_of(home), args.model, limits, Budget.parse(args.budget), formats=args.formats,
-            heal_tokens=args.heal_tokens, eval_tokens=args.eval_tokens, progress=progress,
+            heal_tokens=args.heal_tokens, eval_tokens=args.eval_tokens, shares=args.shares,
+            progress=progress,
         )  # fmt: skip
         builder = Builder(home, corpus_of(home), args.model, args.eval_tokens, done.seed, progress)
         rows = [
             keeping.once(args.record, {"candidate": c.name}, lambda c=c: measured(builder, done, c))  # type: ignore[misc]
-            for c in everything(builder, done, args.formats)
+            for c in everything(builder, done, args.formats, args.shares)
         ]
     keeping.write_readme(args.record, report(args, done, rows, builder))
 
 
-def everything(builder: Builder, done: Improvement, formats: Sequence[str]) -> list[Candidate]:
+def everything(
+    builder: Builder, done: Improvement, formats: Sequence[str], shares: Sequence[float]
+) -> list[Candidate]:
     """The grid: all shapes of the search, and the input's, in all representations that open here."""
     forms = [form for form in representations(formats) if form[0] not in done.skipped]
     found: list[Candidate] = [whole(form) for form in forms]
     if done.heal_tokens:
         model = exportable(builder.folder, builder.corpus)
-        shapes, _ = cuts(builder.project, builder.corpus, model, done.source, builder.progress)
+        shapes, _ = cuts(builder.project, builder.corpus, model, done.source, builder.progress, shares)
         found += [Candidate(shape=s.sizes, format=name, kind=kind) for s in shapes for name, kind in forms]
     return found
 
@@ -135,7 +143,8 @@ and {1000 * start.seconds:.3f} ms a token in {done.trials[0].engine}. The loss m
 
     benchmarks/improve_search.py PROJECT MODEL --budget {args.budget} \\
         --max-loss-increase {args.max_loss_increase} --eval-tokens {args.eval_tokens} \\
-        --heal-tokens {done.heal_tokens} --formats {" ".join(args.formats)}
+        --heal-tokens {done.heal_tokens} --formats {" ".join(args.formats)} \\
+        --shares {" ".join(map(str, args.shares))} --kinds {" ".join(args.kinds or ["(all)"])}
 """
 
 

@@ -313,9 +313,8 @@ def test_a_real_model_is_improved_and_found_again(
     corpus = corpus_of(home)
     small = FORMATS["gguf"]._replace(kinds=("f32", "q8_0", "q4_0"))
     monkeypatch.setitem(FORMATS, "gguf", small)
-    monkeypatch.setattr("isoflop.improving.SHARES", (0.6,))
     monkeypatch.setattr(space, "TRIED", 2)
-    options = {"formats": ("gguf",), "heal_tokens": 8192, "eval_tokens": 2048}
+    options = {"formats": ("gguf",), "heal_tokens": 8192, "eval_tokens": 2048, "shares": (0.6,)}
     asked = (home, corpus, Path(project[1].model), Limits(loss_increase=0.5), Budget(flops=1e13))
     done = improve(*asked, **options)  # type: ignore[arg-type]
     assert done.best is not None
@@ -343,6 +342,7 @@ def test_a_real_model_is_improved_and_found_again(
         (Limits(bytes=math.nan), {}, "means nothing"),
         (Limits(bytes=100.0), {}, "100 bytes or fewer"),
         (Limits(), {"heal_tokens": -1}, "--heal-tokens is -1"),
+        (Limits(), {"shares": (0.5, 1.5)}, "share of 1.5 prunes to no shape"),
         (Limits(), {"formats": ("tflite",)}, "no format 'tflite'"),
     ],
 )

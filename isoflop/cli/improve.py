@@ -72,6 +72,7 @@ def improve(
     from isoflop.improving import improve as search
     from isoflop.improving.records import Limits
     from isoflop.pipeline import corpus_of
+    from isoflop.verdict import Judge
 
     ms, rise = (
         _read("--max-ms-per-token", max_ms, NUMBER),
@@ -84,6 +85,8 @@ def improve(
     )  # fmt: skip
     parsed, home = Budget.parse(budget), open_project(project)
     with home.lock(), Terminal() as progress:
+        if verdicts:
+            Judge(home, corpus_of(home))  # says at once where there is no law
         done = search(
             home, corpus_of(home), model, limits, parsed, formats=engine or (),
             heal_tokens=None if heal_tokens is None else int(heal_tokens), eval_tokens=eval_tokens, seed=seed,

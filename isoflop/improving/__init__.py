@@ -40,13 +40,14 @@ HEAL_SHARE, HEALED = 0.6, 4  # of the budget goes to healing, of about so many s
 def improve(
     project: Project, corpus: Corpus, folder: Path, limits: Limits, budget: Budget, *,
     formats: Sequence[str] = (), heal_tokens: int | None = None, eval_tokens: int = EVAL_TOKENS,
-    seed: int = 0, progress: Progress | None = None,
+    shares: Sequence[float] = SHARES, seed: int = 0, progress: Progress | None = None,
 ) -> Improvement:  # fmt: skip
     """Search for the best model within `limits` that `budget` finds; the answer is also in the ledger.
 
-    `formats` of `export.gated.FORMATS` (none: all whose engine is installed); `heal_tokens` for each pruned
-    shape (None: by the budget; 0: nothing is pruned). The recommended model has the least bytes x seconds a
-    token within the limits; it is the input where nothing better was found.
+    `formats` of `export.gated.FORMATS` (none: all whose engine is installed); `shares` of the parameters that
+    pruned shapes keep, and `heal_tokens` for each of them (None: by the budget; 0: nothing is pruned). The
+    recommended model has the least bytes x seconds a token within the limits; it is the input where nothing
+    better was found.
 
     Raises TrainError for limits that mean nothing, or that nothing meets, with the nearest; ProjectError
     without Optuna's extra or an engine; CorruptError for a damaged folder; CorpusError for text that is too
@@ -55,11 +56,11 @@ def improve(
     progress = progress or Silent()
     require_optuna()
     model, forms = exportable(folder, corpus), representations(formats)
-    _check(limits, corpus, model, heal_tokens)
+    _check(limits, corpus, model, heal_tokens, shares)
     source = source_of(project, MODEL, folder)
     options = {
         "limits": limits.model_dump(), "budget": budget.model_dump(), "forms": forms,
-        "heal_tokens": heal_tokens, "eval_tokens": eval_tokens, "seed": seed,
+        "heal_tokens": heal_tokens, "eval_tokens": eval_tokens, "shares": list(shares), "seed": seed,
     }  # fmt: skip
     id = transform_id(KIND, corpus, [source], options)
     record = project.get(KIND, id, Improvement)
@@ -67,7 +68,7 @@ def improve(
         progress.log("this search is done; nothing to do")
         raise_unmet(record)
         return record
-    shares = () if heal_tokens == 0 else SHARES
+    shares = () if heal_tokens == 0 else shares
     check_bytes(limits, forms, _smallest(model.config, shares))
     if record is None:
         record = Improvement(
@@ -121,11 +122,15 @@ def _pruned(state: State, found: Sequence[Cut], healing: Healing, forms: Sequenc
     return candidates
 
 
-def _check(limits: Limits, corpus: Corpus, model: GPT, heal_tokens: int | None) -> None:
+def _check(
+    limits: Limits, corpus: Corpus, model: GPT, heal_tokens: int | None, shares: Sequence[float]
+) -> None:
     """Raises TrainError or CorpusError for what cannot be, before anything is computed."""
     limits.check()
     if heal_tokens is not None and heal_tokens < 0:
         raise TrainError(f"--heal-tokens is {heal_tokens}", hint="give e.g. 1M, or 0 to prune nothing")
+    if odd := [share for share in shares if not 0 < share < 1]:
+        raise TrainError(f"a share of {odd[0]:g} prunes to no shape", hint="give shares between 0 and 1")
     if corpus.train_tokens <= model.config.context:
         raise CorpusError(
             f"corpus {corpus.id} has {corpus.train_tokens} training tokens, too few to calibrate a model "
