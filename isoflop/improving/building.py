@@ -94,10 +94,7 @@ class Builder:
 
     def served(self, built: Built, threads: int) -> Served:
         """The whole measurement, in the engine, at a number of threads."""
-        return serve(
-            self.project, self.corpus, built.path, threads=threads, eval_tokens=self.eval_tokens,
-            progress=self.progress,
-        )  # fmt: skip
+        return serve(self.project, self.corpus, built.path, threads=threads, eval_tokens=self.eval_tokens)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from isoflop.improving.building import Healing
 from isoflop.improving.front import excess
 from isoflop.improving.probing import LOSS_TOKENS
 from isoflop.improving.records import BUDGET, FAILURE, Candidate, Figures
-from isoflop.improving.state import State
+from isoflop.improving.state import State, timed
 from isoflop.transforms import TEACHER, Transform
 from isoflop.transforms.shapes import smaller
 
@@ -149,7 +149,12 @@ class Search:
             served = state.builder.served(built, probe.threads)
         state.read(MEASURE, state.record.eval_tokens)
         cost = state.record.seconds_total - before
-        state.add(state.tried(candidate, built, served, expected=expected, cost=cost))
+        made = state.tried(candidate, built, served, expected=expected, cost=cost)
+        state.add(made)
+        state.builder.progress.log(
+            f"{candidate.name}: {built.bytes:,} bytes, {1000 * timed(served):.3f} ms a token, loss "
+            f"{made.change / state.start.loss:+.2%}"
+        )
 
     def _shaped(self, candidate: Candidate) -> list[Transform]:
         """Its shape, healed. What that takes tells of the next ones."""
