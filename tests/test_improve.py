@@ -273,12 +273,16 @@ def test_healed_shapes_bound_the_shapes_that_they_hold(builder: Pretended) -> No
     wide, narrow = (Candidate(shape=CUTS[i].sizes, format="gguf", kind="f32") for i in (0, 2))
     assert known.at_best(narrow).loss == pytest.approx(LOSS)
     assert known.expected(narrow).loss == pytest.approx(LOSS + 0.3 * CUTS[2].rise)
+    known.healed[wide.shape_name] = LOSS + CUTS[0].rise * 0.01  # nearly all of it
+    assert known.at_best(narrow).loss == pytest.approx(LOSS + 0.005 * CUTS[2].rise)
+    known.cuts[narrow.shape_name] = CUTS[2].model_copy(update={"rise": 0.01})
     known.healed[wide.shape_name] = LOSS + 0.1
-    assert known.at_best(narrow).loss == pytest.approx(0.99 * (LOSS + 0.1))
+    assert known.at_best(narrow).loss == pytest.approx(0.99 * (LOSS + 0.1))  # which holds it
+    known.cuts[narrow.shape_name] = CUTS[2]
     assert known.at_best(wide).loss == pytest.approx(LOSS + 0.1)
     assert known.recovery() == pytest.approx(1 - 0.1 / CUTS[0].rise)
-    known.floors = {narrow.shape_name: 1.2}
-    assert known.at_best(narrow).loss == pytest.approx(1.2 * LOSS)
+    known.floors = {narrow.shape_name: 1.3}
+    assert known.at_best(narrow).loss == pytest.approx(1.3 * LOSS)
     true = builder.bytes(narrow)
     assert 0.98 * true <= known.at_best(narrow).bytes <= true
 
@@ -311,18 +315,18 @@ def test_a_real_model_is_improved_and_found_again(
     pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
     home = Project(project[0])
     corpus = corpus_of(home)
-    small = FORMATS["gguf"]._replace(kinds=("f32", "q8_0", "q4_0"))
+    small = FORMATS["gguf"]._replace(kinds=("f32", "q4_0"))
     monkeypatch.setitem(FORMATS, "gguf", small)
     monkeypatch.setattr(space, "TRIED", 2)
     options = {"formats": ("gguf",), "heal_tokens": 8192, "eval_tokens": 2048, "shares": (0.6,)}
-    asked = (home, corpus, Path(project[1].model), Limits(loss_increase=0.5), Budget(flops=1e13))
+    asked = (home, corpus, Path(project[1].model), Limits(loss_increase=2.0), Budget(flops=1e13))
     done = improve(*asked, **options)  # type: ignore[arg-type]
     assert done.best is not None
     best, start = done.trials[done.best], done.trials[0].figures
     assert best.figures is not None
     assert start is not None
     assert best.figures.bytes < start.bytes
-    assert best.figures.loss <= 1.5 * start.loss
+    assert best.figures.loss <= 3 * start.loss
     assert (home.folder / best.path).stat().st_size == best.figures.bytes
     healed = [t for t in done.trials if t.candidate.shape]
     assert healed

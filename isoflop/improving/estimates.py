@@ -8,8 +8,8 @@ from the input's. Before a shape is healed its loss lies between a floor and wha
     floor = the input's loss, or L(N', D) / L(N, D) of it where the project has a law and knows the input's
             tokens; D counts those and the tokens of healing, as if the smaller model had learned from all
 
-and it is not below that of a larger shape that was healed and holds this one. Once a shape is healed its
-loss is known.
+and it is not below that of a larger shape that was healed and holds this one, nor is its rise by pruning
+healed much better than that of the best of the others. Once a shape is healed its loss is known.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ NOISE = 2.0  # standard errors by which a rise may be smaller than it was measur
 SPEED_SLACK = 0.1  # by which a short measurement of the speed may be too slow
 SIZE_SLACK = 0.01  # by which a pruned model's file may be smaller than in proportion to its parameters
 RECOVERED = 0.7  # of the rise by pruning, expected to be healed until some shape was: an assumption
+LEFT = 0.5  # of what healing left of the rise in the best of the shapes before, it leaves at best: assumed
 CLOSE = 0.01  # of the loss: a smaller shape may end so far below a larger one that holds it
 
 
@@ -96,12 +97,13 @@ class Known:
 
     def recovery(self) -> float:
         """Share of the rise by pruning that healing takes back: the mean of the shapes that were healed."""
-        found = [
-            1 - (loss - self.loss) / cut.rise
-            for name, loss in self.healed.items()
-            if (cut := self.cuts[name]).rise > 0
-        ]
+        found = self._recovered()
         return min(1.0, sum(found) / len(found)) if found else RECOVERED
+
+    def _recovered(self) -> list[float]:
+        """That share of each healed shape."""
+        losses = [(self.cuts[name].rise, loss - self.loss) for name, loss in self.healed.items()]
+        return [1 - left / rise for rise, left in losses if rise > 0]
 
     def _size(self, candidate: Candidate) -> tuple[float, float]:
         """Bytes and seconds a token."""
@@ -126,7 +128,9 @@ class Known:
             for other, loss in self.healed.items()
             if all(candidate.shape[size] <= n for size, n in self.cuts[other].sizes.items())
         ]
-        return max([self.loss * self.floors.get(name, 1.0), *held])
+        unhealed = LEFT * (1 - max(self._recovered(), default=1.0))
+        by_others = self.loss + max(0.0, unhealed * self.cuts[name].rise)
+        return max([self.loss * self.floors.get(name, 1.0), by_others, *held])
 
     def _shape(self, candidate: Candidate) -> ModelConfig:
         return smaller(self.model, **candidate.shape)
