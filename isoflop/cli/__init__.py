@@ -1,6 +1,7 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
-of models, `engines` exports finished ones, `evals` scores and times them, `verdict` judges them.
+of models, `engines` exports finished ones, `evals` scores and times them, `verdict` judges them, `improve`
+searches among all that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,20 @@ from functools import partial
 import typer
 
 from isoflop import terminal
-from isoflop.cli import ablate, averages, engines, evals, job, laws, prune, runs, transforms, tune, verdict
+from isoflop.cli import (
+    ablate,
+    averages,
+    engines,
+    evals,
+    improve,
+    job,
+    laws,
+    prune,
+    runs,
+    transforms,
+    tune,
+    verdict,
+)
 from isoflop.errors import IsoflopError
 from isoflop.interrupt import TERMINATED, Terminated
 from isoflop.launched import by_torchrun
@@ -38,6 +52,7 @@ app.add_typer(prune.app)
 app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
+app.add_typer(improve.app)
 
 
 def main() -> None:
