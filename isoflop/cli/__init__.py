@@ -1,6 +1,6 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
-of models, `engines` exports finished ones and times them.
+of models, `quantize` rounds finished ones, `engines` exports and times them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 import typer
 
 from isoflop import terminal
-from isoflop.cli import ablate, averages, engines, job, laws, prune, runs, transforms, tune
+from isoflop.cli import ablate, averages, engines, job, laws, prune, quantize, runs, transforms, tune
 from isoflop.errors import IsoflopError
 from isoflop.interrupt import TERMINATED, Terminated
 from isoflop.launched import by_torchrun
@@ -35,6 +35,7 @@ app.add_typer(runs.app)
 app.add_typer(averages.app)
 app.add_typer(transforms.app)
 app.add_typer(prune.app)
+app.add_typer(quantize.app)
 app.add_typer(engines.app)
 
 
