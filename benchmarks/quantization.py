@@ -82,7 +82,7 @@ def rounded(
 
 def measure_losses(args: argparse.Namespace, work: Path) -> None:
     for number, place in enumerate(models(args, work)):
-        for way in (*WAYS, TRAINED):
+        for way in args.way or (*WAYS, TRAINED):
             key = {"what": "loss", "model": number, "way": way}
             once(args.record, key, partial(rounded, *place, way, args))
 
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="folder for rows.jsonl and README.md")
     parser.add_argument("--what", choices=("loss", "speed"), required=True)
     parser.add_argument("--model", action="append", default=[], help="PROJECT:FOLDER of a finished model")
+    parser.add_argument("--way", action="append", choices=(*WAYS, TRAINED), help="only these of the losses")
     parser.add_argument("--seeds", type=int, default=3, help="models, or rounds of timing")
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--width", type=int, default=128)

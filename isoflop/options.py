@@ -7,7 +7,7 @@ import math
 from isoflop.errors import TrainError
 from isoflop.precision import PRECISIONS
 from isoflop.records import ModelConfig, RunConfig
-from isoflop.rounding import KINDS
+from isoflop.rounding import check_kind
 from isoflop.teaching.divergences import DIVERGENCES
 
 RANGES = {  # fields of RunConfig: from, and below
@@ -128,11 +128,7 @@ def _check_teaching(config: RunConfig) -> None:
 
 def _check_rounding(config: RunConfig) -> None:
     """Raises TrainError for a run that cannot be trained for rounded weights."""
-    if config.rounding not in KINDS:
-        raise TrainError(
-            f"no run is trained for weights of the type {config.rounding!r}",
-            hint=f"name one of {', '.join(KINDS)}",
-        )
+    check_kind(config.rounding)
     if config.model.family != OWN:
         raise TrainError(
             f"a model of the family {config.model.family} is not written as GGUF, so not trained for it",

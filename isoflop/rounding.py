@@ -14,9 +14,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from isoflop.errors import TrainError
 from isoflop.model import LanguageModel
 
 KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # that are rounded fast, and whose own values stay
+
+
+def check_kind(kind: str) -> None:
+    """Raises TrainError for a type that no run can be trained for."""
+    if kind not in KINDS:
+        raise TrainError(
+            f"no run is trained for weights of the type {kind!r}", hint=f"name one of {', '.join(KINDS)}"
+        )
 
 
 class Rounding:

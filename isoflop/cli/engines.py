@@ -36,14 +36,17 @@ def export(
     project: ProjectOption = DEFAULT_PROJECT,
     to: Annotated[
         str,
-        typer.Option(help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, or hf (a Hugging Face folder)."),
+        typer.Option(
+            help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, torch (its dynamic int8), or hf (a "
+            "Hugging Face folder)."
+        ),
     ] = "gguf",
     kind: Annotated[
         str,
         typer.Option(
             "--type",
             help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0; "
-            "of onnx and openvino: f32, int8 or int4.",
+            "of onnx and openvino: f32, int8 or int4; of torch: int8.",
         ),
     ] = "f32",
     rounding: RoundingOption = None,
@@ -67,7 +70,7 @@ def export(
         out(done)
         return
     parity = done.parity
-    table(f"{done.format}, {done.kind}", ("", ""), [
+    table(", ".join(filter(None, (done.format, done.kind, done.rounding))), ("", ""), [
         ("bytes", f"{done.bytes:,}"),
         ("bits a weight, tokenizer included", f"{done.bits_per_weight:.2f}"),
         ("held-out lines with the same tokens", f"{parity.lines:,}"),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isoflop import corpus as texts
-from isoflop.engines import GGUF, ONNX, OPENVINO, open_engine
+from isoflop.engines import GGUF, ONNX, OPENVINO, TORCH, open_engine
 from isoflop.errors import ProjectError
-from isoflop.export import gptq, onnx, openvino
+from isoflop.export import gptq, onnx, openvino, torch_int8
 from isoflop.export.calibrate import CALIBRATION_TOKENS
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import save_pretrained, tokenizer_of
@@ -53,6 +53,7 @@ class Format(NamedTuple):
     by_text: tuple[str, ...]  # kinds that are rounded by what training text feeds the weights
     write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
     reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
+    tolerance: float = ROUNDED_TOLERANCE  # where they were
 
 
 def _write_gguf(
@@ -91,6 +92,10 @@ FORMATS = {
     "openvino": Format(
         tuple(openvino.TYPES), (), partial(_write_graph, openvino.write_openvino, OPENVINO),
         lambda model, path: openvino.read_openvino(model, path / OPENVINO),
+    ),
+    "torch": Format(
+        torch_int8.KINDS, (), partial(_write_graph, torch_int8.write_torch, TORCH),
+        lambda model, path: torch_int8.read_torch(model, path / TORCH), torch_int8.TOLERANCE,
     ),
 }  # fmt: skip
 
@@ -163,7 +168,7 @@ def kept(
     def write(target: Path) -> None:
         path = known.write(model, corpus, target, kind, calibrate)
         known.reread(model, path)
-        tolerance = FLOAT_TOLERANCE if kind in FLOATS else ROUNDED_TOLERANCE
+        tolerance = FLOAT_TOLERANCE if kind in FLOATS else known.tolerance
         with open_engine(path) as engine:
             tokenizer = tokenizer_of(model.config, corpus)[0]
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))

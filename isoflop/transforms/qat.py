@@ -21,6 +21,7 @@ from isoflop.options import check_options
 from isoflop.pipeline import train_model
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Record, Run, RunConfig
+from isoflop.rounding import check_kind
 from isoflop.starting import continuation
 from isoflop.store import Project
 from isoflop.transforms import (
@@ -75,7 +76,7 @@ def train_rounded(
     config, past = continuation(
         project, corpus, folder, tokens=training.tokens, lr_scale=training.lr_scale, seed=training.seed
     )
-    config = config.model_copy(update={"rounding": training.kind})
+    config = config.model_copy(update={"rounding": training.kind, "eval_tokens": eval_tokens})
     check_options(config)
     source = source_of(project, MODEL, folder)
     options = {**vars(training), "eval_tokens": eval_tokens}
@@ -113,6 +114,7 @@ def train_rounded(
 
 def _check(training: Training) -> None:
     """Raises TrainError for what cannot be, before anything is read."""
+    check_kind(training.kind)
     if training.by not in TEACHERS:
         raise TrainError(
             f"--train-by {training.by} trains nothing", hint=f"name one of {', '.join(TEACHERS)}"
