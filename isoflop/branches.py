@@ -254,8 +254,8 @@ class Branches:
         if self.config.shard:
             model = parallel.whole(model, self.config)
         if rank() == 0:
-            run = self._run(scores)
-            with bare(model) as kept:
+            with self.trainer.rounded(), bare(model) as kept:
+                run = self._run(scores)
                 keep(kept, run)
             self.runs.append(run)
         self.branch += 1
@@ -272,7 +272,8 @@ class Branches:
         """Of the model as it stands; all ranks come here, and get the same."""
         trainer = self.trainer
         start = time.perf_counter()
-        scores = heldout(trainer.model, self.corpus, eval_tokens=self.config.eval_tokens, shared=True)
+        with trainer.rounded():
+            scores = heldout(trainer.model, self.corpus, eval_tokens=self.config.eval_tokens, shared=True)
         trainer.meter.eval += time.perf_counter() - start
         if not math.isfinite(scores.loss):
             raise TrainError(

@@ -8,6 +8,7 @@ from isoflop.errors import TrainError
 from isoflop.precision import PRECISIONS
 from isoflop.recipe import MATRIX_RATES
 from isoflop.records import ModelConfig, RunConfig
+from isoflop.rounding import check_kind
 from isoflop.schedule import COOLDOWNS
 from isoflop.teaching.divergences import DIVERGENCES
 
@@ -68,6 +69,8 @@ def check_options(config: RunConfig) -> None:
         )
     if config.teachers:
         _check_teaching(config)
+    if config.rounding:
+        _check_rounding(config)
     if config.initial and config.dropout:
         raise TrainError(
             f"dropout is {config.dropout}, and a model that goes on from a folder has none",
@@ -137,6 +140,18 @@ def _check_teaching(config: RunConfig) -> None:
     if config.label_smoothing or config.shard:
         name = "label_smoothing" if config.label_smoothing else "shard"
         raise TrainError(f"{name} does not go with teachers", hint="leave it out")
+
+
+def _check_rounding(config: RunConfig) -> None:
+    """Raises TrainError for a run that cannot be trained for rounded weights."""
+    check_kind(config.rounding)
+    if config.model.family != OWN:
+        raise TrainError(
+            f"a model of the family {config.model.family} is not written as GGUF, so not trained for it",
+            hint="leave the rounding out",
+        )
+    if config.shard:
+        raise TrainError("rounding takes whole weights, and this run's are sharded", hint="leave out --shard")
 
 
 def check_shape(model: ModelConfig) -> None:

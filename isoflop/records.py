@@ -124,7 +124,7 @@ class Paced(Growing):
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
         "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
-        "teacher_topk", "feature_weight", "optimizer", "cooldown_shape",
+        "teacher_topk", "feature_weight", "optimizer", "cooldown_shape", "rounding",
     )  # fmt: skip
 
     model: ModelConfig
@@ -187,6 +187,7 @@ class RunConfig(Paced):
     divergence: str = "forward-kl"  # of `teaching.divergences.DIVERGENCES`
     teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
     feature_weight: float = 0.0  # of their hidden states, beside all the rest
+    rounding: str = ""  # of `rounding.KINDS`: gradients are those of weights rounded so; "": as they are
 
 
 class CurvePoint(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,7 @@ from isoflop.precision import Precision, check_precision
 from isoflop.progress import Progress
 from isoflop.recompute import recompute_blocks
 from isoflop.records import Corpus, RunConfig
+from isoflop.rounding import Rounding
 from isoflop.schedule import rate
 from isoflop.teaching.distilling import Teaching
 
@@ -129,6 +131,7 @@ class Trainer:
         if config.checkpoint_activations:
             recompute_blocks(model, random=config.dropout > 0)
         self.model = shard(model, self.device) if config.shard else model.to(self.device)
+        self.rounding = Rounding(self.model, config.rounding) if config.rounding else None
         self.teaching: Teaching | None = None
         if config.teachers:
             self.teaching = Teaching(config, past, self.device, self.model)
@@ -201,11 +204,17 @@ class Trainer:
             draw = np.random.SeedSequence(key).generate_state(1, np.uint64)
             torch.manual_seed(int(draw[0]))
         total = torch.zeros((), device=self.device)
-        for part in zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True):
-            with self.precision.autocast():
-                loss = self._loss(*part)
-            total += self.precision.backward(loss / config.accumulate)
+        parts = zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True)
+        with self.rounded():
+            for part in parts:
+                with self.precision.autocast():
+                    loss = self._loss(*part)
+                total += self.precision.backward(loss / config.accumulate)
         return total
+
+    def rounded(self) -> AbstractContextManager[None]:
+        """In this block the model has the weights that it will be kept with, as `RunConfig.rounding` says."""
+        return nullcontext() if self.rounding is None else self.rounding.applied()
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self.teaching is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoflop.errors import TrainError
+from isoflop.errors import IsoflopError, TrainError
 from isoflop.export.gated import export, exportable
 from isoflop.export.gguf import restored, stored
 from isoflop.gpt import GPT
@@ -82,7 +82,7 @@ def test_what_is_known_is_not_measured_again(
 )
 def test_limits_that_cannot_be_are_told(home: Home, limits: dict[str, float], words: str) -> None:
     before = sorted((home[0].folder / "artifacts").iterdir())
-    with pytest.raises(TrainError, match=words):
+    with pytest.raises(IsoflopError, match=words):
         quantize(*home, eval_tokens=TOKENS, **limits)  # type: ignore[arg-type]
     assert sorted((home[0].folder / "artifacts").iterdir()) == before
 

@@ -1,7 +1,7 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
-of models, `engines` exports finished ones, `evals` scores and times them, `verdict` judges them, `improve`
-searches among all that.
+of models, `quantize` rounds finished ones, `engines` exports them, `evals` scores and times them, `verdict`
+judges them, `improve` searches among all that.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from isoflop.cli import (
     job,
     laws,
     prune,
+    quantize,
     runs,
     transforms,
     tune,
@@ -49,6 +50,7 @@ app.add_typer(runs.app)
 app.add_typer(averages.app)
 app.add_typer(transforms.app)
 app.add_typer(prune.app)
+app.add_typer(quantize.app)
 app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)

@@ -1,4 +1,4 @@
-"""A finished model in other formats: exported, and rounded."""
+"""A finished model in other formats."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
-from isoflop.quantities import cell
-from isoflop.terminal import Terminal, out, table
+from isoflop.cli.options import (
+    DEFAULT_PROJECT,
+    CalibrateOption,
+    JsonOption,
+    ProjectOption,
+    RoundingOption,
+    open_project,
+)
+from isoflop.terminal import out, table
 
 app = typer.Typer()
 
@@ -20,20 +26,21 @@ def export(
     project: ProjectOption = DEFAULT_PROJECT,
     to: Annotated[
         str,
-        typer.Option(help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, or hf (a Hugging Face folder)."),
+        typer.Option(
+            help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, torch (its dynamic int8), or hf (a "
+            "Hugging Face folder)."
+        ),
     ] = "gguf",
     kind: Annotated[
         str,
         typer.Option(
             "--type",
             help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0; "
-            "of onnx and openvino: f32, int8 or int4.",
+            "of onnx and openvino: f32, int8 or int4; of torch: int8.",
         ),
     ] = "f32",
-    calibrate: Annotated[
-        int | None,
-        typer.Option(min=0, help="Tokens of training text by which weights are rounded; 0: to the nearest."),
-    ] = None,
+    rounding: RoundingOption = None,
+    calibrate: CalibrateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write a model in another format; it is kept if it reads, computes and writes as the original does.
@@ -48,12 +55,12 @@ def export(
 
     home = open_project(project)
     with home.lock():
-        done = write(home, corpus_of(home), model, to=to, kind=kind, calibrate=calibrate)
+        done = write(home, corpus_of(home), model, to=to, kind=kind, rounding=rounding, calibrate=calibrate)
     if json:
         out(done)
         return
     parity = done.parity
-    table(f"{done.format}, {done.kind}", ("", ""), [
+    table(", ".join(filter(None, (done.format, done.kind, done.rounding))), ("", ""), [
         ("bytes", f"{done.bytes:,}"),
         ("bits a weight, tokenizer included", f"{done.bits_per_weight:.2f}"),
         ("held-out lines with the same tokens", f"{parity.lines:,}"),
@@ -61,57 +68,3 @@ def export(
         ("tokens written alike", f"{parity.greedy}"),
     ])  # fmt: skip
     typer.echo(home.folder / done.path)
-
-
-@app.command()
-def quantize(
-    model: Annotated[Path, typer.Argument(help="A model folder of this project's tokenizer.")],
-    project: ProjectOption = DEFAULT_PROJECT,
-    max_bytes: Annotated[
-        str | None, typer.Option("--max-bytes", help="Of the file, tokenizer included: 1.5MB, 800kB.")
-    ] = None,
-    max_loss_increase: Annotated[
-        str | None,
-        typer.Option("--max-loss-increase", help="Share by which the held-out loss may rise: 1%, 0.01."),
-    ] = None,
-    calibrate: Annotated[
-        int | None,
-        typer.Option(min=0, help="Tokens of training text by which weights are rounded; 0: to the nearest."),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Write a GGUF file whose matrices have as many bits as they need, within a limit on bytes or on loss.
-
-    What rounding costs is measured matrix by matrix; the file passes the gate of `isoflop export`, and is
-    scored in llama.cpp.
-
-    Example: [bold]isoflop quantize my-project/artifacts/model-... --max-loss-increase 1% -p my-project[/bold]
-    """
-    from isoflop.export.calibrate import CALIBRATION_TOKENS
-    from isoflop.pipeline import corpus_of
-    from isoflop.quantities import BYTES, SHARE
-    from isoflop.transforms.quantize import quantize as write
-
-    most = None if max_bytes is None else BYTES.read("--max-bytes", max_bytes)
-    rise = None if max_loss_increase is None else SHARE.read("--max-loss-increase", max_loss_increase)
-    tokens, home = CALIBRATION_TOKENS if calibrate is None else calibrate, open_project(project)
-    with home.lock(), Terminal() as progress:
-        done = write(
-            home, corpus_of(home), model, max_bytes=most, max_loss_increase=rise, calibrate=tokens,
-            progress=progress,
-        )  # fmt: skip
-    if json:
-        out(done)
-        return
-    rows = [(name, c.kind, f"{c.bytes:,}", f"{c.nats:.5f}") for name, c in done.matrices.items()]
-    table("What each matrix has", ("matrix", "type", "bytes", "costs, nats a token"), rows)
-    before, after = done.transform.before, done.transform.after
-    assert before is not None
-    table("gguf, mixed", ("", "original", "rounded"), [
-        ("loss, nats a token", f"{before.loss:.4f}", f"{after.loss:.4f}"),
-        ("bits per byte", cell(before.bpb), cell(after.bpb)),
-        ("the loss rises by", "", f"{done.found:+.4f} ({done.expected:.4f} expected)"),
-        ("bytes", f"{4 * before.params_total:,}", f"{done.export.bytes:,}"),
-        ("bits a weight, tokenizer included", "32", f"{done.export.bits_per_weight:.2f}"),
-    ])  # fmt: skip
-    typer.echo(home.folder / done.export.path)

@@ -47,6 +47,17 @@ LedgerOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of tables.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of initial weights, data order and bootstrap.")]
+RoundingOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a gguf's weights of 8 bits or fewer: nearest, calibrated (errors weighed by what training "
+        "text feeds them) or gptq (later columns make up for errors of earlier ones). calibrated when absent."
+    ),
+]
+CalibrateOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Tokens of training text that tell how to round; 65,536, 0: to the nearest."),
+]
 SourcesArgument = Annotated[
     list[str] | None,
     typer.Argument(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from isoflop.errors import ProjectError
 
 GGUF = ".gguf"
-ONNX, OPENVINO = "model.onnx", "openvino_model.xml"
+ONNX, OPENVINO, TORCH = "model.onnx", "openvino_model.xml", "model_int8.pt"
 PACKAGES = {GGUF: "xllamacpp", ONNX: "onnxruntime", OPENVINO: "openvino", "config.json": "transformers"}
 
 
@@ -56,8 +56,8 @@ def open_engine(path: Path, *, threads: int = 1) -> Iterator[Engine]:
 
 
 def is_export(path: Path) -> bool:
-    """Whether an artifact is for another engine than torch: a file, or a folder with a graph."""
-    return path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO))
+    """Whether an artifact is for another engine than our own model: a file, or a folder with an engine's."""
+    return path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO, TORCH))
 
 
 def opened(artifact: Path) -> Path:

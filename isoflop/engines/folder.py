@@ -1,4 +1,4 @@
-"""transformers: a model folder as everybody opens it, with its own key/value cache.
+"""transformers: a model folder as everybody opens it, with its own key/value cache; also in torch's int8.
 
 Shapes: t time, v vocabulary.
 """
@@ -15,30 +15,33 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from isoflop.engines import check_room
+from isoflop.engines import TORCH, check_room
 from isoflop.errors import CorruptError, ProjectError
+from isoflop.export.torch_int8 import load_torch
 from isoflop.families import of_config
 from isoflop.objectives import OBJECTIVES
 
 
 class Transformers:
-    """A causal model folder in `AutoModelForCausalLM`, in float32.
+    """A causal model folder in `AutoModelForCausalLM`, in float32, or with int8 layers as it was exported.
 
     Raises ProjectError for a model that does not write text, CorruptError when transformers cannot open it.
     """
 
-    name = "transformers"
-
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         torch.set_num_threads(threads)
-        self._path = path
+        self._path, rounded = path, (path / TORCH).is_file()
+        self.name = "torch int8" if rounded else "transformers"
         model, self._tokenizer = opened(path)
         self._model = model
         self.vocab_size = int(model.config.vocab_size)
         self.context = int(model.config.max_position_embeddings)
         table = model.get_input_embeddings().weight
-        tied = table is model.get_output_embeddings().weight
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        if rounded:
+            weights, tied = (path / TORCH).stat().st_size, False
+        else:
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            tied = table is model.get_output_embeddings().weight
         self.weight_bytes = weights - (0 if tied else table.numel() * table.element_size())
         self._cache: Any = None
         self._fed = 0
@@ -99,7 +102,10 @@ def opened(path: Path) -> tuple[Any, Tokenizer]:
                 "writes token by token here",
                 hint="leave --speed and all questions but the loss out, or name a causal model",
             )
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        if (path / TORCH).is_file():
+            model: Any = load_torch(path / TORCH)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         return model.eval(), Tokenizer.from_file(str(path / "tokenizer.json"))
     except ProjectError:
         raise

@@ -25,6 +25,9 @@ from isoflop.errors import CorruptError, ProjectError
 
 HINT = "pip install 'isoflop[gguf]'"
 TABLE, HEAD = "token_embd.weight", "output.weight"  # names in the file
+BLOCKS = {  # types whose weights lie in blocks with their scale: ggml's number, and name of its functions
+    2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 12: "q4_K", 13: "q5_K", 14: "q6_K", 20: "iq4_nl",
+}  # fmt: skip
 SIZES = (512, 2048, 512)  # llama_context_default_params(): n_ctx, n_batch, n_ubatch
 
 
@@ -55,6 +58,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
         c_size_t,
         [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p],
     ),
+    **{f"dequantize_row_{name}": (None, [c_void_p, c_void_p, c_int64]) for name in BLOCKS.values()},
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [_Log, c_void_p]),
     "llama_model_default_params": (_Parameters, []),
@@ -72,7 +76,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
     "llama_batch_init": (_Batch, [c_int32, c_int32, c_int32]),
     "llama_batch_free": (None, [_Batch]),
     "llama_decode": (c_int32, [c_void_p, _Batch]),
-    "llama_get_logits": (POINTER(c_float), [c_void_p]),
+    "llama_get_logits": (c_void_p, [c_void_p]),
     "llama_tokenize": (
         c_int32,
         [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool],
@@ -140,6 +144,14 @@ def rounded(
     return target
 
 
+def restored(rows: NDArray[np.uint8], type_number: int, columns: int) -> NDArray[np.float32]:
+    """The matrix that rows of one of BLOCKS stand for, by llama.cpp."""
+    source, target = np.ascontiguousarray(rows), np.empty((len(rows), columns), np.float32)
+    restore = getattr(_library(), f"dequantize_row_{BLOCKS[type_number]}")
+    restore(source.ctypes.data, target.ctypes.data, target.size)
+    return target
+
+
 class LlamaCpp:
     """A GGUF file in llama.cpp, on the CPU, with a context as long as the model was trained with.
 
@@ -171,7 +183,13 @@ class LlamaCpp:
                 hint="look for a lack of memory, or export it again",
             )
         library.llama_set_n_threads(self._context, threads, threads)
-        self._batch = library.llama_batch_init(self.context, 0, 1)
+        self._batch = batch = library.llama_batch_init(self.context, 0, 1)
+        for i in range(self.context):
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        self._tokens, self._positions, self._wanted = (  # of the batch; through ctypes a token costs more
+            np.ctypeslib.as_array(field, (self.context,)) for field in (batch.token, batch.pos, batch.logits)
+        )
+        self._logits: dict[tuple[int, int], NDArray[np.float32]] = {}  # where llama.cpp puts them; by rows
         self._fed = 0
 
     def encode(self, text: str) -> list[int]:
@@ -186,16 +204,18 @@ class LlamaCpp:
         n, batch = len(ids), self._batch
         check_room(self._fed + n, self.context)
         batch.n_tokens = n
-        for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i] = token, self._fed + i
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            batch.logits[i] = every or i == n - 1
+        self._tokens[:n], self._positions[:n] = ids, range(self._fed, self._fed + n)
+        self._wanted[:n] = every
+        self._wanted[n - 1] = True
         if code := self._library.llama_decode(self._context, batch):
             raise ProjectError(f"llama.cpp stopped with code {code}", hint="look for a lack of memory")
         self._fed += n
-        rows = n if every else 1
-        logits = self._library.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, (rows, self.vocab_size)).copy()
+        place = self._library.llama_get_logits(self._context), n if every else 1
+        if place not in self._logits:
+            size = place[1] * self.vocab_size
+            whole = np.frombuffer((c_float * size).from_address(place[0]), np.float32)
+            self._logits[place] = whole.reshape(-1, self.vocab_size)
+        return self._logits[place].copy()
 
     def reset(self) -> None:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)

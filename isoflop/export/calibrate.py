@@ -2,12 +2,12 @@
 
 Rounding a row w of a matrix by e changes its output by e . x; with inputs that are nearly uncorrelated the
 mean square of that is the sum over columns of e_c^2 E[x_c^2]. The second factor is llama.cpp's importance
-matrix.
+matrix, the diagonal of the second moments E[x x'], of which GPTQ takes all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -56,7 +56,6 @@ def _chosen(corpus: Corpus, context: int, tokens: int) -> NDArray[np.int64]:
     return np.linspace(0, available - 1, count).round().astype(np.int64)
 
 
-@torch.no_grad()
 def importance(
     model: GPT, corpus: Corpus, tokens: int = CALIBRATION_TOKENS
 ) -> dict[str, NDArray[np.float32]]:
@@ -64,9 +63,32 @@ def importance(
 
     Raises CorpusError as `windows` does.
     """
+    return _means(model, corpus, tokens, lambda x_nc: x_nc.square().sum(0))
+
+
+def second_moments(
+    model: GPT, corpus: Corpus, tokens: int = CALIBRATION_TOKENS
+) -> dict[str, NDArray[np.float32]]:
+    """E[x x'] of the inputs of every linear layer, (columns, columns) by weight name, on training text.
+
+    Raises CorpusError as `windows` does.
+    """
+    return _means(model, corpus, tokens, lambda x_nc: x_nc.T @ x_nc)
+
+
+@torch.no_grad()
+def _means(
+    model: GPT, corpus: Corpus, tokens: int, total: Callable[[Tensor], Tensor]
+) -> dict[str, NDArray[np.float32]]:
+    """Over tokens, of what `total` adds up of the inputs (tokens, columns) of each linear layer."""
     sums: dict[str, Tensor] = {}
+
+    def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        more = total(inputs[0].flatten(0, -2))
+        sums[name] = sums[name] + more if name in sums else more
+
     hooks = [
-        module.register_forward_pre_hook(partial(_add, sums, f"{name}.weight"))
+        module.register_forward_pre_hook(partial(add, f"{name}.weight"))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
@@ -78,9 +100,4 @@ def importance(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (total / seen).numpy() for name, total in sums.items()}
-
-
-def _add(sums: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    square = inputs[0].square().flatten(0, -2).sum(0)
-    sums[name] = sums[name] + square if name in sums else square
+    return {name: (found / seen).numpy() for name, found in sums.items()}

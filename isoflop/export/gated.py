@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isoflop import corpus as texts
-from isoflop.engines import GGUF, ONNX, OPENVINO, open_engine
+from isoflop.engines import GGUF, ONNX, OPENVINO, TORCH, open_engine
 from isoflop.errors import ProjectError
-from isoflop.export import onnx, openvino
-from isoflop.export.calibrate import CALIBRATION_TOKENS, importance
+from isoflop.export import gptq, onnx, openvino, torch_int8
+from isoflop.export.calibrate import CALIBRATION_TOKENS
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import save_pretrained, tokenizer_of
 from isoflop.export.parity import Parity, check, check_weights
+from isoflop.export.rounders import CALIBRATED, GPTQ, NEAREST, ROUNDINGS, rounder_of
 from isoflop.gpt import GPT
 from isoflop.records import Corpus, Record, digest
 from isoflop.store import Project, content_hash
@@ -35,6 +36,7 @@ class Export(Record):
     format: str  # one of FORMATS
     kind: str  # of the weights
     calibrated: int  # tokens of training text by which weights were rounded; 0: each to its nearest
+    rounding: str = ""  # of `rounders.ROUNDINGS`; "" where none was rounded, and in records of before
     path: str  # relative to the project
     bytes: int
     params_total: int
@@ -53,13 +55,16 @@ class Format(NamedTuple):
     by_text: tuple[str, ...]  # kinds that are rounded by what training text feeds the weights
     write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
     reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
+    tolerance: float = ROUNDED_TOLERANCE  # where they were
 
 
-def _write_gguf(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+def _write_gguf(
+    model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int, rounding: str = CALIBRATED
+) -> Path:
     path = folder / f"model-{kind}{GGUF}"
     write_gguf(
         model, tokenizer_of(model.config, corpus)[0], texts.end_token(corpus), path, kind=kind,
-        importance=importance(model, corpus, calibrate) if calibrate else None,
+        rounder=rounder_of(model, corpus, rounding, calibrate),
     )  # fmt: skip
     return path
 
@@ -90,17 +95,21 @@ FORMATS = {
         tuple(openvino.TYPES), (), partial(_write_graph, openvino.write_openvino, OPENVINO),
         lambda model, path: openvino.read_openvino(model, path / OPENVINO),
     ),
+    "torch": Format(
+        torch_int8.KINDS, (), partial(_write_graph, torch_int8.write_torch, TORCH),
+        lambda model, path: torch_int8.read_torch(model, path / TORCH), torch_int8.TOLERANCE,
+    ),
 }  # fmt: skip
 
 
 def export(
     project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str = "f32",
-    calibrate: int | None = None,
+    rounding: str | None = None, calibrate: int | None = None,
 ) -> Export:  # fmt: skip
     """Write a model folder of our decoder in another format, check it in its engine, and keep it.
 
-    Weights that are rounded are so by what `calibrate` tokens of training text feed them (None: 65,536), or
-    each to its nearest with 0.
+    Weights that are rounded are so to their nearest, by what `calibrate` tokens of training text feed them
+    (None: 65,536), or by GPTQ on as many, as `rounding` says (None: calibrated, with 0 tokens nearest).
 
     Raises ProjectError for a format, a type or an architecture that cannot be, for tokens to calibrate what
     is not rounded, or an engine that is not installed; CorruptError when the folder is damaged or the export
@@ -111,21 +120,45 @@ def export(
         raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
     if kind not in known.kinds:
         raise ProjectError(f"{to} has no type {kind!r}", hint=f"name one of {', '.join(known.kinds)}")
+    if kind not in known.by_text:
+        if rounding or calibrate:
+            what = f"--rounding {rounding}" if rounding else f"{calibrate} calibration tokens"
+            raise ProjectError(
+                f"{to}'s {kind} rounds no weights by text: {what} would change nothing",
+                hint="leave it out, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
+            )
+        return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=0)
+    rounding, calibrate = chosen_rounding(rounding, calibrate)
+    if rounding == GPTQ:
+        if kind not in gptq.KINDS:
+            raise ProjectError(
+                f"GPTQ does not know the blocks of {kind}", hint=f"name one of {', '.join(gptq.KINDS)}"
+            )
+        known = known._replace(write=partial(_write_gguf, rounding=GPTQ))
+    return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate, rounding=rounding)
+
+
+def chosen_rounding(rounding: str | None, calibrate: int | None) -> tuple[str, int]:
+    """How weights are rounded, and by how many tokens of text. Raises ProjectError for what cannot be."""
+    if rounding is None:
+        rounding = NEAREST if calibrate == 0 else CALIBRATED
+    if rounding not in ROUNDINGS:
+        raise ProjectError(f"there is no rounding {rounding!r}", hint=f"name one of {', '.join(ROUNDINGS)}")
     if calibrate is None:
-        calibrate = CALIBRATION_TOKENS if kind in known.by_text else 0
+        calibrate = 0 if rounding == NEAREST else CALIBRATION_TOKENS
     if calibrate < 0:
         raise ProjectError(f"{calibrate} calibration tokens are too few", hint="give 0 for none")
-    if calibrate and kind not in known.by_text:
+    if (rounding == NEAREST) != (calibrate == 0):
         raise ProjectError(
-            f"{to}'s {kind} rounds no weights by text: {calibrate} calibration tokens would change nothing",
-            hint="leave out --calibrate, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
+            f"rounding {rounding} does not go with {calibrate} calibration tokens",
+            hint=f"leave one of them out; {NEAREST} looks at no text",
         )
-    return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate)
+    return rounding, calibrate
 
 
 def kept(
     project: Project, corpus: Corpus, folder: Path, known: Format, *, to: str, kind: str, calibrate: int,
-    options: object = None,
+    rounding: str = "", options: object = None,
 ) -> Export:  # fmt: skip
     """What `known` writes of a model folder, if it passes the gate; `options` are what else it depends on.
 
@@ -139,7 +172,7 @@ def kept(
         path = known.write(model, corpus, target, kind, calibrate)
         known.reread(model, path)
         check_weights(before, model.state_dict(), FLOAT_WEIGHTS if kind in FLOATS else ROUNDED_WEIGHTS)
-        tolerance = FLOAT_TOLERANCE if kind in FLOATS else ROUNDED_TOLERANCE
+        tolerance = FLOAT_TOLERANCE if kind in FLOATS else known.tolerance
         with open_engine(path) as engine:
             tokenizer = tokenizer_of(model.config, corpus)[0]
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
@@ -148,9 +181,10 @@ def kept(
     artifact = project.add_artifact(f"{to}-{kind}", write)
     (name, parity), home = found[0], project.folder / artifact
     named = [source, to, kind, calibrate, *([] if options is None else [options])]
+    named += [rounding] if rounding == GPTQ else []  # the others are told by `calibrate`
     done = Export(
         id=digest(named), source=source, format=to, kind=kind,
-        calibrated=calibrate, path=str(Path(artifact) / name),
+        calibrated=calibrate, rounding=rounding, path=str(Path(artifact) / name),
         bytes=sum(f.stat().st_size for f in home.rglob("*") if f.is_file()),
         params_total=sum(p.numel() for p in model.parameters()), parity=parity,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from isoflop.engines.llamacpp import rounded
+from isoflop.engines import llamacpp
 from isoflop.errors import ProjectError
 from isoflop.gpt import EPS, GPT
 
@@ -38,16 +38,25 @@ FLOATS = ("f32", "f16")
 GPT2_PATTERN = "gpt-2"  # llama.cpp's name for it
 
 Kind = str | Mapping[str, str]  # one of TYPES, for all matrices or by name
+# The name of a matrix, its values and a type: how a file holds them.
+Rounder = Callable[[str, NDArray[np.float32], str], tuple[NDArray[Any], "GGMLQuantizationType"]]
+
+
+def to_nearest(
+    name: str, weight: NDArray[np.float32], kind: str
+) -> tuple[NDArray[Any], GGMLQuantizationType]:
+    """Each weight for itself, whatever its matrix is fed."""
+    return stored(weight, kind)
 
 
 def write_gguf(
     model: GPT, tokenizer: Tokenizer, end_of_text: int, path: Path, *, kind: Kind,
-    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    rounder: Rounder = to_nearest,
 ) -> None:  # fmt: skip
     """Write `model` with its matrices as `kind` says; vectors stay float32.
 
-    Where rows are no whole blocks of a type the matrix has the next larger one that fits. `importance` is of
-    the columns of each matrix, by name (`calibrate`). Raises ProjectError without the packages.
+    Where rows are no whole blocks of a type the matrix has the next larger one that fits. Raises ProjectError
+    without the packages.
     """
     gguf = _package()
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
@@ -55,7 +64,7 @@ def write_gguf(
         most = kind if isinstance(kind, str) else Counter(kind.values()).most_common(1)[0][0]
         _describe(writer, model, gguf.LlamaFileType[TYPES[most][0]])
         _add_tokenizer(writer, tokenizer, end_of_text, model.config.vocab_size)
-        for name, values, stored in _tensors(model, kind, importance or {}):
+        for name, values, stored in _tensors(model, kind, rounder):
             writer.add_tensor(name, values, raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -96,7 +105,7 @@ def _names(model: GPT) -> dict[str, str]:
 
 
 def _tensors(
-    model: GPT, kind: Kind, importance: Mapping[str, NDArray[np.float32]]
+    model: GPT, kind: Kind, rounder: Rounder
 ) -> Iterator[tuple[str, NDArray[Any], GGMLQuantizationType]]:
     """Name, values as stored, and type of each."""
     gguf = _package()
@@ -105,7 +114,7 @@ def _tensors(
         weight = state[here].detach().float().cpu().numpy()
         if weight.ndim == 2:
             name = kind if isinstance(kind, str) else kind[here]
-            yield there, *stored(weight, name, importance.get(here))
+            yield there, *rounder(here, weight, name)
         else:
             floats = gguf.GGMLQuantizationType.F32
             yield there, gguf.quants.quantize(weight, floats), floats
@@ -121,12 +130,16 @@ def stored(
         kind = TYPES[kind][1]
     if kind in FLOATS:
         return gguf.quants.quantize(weight, types[kind.upper()]), types[kind.upper()]
-    return rounded(weight, types[kind.upper()], importance), types[kind.upper()]
+    return llamacpp.rounded(weight, types[kind.upper()], importance), types[kind.upper()]
 
 
 def restored(values: NDArray[Any], type: GGMLQuantizationType) -> NDArray[np.float32]:
     """The matrix that `stored` stands for."""
-    out: NDArray[np.float32] = _package().quants.dequantize(values, type).astype(np.float32)
+    gguf = _package()
+    if type in llamacpp.BLOCKS:
+        weights, size = gguf.GGML_QUANT_SIZES[type]
+        return llamacpp.restored(values, type, values.shape[1] // size * weights)
+    out: NDArray[np.float32] = gguf.quants.dequantize(values, type).astype(np.float32)
     return out
 
 

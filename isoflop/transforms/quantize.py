@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,11 @@ from isoflop import flops
 from isoflop.engines import GGUF
 from isoflop.errors import TrainError
 from isoflop.evaluate import HeldOut
-from isoflop.export.calibrate import CALIBRATION_TOKENS, importance, tokens_read, windows
-from isoflop.export.gated import FORMATS, Export, exportable, kept
-from isoflop.export.gguf import restored, stored, write_gguf
+from isoflop.export.calibrate import tokens_read, windows
+from isoflop.export.gated import FORMATS, Export, chosen_rounding, exportable, kept
+from isoflop.export.gguf import Rounder, restored, write_gguf
 from isoflop.export.huggingface import tokenizer_of
+from isoflop.export.rounders import rounder_of
 from isoflop.gpt import GPT
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Record, digest
@@ -45,8 +47,6 @@ KINDS = ("q4_0", "iq4_nl", "q5_0", "q5_1", "q8_0", "f16")  # that a matrix may h
 SENSITIVITY_TOKENS = 8192
 MOST_LOGITS = 1 << 26  # of the original that are kept in memory: 256 MB
 STAGE = "sensitivity"
-
-Importance = Mapping[str, NDArray[np.float32]]
 
 
 class Choice(Record):
@@ -79,32 +79,33 @@ Chosen = Mapping[str, Choice]
 
 def quantize(
     project: Project, corpus: Corpus, folder: Path, *, max_bytes: float | None = None,
-    max_loss_increase: float | None = None, calibrate: int = CALIBRATION_TOKENS,
+    max_loss_increase: float | None = None, rounding: str | None = None, calibrate: int | None = None,
     eval_tokens: int = 1 << 20, progress: Progress | None = None,
 ) -> Quantized:  # fmt: skip
     """The best GGUF file of a model folder within a limit on its bytes, or on the share its loss may rise.
 
     With `max_loss_increase` the smallest file, of those that the exchanges lead to, whose held-out loss in
-    llama.cpp is above the original's by no more than that share. `calibrate` tokens of training text tell how
-    weights are rounded (0: to the nearest). Sensitivities are kept, matrix by matrix.
+    llama.cpp is above the original's by no more than that share. Weights are rounded as `rounding` and
+    `calibrate` say (`export`). Sensitivities are kept, matrix by matrix.
 
     Raises TrainError for limits that mean nothing, or that nothing meets, with the nearest that can be met;
     ProjectError or CorruptError as `export` does; CorpusError for text that is too short.
     """
-    _check(max_bytes, max_loss_increase, calibrate)
+    _check(max_bytes, max_loss_increase)
+    rounding, calibrate = chosen_rounding(rounding, calibrate)
     progress, model, start = progress or Silent(), exportable(folder, corpus), time.perf_counter()
     source = source_of(project, MODEL, folder, scores_of(model, corpus, eval_tokens))
     options = {
-        "max_bytes": max_bytes, "max_loss_increase": max_loss_increase, "calibrate": calibrate,
-        "eval_tokens": eval_tokens,
+        "max_bytes": max_bytes, "max_loss_increase": max_loss_increase, "rounding": rounding,
+        "calibrate": calibrate, "eval_tokens": eval_tokens,
     }  # fmt: skip
     id = transform_id(KIND, corpus, (source,), options)
     done = project.get(KIND, id, Quantized)
     if done is not None and (project.folder / done.export.path).exists():
         return done
-    weights = importance(model, corpus, calibrate) if calibrate else {}
-    found = _sensitivities(project, model, corpus, source, calibrate, weights, progress)
-    trial = _Trial(model, corpus, weights, eval_tokens)
+    rounder = rounder_of(model, corpus, rounding, calibrate)
+    found = _sensitivities(project, model, corpus, source, (rounding, calibrate), rounder, progress)
+    trial = _Trial(model, corpus, rounder, eval_tokens)
     if max_bytes is not None:
         chosen = _within_bytes(list(_exchanges(found)), max_bytes, trial)
     else:
@@ -112,8 +113,11 @@ def quantize(
         assert source.scores is not None
         chosen = _within_loss(list(_exchanges(found)), max_loss_increase, source.scores.loss, trial, progress)
     kinds = {name: choice.kind for name, choice in chosen.items()}
-    known = FORMATS["gguf"]._replace(write=partial(_write, kinds=kinds, weights=weights))
-    export = kept(project, corpus, folder, known, to="gguf", kind=MIXED, calibrate=calibrate, options=kinds)
+    known = FORMATS["gguf"]._replace(write=partial(_write, kinds=kinds, rounder=rounder))
+    export = kept(
+        project, corpus, folder, known, to="gguf", kind=MIXED, calibrate=calibrate, rounding=rounding,
+        options=kinds,
+    )  # fmt: skip
     after = evaluate_model(project.folder / export.path, corpus, eval_tokens=eval_tokens)
     read = tokens_read(corpus, model.config.context, _probe_tokens(model))
     asked = len(found) * len(KINDS) * read + calibrate
@@ -124,7 +128,7 @@ def quantize(
     return made
 
 
-def _check(max_bytes: float | None, max_loss_increase: float | None, calibrate: int) -> None:
+def _check(max_bytes: float | None, max_loss_increase: float | None) -> None:
     """Raises TrainError for limits that mean nothing."""
     limits = [limit for limit in (max_bytes, max_loss_increase) if limit is not None]
     if len(limits) != 1:
@@ -133,15 +137,13 @@ def _check(max_bytes: float | None, max_loss_increase: float | None, calibrate: 
         raise TrainError(
             f"a limit of {limits[0]:g} means nothing", hint="give e.g. --max-bytes 1MB, or 1% of the loss"
         )
-    if calibrate < 0:
-        raise TrainError(f"{calibrate} calibration tokens are too few", hint="give 0 for none")
 
 
 # -- what each matrix costs ----------------------------------------------------------------------------
 
 
 def _sensitivities(
-    project: Project, model: GPT, corpus: Corpus, source: Source, calibrate: int, weights: Importance,
+    project: Project, model: GPT, corpus: Corpus, source: Source, how: tuple[str, int], rounder: Rounder,
     progress: Progress,
 ) -> list[Sensitivity]:  # fmt: skip
     """Of every matrix; those in the ledger are not measured again."""
@@ -150,11 +152,11 @@ def _sensitivities(
     found = []
     progress.start(STAGE, len(matrices), "matrices")
     for number, (name, weight) in enumerate(matrices.items()):
-        key = digest([source.hash, corpus.id, calibrate, KINDS, name])
+        key = digest([source.hash, corpus.id, how, KINDS, name])
         known = project.get(STAGE, key, Sensitivity)
         if known is None:
             probe = probe or _Probe(model, corpus)
-            known = Sensitivity(name=name, choices=_choices(probe, weight, weights.get(name)))
+            known = Sensitivity(name=name, choices=_choices(probe, name, weight, rounder))
             project.put(STAGE, known, key)
         found.append(known)
         progress.update(STAGE, number + 1, name)
@@ -192,12 +194,12 @@ class _Probe:
         return max(0.0, float(torch.stack(apart).mean()))
 
 
-def _choices(probe: _Probe, weight: Tensor, importance: NDArray[np.float32] | None) -> tuple[Choice, ...]:
+def _choices(probe: _Probe, name: str, weight: Tensor, rounder: Rounder) -> tuple[Choice, ...]:
     """The lower convex hull of costs by bytes."""
     original = weight.detach().numpy()
     by_bytes: dict[int, Choice] = {}
     for kind in KINDS:
-        values, type = stored(original, kind, importance)
+        values, type = rounder(name, original, kind)
         cost = Choice(kind=kind, bytes=values.nbytes, nats=probe.nats(weight, restored(values, type)))
         if cost.bytes not in by_bytes or cost.nats < by_bytes[cost.bytes].nats:
             by_bytes[cost.bytes] = cost
@@ -243,8 +245,8 @@ def _exchanges(found: Sequence[Sensitivity]) -> Iterator[Chosen]:
 class _Trial:
     """Files that are written to be measured, and not kept."""
 
-    def __init__(self, model: GPT, corpus: Corpus, weights: Importance, eval_tokens: int) -> None:
-        self.model, self.corpus, self.weights, self.eval_tokens = model, corpus, weights, eval_tokens
+    def __init__(self, model: GPT, corpus: Corpus, rounder: Rounder, eval_tokens: int) -> None:
+        self.model, self.corpus, self.rounder, self.eval_tokens = model, corpus, rounder, eval_tokens
 
     def beside(self, chosen: Chosen) -> int:
         """Bytes of a file beside its matrices."""
@@ -260,16 +262,16 @@ class _Trial:
 
     def _written(self, chosen: Chosen, folder: Path) -> Path:
         kinds = {name: choice.kind for name, choice in chosen.items()}
-        return _write(self.model, self.corpus, folder, MIXED, 0, kinds=kinds, weights=self.weights)
+        return _write(self.model, self.corpus, folder, MIXED, 0, kinds=kinds, rounder=self.rounder)
 
 
 def _write(
     model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int, *, kinds: Mapping[str, str],
-    weights: Importance,
+    rounder: Rounder,
 ) -> Path:  # fmt: skip
     path = folder / f"model-{kind}{GGUF}"
     tokenizer, end = tokenizer_of(model.config, corpus)[0], texts.end_token(corpus)
-    write_gguf(model, tokenizer, end, path, kind=kinds, importance=weights)
+    write_gguf(model, tokenizer, end, path, kind=kinds, rounder=rounder)
     return path
 
 
@@ -318,7 +320,7 @@ def _within_loss(
 
 
 def _record(
-    id: str, corpus: Corpus, source: Source, options: Mapping[str, float | None], cost: dict[str, float],
+    id: str, corpus: Corpus, source: Source, options: Mapping[str, Any], cost: dict[str, float],
     export: Export, after: HeldOut, chosen: Chosen, seconds: float,
 ) -> Quantized:  # fmt: skip
     before = source.scores

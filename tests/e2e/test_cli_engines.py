@@ -33,6 +33,18 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
     assert file.endswith(done["path"])
 
 
+def test_a_model_is_trained_for_four_bits(project: tuple[Path, Result], isoflop) -> None:  # type: ignore[no-untyped-def]
+    folder, result = project
+    typed = ("quantize", result.model, "--train", "20k", "--lr-scale", "0.3", "--project", folder)
+    answer = isoflop(*typed)
+    assert answer.code == 0
+    assert "gguf, q4_0, trained for it" in answer.out
+    assert "loss without training" in answer.out
+    assert Path(answer.out.split()[-1]).name == "model-q4_0.gguf"
+    made = json.loads(isoflop(*typed, "--json").out)["transform"]
+    assert made["after"]["loss"] < made["measured"]["loss without training"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -42,6 +54,11 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
         (("export", "MODEL", "--calibrate", 512), "f32 rounds no weights by text"),
         (("export", "MODEL", "--calibrate", 512, "--type", "f16"), "f16 rounds no weights by text"),
         (("export", "MODEL", "--calibrate", 512, "--to", "hf"), "f32 rounds no weights by text"),
+        (("export", "MODEL", "--rounding", "awq", "--type", "q4_0"), "no rounding 'awq'"),
+        (("export", "MODEL", "--rounding", "gptq", "--type", "q6_k"), "does not know the blocks of q6_k"),
+        (("quantize", "MODEL", "--train", "20k", "--max-bytes", "1MB"), "not rounded by limits"),
+        (("quantize", "MODEL", "--train", "20k", "--type", "q6_k"), "no run is trained for weights"),
+        (("quantize", "MODEL", "--type", "q4_0", "--max-bytes", "1MB"), "--type q4_0 is for --train"),
         (("eval", "/none.gguf"), "neither a model folder nor"),
     ],
 )
