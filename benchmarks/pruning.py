@@ -170,13 +170,13 @@ def text(study: Study, args: argparse.Namespace) -> str:
     ]  # fmt: skip
     for what in (way for way in WAYS if rows.column(way, "loss")):
         paid, beside = (rows.column(what, name)[0] / base for name in ("flops", "flops_teacher"))
-        cells = (what, rows.mean(what), rows.less(what, SCRATCH), f"{paid:.3f}", f"{beside:.3f}")
-        lines.append(f"| {' | '.join(cells)} |")
+        numbers = f"{rows.mean(what)} | {rows.less(what, SCRATCH)} | {paid:.3f} | {beside:.3f}"
+        lines.append(f"| {what} | {numbers} |")
     lines += ["", f"Choosing the shape took {found['flops_search'] / base:.3f} of them, once.", ""]
     lines += ["| pruned | loss before healing | after | FLOPs over scratch |", "|---" * 4 + "|"]
     for what in (name for name, _ in importances(study) if rows.column(name, "loss")):
-        paid = rows.column(what, "flops")[0] / base
-        lines.append(f"| {what} | {rows.mean(what, 'loss_pruned')} | {rows.mean(what)} | {paid:.3f} |")
+        share = rows.column(what, "flops")[0] / base
+        lines.append(f"| {what} | {rows.mean(what, 'loss_pruned')} | {rows.mean(what)} | {share:.3f} |")
     return "\n".join([*lines, "", f"{NOTES}pruning.py --record {args.record}", ""])
 
 

@@ -249,6 +249,7 @@ class Run(Record):
     next_accuracy: float | None = None  # share of held-out pairs told apart, of the objective `masked-next`
     next_accuracy_se: float | None = None
     flops_teachers: float = 0.0  # of `flops`, their forward passes
+    flops_teachers_spent: float = 0.0  # of `flops_spent`: those whose answers were on disk are left out
 
 
 class Throughput(Paced):

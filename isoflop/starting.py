@@ -122,10 +122,15 @@ def continuation(
 
 def _scaled(config: RunConfig, factor: float) -> RunConfig:
     """With every learning rate times `factor`. Raises TrainError for one that is no number above zero."""
-    if not 0 < factor < math.inf:
-        raise TrainError(f"learning rates times {factor:g} train nothing", hint="give e.g. --lr-scale 0.5")
+    check_scale(factor)
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * factor for name in rates})
+
+
+def check_scale(factor: float) -> None:
+    """Raises TrainError for a multiple of learning rates that is no number above zero."""
+    if not 0 < factor < math.inf:
+        raise TrainError(f"learning rates times {factor:g} train nothing", hint="give e.g. --lr-scale 0.5")
 
 
 def _found(place: Path, corpus: Corpus) -> Corpus:

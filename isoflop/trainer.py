@@ -106,6 +106,7 @@ class Meter:
     eval: float = 0.0
     compile: float = 0.0
     memory: int = 0
+    teachers: float = 0.0  # FLOPs that they computed for this rank
     curve: list[dict[str, float]] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -219,7 +220,10 @@ class Trainer:
         config = self.config
         in_trunk = self.step < config.trunk_steps(total_tokens // config.batch_tokens)
         context = (config.trunk_model if in_trunk else config.model).context
+        asked = 0.0 if self.teaching is None else self.teaching.flops
         loss = average_gradients(self.model, self.gradients(self.step, context), sharded=config.shard)
+        if self.teaching is not None:
+            self.meter.teachers += self.teaching.flops - asked
         self.precision.unscale()
         if self.consolidation is not None:
             self.consolidation.add_gradients()

@@ -145,6 +145,18 @@ def test_importance_is_what_its_formulas_say(model: GPT, corpus: Corpus) -> None
     torch.testing.assert_close(squared.ff_lf[0].float(), neurons.square().mean((0, 1)), rtol=1e-4, atol=1e-6)
 
 
+def test_random_importance_is_of_its_seed(model: GPT, corpus: Corpus) -> None:
+    first, same, other = (
+        measure(model, corpus, by="random", depth="random", tokens=512, seed=seed) for seed in (1, 1, 2)
+    )
+    for name in ("layers_l", "groups_lk", "ff_lf", "width_d"):
+        drawn = getattr(first, name)
+        assert torch.equal(drawn, getattr(same, name))
+        assert not torch.equal(drawn, getattr(other, name))
+        assert len(drawn.unique()) == drawn.numel()
+    assert torch.equal(first.squares_nd, measure(model, corpus, tokens=512).squares_nd)
+
+
 def test_width_adds_up_over_all_norms(model: GPT, corpus: Corpus) -> None:
     outputs: list[Tensor] = []
     hooks = [n.register_forward_hook(lambda module, i, out: outputs.append(out)) for n in norms(model)]

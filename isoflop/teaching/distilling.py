@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isoflop import flops
 from isoflop.continued import Past
 from isoflop.errors import CorruptError, TrainError
 from isoflop.export import load_pretrained
@@ -111,6 +112,7 @@ class Teaching:
             self.matching = Matching(student, self.teachers, config.seed)
         self.past = past
         self.memories: dict[tuple[int, int], Memory] = {}  # by teacher and context
+        self.flops = 0.0  # that the teachers have computed here
 
     @property
     def shapes(self) -> tuple[ModelConfig, ...]:
@@ -144,6 +146,8 @@ class Teaching:
 
     def _asked(self, number: int, ids_bt: Tensor) -> Told:
         teacher = self.teachers[number]
+        read = teacher.config.model_copy(update={"context": ids_bt.shape[1]})
+        self.flops += ids_bt.numel() * flops.forward_flops_per_token(read)
         hidden_nd, _ = teacher.features(ids_bt, ids_bt)
         return told_by(hidden_nd, teacher.head[: self.config.model.vocab_size])
 

@@ -9,23 +9,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from isoflop import flops
 from isoflop.continued import Past, initial_model
+from isoflop.devices import whole_machine
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout_windows
 from isoflop.export import load_pretrained
+from isoflop.flops import asking_memory_bytes
 from isoflop.gpt import CHUNK_TOKENS
 from isoflop.identity import job_id, whole_batches
-from isoflop.laws import Fit
 from isoflop.model import LanguageModel
 from isoflop.options import check_options
 from isoflop.pipeline import train_model
 from isoflop.progress import Progress, Silent
-from isoflop.records import Corpus, Interval, Ladder, ModelConfig, RunConfig, digest
+from isoflop.records import Corpus, ModelConfig, RunConfig, digest
 from isoflop.starting import chosen_config, continuation
 from isoflop.store import Project
 from isoflop.teaching.distilling import as_asked, check_head, told_by
@@ -42,15 +42,12 @@ from isoflop.transforms import (
     source_of,
     transform_id,
 )
+from isoflop.transforms.foretold import Foretold, foretold
 from isoflop.using import check_finite, same_tokenizer
 from isoflop.variant import DEFAULT, Variant
 
 KIND = "distill"
 MEASURED_TOKENS = 8192  # held-out, for what the likeliest tokens leave out
-PLAIN, LONGER = (
-    "plain",
-    "plain, equal FLOPs",
-)  # what is foretold: the same tokens, and more for the same price
 
 
 def student(
@@ -88,37 +85,21 @@ def distill(
 
     Where only their likeliest tokens count, what of their probabilities that leaves out is measured, and
     `cache_bytes` of the project's disk keep them: a window that is seen again, in this run or a later one,
-    asks no teacher. The cost is counted as if it did.
+    asks no teacher, and costs nothing.
 
     What was done is not done again, what was interrupted goes on. The ledger keeps the run and the transform;
-    `predicted` says what the project's law, where it has one, expects of training without a teacher.
+    `predicted` and `verdict` are those of `foretold`.
 
     Raises TrainError for values that cannot be, for a teacher of another tokenizer, vocabulary or objective,
     or of a shorter context; ProjectError or CorruptError for a folder that cannot be used.
     """
-    progress, lesson = progress or Silent(), lesson or Lesson()
-    models = [_opened(folder, corpus) for folder in teachers]
-    sources = [source_of(project, TEACHER, folder) for folder in teachers]
-    config = _with_teachers(config, [source.hash for source in sources], lesson)
-    for folder, teacher in zip(teachers, models, strict=True):
-        _check_fits(folder, teacher, config.model)
-        teacher.config = as_asked(teacher.config, config.model)
-    if past.model is not None:
-        sources.append(source_of(project, MODEL, past.model))
-        models.append(initial_model(config, past))
-    options = {
-        **lesson._asdict(), "tokens": config.tokens, "seed": config.seed,
-        "job": job_id(whole_batches(config), corpus),
-    }  # fmt: skip
-    id = transform_id(KIND, corpus, sources, options)
-    if (done := finished(project, id)) is not None:
+    progress = progress or Silent()
+    task = _task(project, corpus, teachers, config, past, lesson or Lesson())
+    if (done := finished(project, task.id)) is not None:
         return done
-    scored = tuple(
-        _scored(s, model, config, corpus, progress) for s, model in zip(sources, models, strict=True)
-    )
-    asked = models[: len(teachers)]
-    measured = _left_out(asked, config, corpus, progress) if lesson.topk else {}
-    predicted = _foretold(project, corpus, config, [m.config for m in asked], progress)
+    config, models = task.config, task.models
+    scored, expected = _expected(project, corpus, task, progress)
+    measured = _left_out(task.teachers, config, corpus, progress) if config.teacher_topk else {}
     past = replace(
         past, teachers=tuple(folder.absolute() for folder in teachers),
         **_answers(project, config, corpus, cache_bytes, progress),
@@ -128,14 +109,85 @@ def distill(
     after = load_pretrained(project.folder / run.model)
     change = change_of(models[-1], after, corpus, config.eval_tokens) if config.initial else (None, None)
     made = Transform(
-        id=id, kind=KIND, corpus_id=corpus.id, sources=scored, options=options,
-        flops={"training": run.flops_spent - run.flops_teachers, "teacher": run.flops_teachers},
+        id=task.id, kind=KIND, corpus_id=corpus.id, sources=scored, options=task.options,
+        flops={
+            "training": run.flops_spent - run.flops_teachers_spent, "teacher": run.flops_teachers_spent,
+        },
         seconds=run.seconds_train + run.seconds_eval + run.seconds_compile, eval_tokens=config.eval_tokens,
         after=scores_of(after, corpus, config.eval_tokens), change=change[0], change_se=change[1],
-        measured=measured, predicted=predicted, model=run.model, run_id=run.id,
+        measured=measured, predicted=expected.losses, verdict=expected.verdict, model=run.model,
+        run_id=run.id,
     )  # fmt: skip
     project.put("transform", made)
     return made
+
+
+def verdict(
+    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, *,
+    lesson: Lesson | None = None, progress: Progress | None = None,
+) -> Foretold:  # fmt: skip
+    """What laws expect of a `distill` with these arguments, which is not done. Raises as that does."""
+    task = _task(project, corpus, teachers, config, past, lesson or Lesson())
+    return _expected(project, corpus, task, progress or Silent())[1]
+
+
+def check_teachers(teachers: Sequence[Path], corpus: Corpus) -> None:
+    """Raises TrainError, ProjectError or CorruptError for a folder that cannot teach on that corpus."""
+    for folder in teachers:
+        _opened(folder, corpus)
+
+
+class _Task(NamedTuple):
+    """What is to be learned, from whom."""
+
+    id: str  # of the transform
+    config: RunConfig
+    options: dict[str, Any]
+    sources: list[Source]  # the teachers, then the model that goes on, if one does
+    models: list[LanguageModel]  # theirs
+
+    @property
+    def teachers(self) -> list[LanguageModel]:
+        return self.models[: len(self.config.teachers)]
+
+
+def _task(
+    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, lesson: Lesson
+) -> _Task:
+    """Raises as `distill` does."""
+    models = [_opened(folder, corpus) for folder in teachers]
+    sources = [source_of(project, TEACHER, folder) for folder in teachers]
+    config = _with_teachers(config, [source.hash for source in sources], lesson)
+    for folder, teacher in zip(teachers, models, strict=True):
+        _check_fits(folder, teacher, config.model)
+        teacher.config = as_asked(teacher.config, config.model)
+    config = whole_machine(
+        config, config.ranks * config.threads, beside=asking_memory_bytes([m.config for m in models], config)
+    )
+    if past.model is not None:
+        sources.append(source_of(project, MODEL, past.model))
+        models.append(initial_model(config, past))
+    options = {
+        **lesson._asdict(), "tokens": config.tokens, "seed": config.seed,
+        "job": job_id(whole_batches(config), corpus),
+    }  # fmt: skip
+    return _Task(transform_id(KIND, corpus, sources, options), config, options, sources, models)
+
+
+def _expected(
+    project: Project, corpus: Corpus, task: _Task, progress: Progress
+) -> tuple[tuple[Source, ...], Foretold]:
+    """The sources with their scores, and what these let expect."""
+    scored = tuple(
+        _scored(source, model, task.config, corpus, progress)
+        for source, model in zip(task.sources, task.models, strict=True)
+    )
+    taught = task.teachers
+    best = min(s.scores.loss for s in scored[: len(taught)] if s.scores is not None)
+    found = foretold(project, corpus, task.config, [m.config for m in taught], best)
+    for sentence in found.sentences:
+        progress.log(sentence)
+    return scored, found
 
 
 def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> RunConfig:
@@ -236,28 +288,3 @@ def _answers(
     if room < windows:
         progress.log(f"{cache_bytes:,.0f} bytes keep about {room / windows:.0%} of the answers")
     return {"answers": folder, "answers_bytes": each}
-
-
-def _foretold(
-    project: Project, corpus: Corpus, config: RunConfig, teachers: Sequence[ModelConfig], progress: Progress
-) -> dict[str, Interval]:
-    """What the project's law expects of the student without a teacher: at its tokens, and at its FLOPs.
-
-    Empty for a student that goes on, or without a law of its kind.
-    """
-    ladder, fit = project.latest("ladder", Ladder), project.latest("fit", Fit)
-    if config.initial or fit is None or ladder is None or ladder.corpus_id != corpus.id:
-        return {}
-    if ladder.members[0].config.model.kind != config.model.kind:
-        return {}
-    n, run = flops.params_matmul(config.model), whole_batches(config)
-    taught = flops.run_teachers_flops(run, teachers)
-    taught += flops.matching_flops_per_token(teachers, config) * run.tokens
-    more = 1 + taught / flops.run_flops(run)
-    found = {PLAIN: fit.predict(n, run.tokens), LONGER: fit.predict(n, more * run.tokens)}
-    words = [f"{p.value:.4f} [{p.low:.4f}, {p.high:.4f}]" for p in found.values()]
-    progress.log(
-        f"without a teacher the law expects {words[0]}; {words[1]} of {more:.2f} times the tokens, "
-        "which cost as much"
-    )
-    return {name: p.plain() for name, p in found.items()}

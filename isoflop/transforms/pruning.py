@@ -18,7 +18,7 @@ from isoflop.objectives import OBJECTIVES
 from isoflop.pipeline import train_model
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, ModelConfig
-from isoflop.starting import continuation
+from isoflop.starting import check_scale, continuation
 from isoflop.store import Project
 from isoflop.teaching.divergences import Lesson
 from isoflop.transforms import (
@@ -220,3 +220,5 @@ def _check(model: ModelConfig, wanted: Wanted, heal: Heal | None) -> None:
         raise TrainError(
             f"--heal-tokens is {heal.tokens}, which heals nothing", hint="give e.g. --heal-tokens 1M"
         )
+    if heal is not None:
+        check_scale(heal.lr_scale)
