@@ -87,11 +87,17 @@ def forward_flops_per_token(m: ModelConfig) -> float:
 
 
 def run_teachers_flops(config: RunConfig, teachers: Sequence[ModelConfig]) -> float:
-    """Of the teachers' forward passes beside `run_flops`, over the student's own windows."""
+    """Of the teachers' forward passes beside `run_flops`, over the student's own windows.
+
+    Those of tasks, the last ones, read their share of the rows, the others what is left.
+    """
+    shares = [task.share for task in config.tasks]
+    own = [1 - sum(shares)] * (len(teachers) - len(shares))
 
     def asked(student: ModelConfig) -> float:
         context = {"context": student.context}
-        return sum(forward_flops_per_token(t.model_copy(update=context)) for t in teachers)
+        read = [forward_flops_per_token(t.model_copy(update=context)) for t in teachers]
+        return sum(share * cost for share, cost in zip([*own, *shares], read, strict=True))
 
     trunk_tokens, cooled_tokens = _parts(config)
     return asked(config.trunk_model) * trunk_tokens + asked(config.model) * cooled_tokens

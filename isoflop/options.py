@@ -27,6 +27,7 @@ RANGES = {  # fields of RunConfig: from, and below
     "patience": (0, math.inf),
     "evaluate_every": (0, math.inf),
     "trunk_context": (0, math.inf),
+    "input_noise": (0, 1),
 }
 
 
@@ -59,6 +60,9 @@ def check_options(config: RunConfig) -> None:
         )
     if config.teachers:
         _check_teaching(config)
+    elif config.tasks or config.input_noise:
+        name = "tasks" if config.tasks else "input_noise"
+        raise TrainError(f"{name} is for a run with teachers, and this has none", hint="leave it out")
     if config.initial and config.dropout:
         raise TrainError(
             f"dropout is {config.dropout}, and a model that goes on from a folder has none",
@@ -118,9 +122,25 @@ def _check_teaching(config: RunConfig) -> None:
             f"the objective is {config.model.objective}, and distilling is for causal models",
             hint="leave the objective out",
         )
+    if config.tasks:
+        _check_tasks(config)
     if config.label_smoothing or config.shard:
         name = "label_smoothing" if config.label_smoothing else "shard"
         raise TrainError(f"{name} does not go with teachers", hint="leave it out")
+
+
+def _check_tasks(config: RunConfig) -> None:
+    """Raises TrainError."""
+    shares = [task.share for task in config.tasks]
+    if not all(share > 0 for share in shares) or not sum(shares) < 1:
+        words = ", ".join(f"{share:g}" for share in shares)
+        raise TrainError(
+            f"the shares of the further tasks are {words}: each must be above 0, and their sum below 1",
+            hint="what is left is the share of the project's own text",
+        )
+    for name in ("replay_share", "ewc", "feature_weight"):
+        if getattr(config, name):
+            raise TrainError(f"{name} does not go with several tasks", hint="leave it out")
 
 
 def check_shape(model: ModelConfig) -> None:

@@ -124,7 +124,7 @@ class Paced(Growing):
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
         "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
-        "teacher_topk", "feature_weight",
+        "teacher_topk", "feature_weight", "tasks", "input_noise",
     )  # fmt: skip
 
     model: ModelConfig
@@ -156,6 +156,14 @@ class Paced(Growing):
         return self.model.model_copy(update={"context": self.trunk_context})
 
 
+class Task(Record):
+    """A further text that a student learns at once, from a teacher of its own."""
+
+    corpus: str  # its id
+    share: float  # of the rows of all batches
+    teacher: str  # hash of the model folder
+
+
 class RunConfig(Paced):
     """Everything that determines a run's weights, given a corpus."""
 
@@ -185,6 +193,8 @@ class RunConfig(Paced):
     divergence: str = "forward-kl"  # of `teaching.divergences.DIVERGENCES`
     teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
     feature_weight: float = 0.0  # of their hidden states, beside all the rest
+    tasks: tuple[Task, ...] = ()  # learned at once; `teachers` are those of the run's own corpus
+    input_noise: float = 0.0  # share of input tokens replaced by others, beside teachers
 
 
 class CurvePoint(Record):

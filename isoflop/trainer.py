@@ -13,7 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model, old_corpus
+from isoflop.continued import (
+    Consolidation,
+    Mixed,
+    Past,
+    consolidation,
+    initial_model,
+    mixture,
+    old_corpus,
+    task_corpora,
+)
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
@@ -82,9 +91,21 @@ class Batches:
         start = self._window(position) * self.context
         return self.tokens[start : start + self.context + 1].astype(np.int64)
 
+    def source(self, position: int) -> int:
+        """All rows are of one text (see `Mixed.source`)."""
+        return 0
+
     def unique_tokens(self, tokens: int) -> int:
         """How many different tokens a run of `tokens` sees."""
         return min(tokens, len(self.tokens))
+
+
+def noised(inputs_bt: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
+    """With a share of the tokens replaced, each by one drawn from all of the batch; by `key` alone."""
+    generator = np.random.default_rng(key)
+    chosen = torch.from_numpy(generator.random(inputs_bt.shape) < share)
+    drawn = torch.from_numpy(generator.integers(inputs_bt.numel(), size=inputs_bt.shape))
+    return torch.where(chosen, inputs_bt.flatten()[drawn], inputs_bt)
 
 
 @lru_cache
@@ -136,10 +157,15 @@ class Trainer:
         self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
         self.objective = OBJECTIVES[config.model.objective]
-        self.batches: Batches | Mixed = Batches(corpus, config)
+        first = Batches(corpus, config)
+        self.batches: Batches | Mixed = first
         self.consolidation: Consolidation | None = None
         if config.replay_share or config.ewc:
             self._remember(past, progress)
+        if config.tasks:
+            others = [Batches(text, config) for text in task_corpora(config, past)]
+            shares = [task.share for task in config.tasks]
+            self.batches = mixture(first, list(zip(others, shares, strict=True)))
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()
@@ -187,8 +213,16 @@ class Trainer:
         length = self.config.model.context // parts
         windows = self.batches(step).unfold(1, length + 1, length).flatten(0, 1)
         inputs, targets = self.objective.examples(windows, self.corpus, (self.config.seed, step, 0))
+        if self.config.input_noise:
+            inputs = noised(inputs, self.config.input_noise, (self.config.seed, step, 1))
         mine = slice(parts * self.batches.mine.start, parts * self.batches.mine.stop)
         return inputs[mine].to(self.device), targets[mine].to(self.device)
+
+    def sources(self, step: int, rows: int) -> Tensor:
+        """(rows,) numbers of the texts that the examples of this rank are of, of which each row gave some."""
+        mine, first = self.batches.mine, step * self.batches.rows
+        found = [self.batches.source(first + row) for row in range(mine.start, mine.stop)]
+        return torch.tensor(found).repeat_interleave(rows // len(found))
 
     def gradients(self, step: int, context: int | None = None) -> Tensor:
         """Add up the gradients of this rank's rows of batch `step`, part by part; returns the mean loss.
@@ -201,15 +235,17 @@ class Trainer:
             draw = np.random.SeedSequence(key).generate_state(1, np.uint64)
             torch.manual_seed(int(draw[0]))
         total = torch.zeros((), device=self.device)
-        for part in zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True):
+        inputs, targets = self.examples(step, context)
+        rows = inputs, targets, self.sources(step, len(inputs))
+        for part in zip(*(x.chunk(config.accumulate) for x in rows), strict=True):
             with self.precision.autocast():
                 loss = self._loss(*part)
             total += self.precision.backward(loss / config.accumulate)
         return total
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, inputs: Tensor, targets: Tensor, sources: Tensor) -> Tensor:
         if self.teaching is not None:
-            return self.teaching.loss(self.model, inputs, targets)
+            return self.teaching.loss(self.model, inputs, targets, sources)
         return self.model.loss(inputs, targets, label_smoothing=self.config.label_smoothing)
 
     def train_step(self, total_tokens: int) -> float:

@@ -374,10 +374,11 @@ def test_hidden_states_are_matched_through_projections_that_are_thrown_away(
     assert matching is not None
     assert [m.weight.shape for m in matching.matrices] == [(64, 32), (64, 32), (32, 32), (32, 32)]
     ids, targets = trainer.examples(0)
+    sources = trainer.sources(0, len(ids))
     with matching.listening():
-        plain = trainer.teaching._loss(trainer.model, ids, targets)
+        plain = trainer.teaching._loss(trainer.model, ids, targets, sources)
         hidden = [[h.clone() for h in heard] for heard in matching.heard]
-    whole = trainer.teaching.loss(trainer.model, ids, targets)
+    whole = trainer.teaching.loss(trainer.model, ids, targets, sources)
     parts = []
     for (number, layer, theirs), matrix in zip(matching.pairs, matching.matrices, strict=True):
         g = hidden[number][theirs]
@@ -388,7 +389,7 @@ def test_hidden_states_are_matched_through_projections_that_are_thrown_away(
     for _ in range(60):
         trainer.train_step(config.tokens)
     with matching.listening():
-        trainer.teaching._loss(trainer.model, ids, targets)
+        trainer.teaching._loss(trainer.model, ids, targets, sources)
         assert matching.loss().item() < 0.7 * first
     assert not matching.heard  # evaluation is not listened to
     done = made(home, corpus, teacher, lesson=Lesson(features=1.0))

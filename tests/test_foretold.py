@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from typing import cast
 
@@ -82,7 +81,7 @@ def test_the_projects_own_runs_say_what_its_teachers_are_worth(law: Fit) -> None
 
 
 def test_few_runs_or_of_one_size_are_not_enough(law: Fit) -> None:
-    known: Sequence[tuple[Run, float]] = runs(law, 0.1)
+    known = runs(law, 0.1)
     assert enough(known)
     assert not enough(known[:7])
     assert not enough([pair for pair in known * 2 if pair[0].params_matmul == 1e5])

@@ -20,12 +20,14 @@ from isoflop.cli.options import (
     count,
     open_project,
 )
+from isoflop.errors import TrainError
 from isoflop.quantities import cell
 from isoflop.teaching.divergences import Lesson
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
     from isoflop.transforms import Scores, Transform
+    from isoflop.transforms.distill import Subject
     from isoflop.transforms.foretold import Foretold
 
 app = typer.Typer()
@@ -60,6 +62,18 @@ def distill(
     features: Annotated[
         float, typer.Option(help="Weight of their hidden states, layer by layer through learned projections.")
     ] = 0.0,
+    noise: Annotated[
+        float, typer.Option(help="Replace this share of the tokens that student and teachers read by others.")
+    ] = 0.0,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="PROJECT=TEACHER:SHARE",
+            help="Learn this project's text, too, from a teacher of its own, in this share of all batches; "
+            "may be repeated.",
+        ),
+    ] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the laws expect of it; train nothing.")
@@ -83,23 +97,25 @@ def distill(
 
     said = [] if precision is None else [f"precision={precision}"]
     home, variant = open_project(project), Variant.of(find("isoflop"), [*(changes or ()), *said])
-    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0), features)
+    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0), features, noise)
+    subjects = [_subject(words) for words in tasks or ()]
     with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text = corpus_of(home)
-        distilling.check_teachers(teachers, text)
+        distilling.check_teachers([*teachers, *(s.teacher for s in subjects)], text)
         config, past = distilling.student(
             home, text, tokens=None if tokens is None else int(tokens), width=width, layers=layers,
-            start=start, lr_scale=lr_scale, seed=seed, variant=variant, progress=progress,
+            start=start, lr_scale=lr_scale, seed=seed, variant=variant, timed=not dry_run, progress=progress,
         )  # fmt: skip
         if dry_run:
             expected = distilling.verdict(
-                home, text, teachers, config, past, lesson=lesson, progress=progress
+                home, text, teachers, config, past, lesson=lesson, tasks=subjects, progress=progress
             )
             _show_expected(expected, json)
             return
         made = distilling.distill(
-            home, text, teachers, config, past, lesson=lesson, cache_bytes=cache or 0.0, progress=progress
-        )
+            home, text, teachers, config, past, lesson=lesson, tasks=subjects, cache_bytes=cache or 0.0,
+            progress=progress,
+        )  # fmt: skip
     if json:
         out(made)
         return
@@ -147,6 +163,20 @@ def write(
         ("tokens a second", f"{made.tokens / made.seconds:,.0f}"),
     ])  # fmt: skip
     typer.echo(path)
+
+
+def _subject(words: str) -> Subject:
+    """Reads PROJECT=TEACHER:SHARE. Raises TrainError."""
+    from isoflop.transforms.distill import Subject
+
+    text, _, rest = words.partition("=")
+    teacher, _, share = rest.rpartition(":")
+    try:
+        return Subject(Path(text), Path(teacher), float(share))
+    except ValueError:
+        raise TrainError(
+            f"--task {words!r} is not PROJECT=TEACHER:SHARE", hint="write e.g. --task ../prose=MODEL:0.3"
+        ) from None
 
 
 def _show_expected(expected: Foretold, json: bool) -> None:

@@ -25,10 +25,10 @@ from isoflop.model import LanguageModel
 from isoflop.options import check_options
 from isoflop.pipeline import train_model
 from isoflop.progress import Progress, Silent
-from isoflop.records import Corpus, ModelConfig, RunConfig, digest
-from isoflop.starting import chosen_config, continuation
+from isoflop.records import Corpus, ModelConfig, RunConfig, Task, digest
+from isoflop.starting import chosen_config, continuation, corpus_at
 from isoflop.store import Project
-from isoflop.teaching.distilling import as_asked, check_head, told_by
+from isoflop.teaching.distilling import as_asked, check_head, named, told_by
 from isoflop.teaching.divergences import Lesson
 from isoflop.teaching.topk import left_out, places_in
 from isoflop.transforms import (
@@ -50,12 +50,22 @@ KIND = "distill"
 MEASURED_TOKENS = 8192  # held-out, for what the likeliest tokens leave out
 
 
+class Subject(NamedTuple):
+    """A further task of a student."""
+
+    text: Path  # a project, or a corpus folder, of the same tokenizer
+    teacher: Path
+    share: float  # of all batches
+
+
 def student(
     project: Project, corpus: Corpus, *, tokens: int | None, width: int | None = None,
     layers: int | None = None, start: Path | None = None, lr_scale: float = 1.0, seed: int = 0,
-    variant: Variant = DEFAULT, progress: Progress | None = None,
+    variant: Variant = DEFAULT, timed: bool = True, progress: Progress | None = None,
 ) -> tuple[RunConfig, Past]:  # fmt: skip
     """The run as it would be without teachers: of a width from scratch, or from the model folder `start` on.
+
+    Whether to compile it is found by measuring, unless it is not `timed`.
 
     Raises TrainError for settings that mean nothing, ProjectError or CorruptError for a folder that cannot be
     used.
@@ -65,7 +75,7 @@ def student(
     if start is None:
         config = chosen_config(
             project, corpus, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
-            variant=variant, progress=progress,
+            variant=variant, timed=timed, progress=progress,
         )  # fmt: skip
         return config, Past()
     if layers is not None:
@@ -79,9 +89,13 @@ def student(
 
 def distill(
     project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, *,
-    lesson: Lesson | None = None, cache_bytes: float = 0.0, progress: Progress | None = None,
+    lesson: Lesson | None = None, tasks: Sequence[Subject] = (), cache_bytes: float = 0.0,
+    progress: Progress | None = None,
 ) -> Transform:  # fmt: skip
     """Train a `student` beside its teachers, which are averaged in probability.
+
+    Further `tasks` are learned at once: their texts have their shares of all batches, each is taught by its
+    own teacher alone, and `measured` says how well the student does on its held-out text.
 
     Where only their likeliest tokens count, what of their probabilities that leaves out is measured, and
     `cache_bytes` of the project's disk keep them: a window that is seen again, in this run or a later one,
@@ -91,25 +105,25 @@ def distill(
     `predicted` and `verdict` are those of `foretold`.
 
     Raises TrainError for values that cannot be, for a teacher of another tokenizer, vocabulary or objective,
-    or of a shorter context; ProjectError or CorruptError for a folder that cannot be used.
+    or of a shorter context; ProjectError or CorruptError for a folder that cannot be used, CorpusError for a
+    task's text.
     """
     progress = progress or Silent()
-    task = _task(project, corpus, teachers, config, past, lesson or Lesson())
-    if (done := finished(project, task.id)) is not None:
+    plan = _plan(project, corpus, teachers, config, past, lesson or Lesson(), tasks)
+    if (done := finished(project, plan.id)) is not None:
         return done
-    config, models = task.config, task.models
-    scored, expected = _expected(project, corpus, task, progress)
-    measured = _left_out(task.teachers, config, corpus, progress) if config.teacher_topk else {}
-    past = replace(
-        past, teachers=tuple(folder.absolute() for folder in teachers),
-        **_answers(project, config, corpus, cache_bytes, progress),
-    )  # fmt: skip
+    config, models = plan.config, plan.models
+    scored, expected = _expected(project, corpus, plan, progress)
+    measured = _left_out(plan.teachers, config, corpus, progress) if config.teacher_topk else {}
+    past = replace(plan.past, **_answers(project, config, corpus, cache_bytes, progress))
     run = train_model(project, corpus, config, role="distilled", progress=progress, past=past)
     assert run.model is not None
     after = load_pretrained(project.folder / run.model)
+    for task, text in zip(tasks, plan.texts, strict=True):
+        measured[f"loss on {task.text.name}"] = scores_of(after, text, config.eval_tokens).loss
     change = change_of(models[-1], after, corpus, config.eval_tokens) if config.initial else (None, None)
     made = Transform(
-        id=task.id, kind=KIND, corpus_id=corpus.id, sources=scored, options=task.options,
+        id=plan.id, kind=KIND, corpus_id=corpus.id, sources=scored, options=plan.options,
         flops={
             "training": run.flops_spent - run.flops_teachers_spent, "teacher": run.flops_teachers_spent,
         },
@@ -124,11 +138,11 @@ def distill(
 
 def verdict(
     project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, *,
-    lesson: Lesson | None = None, progress: Progress | None = None,
+    lesson: Lesson | None = None, tasks: Sequence[Subject] = (), progress: Progress | None = None,
 ) -> Foretold:  # fmt: skip
     """What laws expect of a `distill` with these arguments, which is not done. Raises as that does."""
-    task = _task(project, corpus, teachers, config, past, lesson or Lesson())
-    return _expected(project, corpus, task, progress or Silent())[1]
+    plan = _plan(project, corpus, teachers, config, past, lesson or Lesson(), tasks)
+    return _expected(project, corpus, plan, progress or Silent())[1]
 
 
 def check_teachers(teachers: Sequence[Path], corpus: Corpus) -> None:
@@ -137,28 +151,38 @@ def check_teachers(teachers: Sequence[Path], corpus: Corpus) -> None:
         _opened(folder, corpus)
 
 
-class _Task(NamedTuple):
+class _Plan(NamedTuple):
     """What is to be learned, from whom."""
 
     id: str  # of the transform
     config: RunConfig
+    past: Past
     options: dict[str, Any]
-    sources: list[Source]  # the teachers, then the model that goes on, if one does
+    sources: list[Source]  # the teachers, those of further tasks, then the model that goes on, if one does
     models: list[LanguageModel]  # theirs
+    texts: list[Corpus]  # of the further tasks
 
     @property
     def teachers(self) -> list[LanguageModel]:
-        return self.models[: len(self.config.teachers)]
+        return self.models[: len(named(self.config))]
 
 
-def _task(
-    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, lesson: Lesson
-) -> _Task:
+def _plan(
+    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, lesson: Lesson,
+    tasks: Sequence[Subject],
+) -> _Plan:  # fmt: skip
     """Raises as `distill` does."""
-    models = [_opened(folder, corpus) for folder in teachers]
-    sources = [source_of(project, TEACHER, folder) for folder in teachers]
-    config = _with_teachers(config, [source.hash for source in sources], lesson)
-    for folder, teacher in zip(teachers, models, strict=True):
+    folders = [*teachers, *(task.teacher for task in tasks)]
+    texts = [corpus_at(task.text, corpus, "task's") for task in tasks]
+    models = [_opened(folder, corpus) for folder in folders]
+    sources = [source_of(project, TEACHER, folder) for folder in folders]
+    hashes = [source.hash for source in sources]
+    learned = tuple(
+        Task(corpus=text.id, share=task.share, teacher=hash)
+        for task, text, hash in zip(tasks, texts, hashes[len(teachers) :], strict=True)
+    )
+    config = _with_teachers(config, hashes[: len(teachers)], lesson, learned)
+    for folder, teacher in zip(folders, models, strict=True):
         _check_fits(folder, teacher, config.model)
         teacher.config = as_asked(teacher.config, config.model)
     config = whole_machine(
@@ -167,30 +191,40 @@ def _task(
     if past.model is not None:
         sources.append(source_of(project, MODEL, past.model))
         models.append(initial_model(config, past))
+    said = {name: value for name, value in lesson._asdict().items() if name != "noise" or value}
     options = {
-        **lesson._asdict(), "tokens": config.tokens, "seed": config.seed,
-        "job": job_id(whole_batches(config), corpus),
+        **said, "tokens": config.tokens, "seed": config.seed, "job": job_id(whole_batches(config), corpus)
     }  # fmt: skip
-    return _Task(transform_id(KIND, corpus, sources, options), config, options, sources, models)
+    if learned:
+        options["tasks"] = [task.model_dump() for task in learned]
+    past = replace(
+        past, teachers=tuple(folder.absolute() for folder in folders),
+        tasks=tuple(text.folder.absolute() for text in texts),
+    )  # fmt: skip
+    id = transform_id(KIND, corpus, sources, options)
+    return _Plan(id, config, past, options, sources, models, texts)
 
 
 def _expected(
-    project: Project, corpus: Corpus, task: _Task, progress: Progress
+    project: Project, corpus: Corpus, plan: _Plan, progress: Progress
 ) -> tuple[tuple[Source, ...], Foretold]:
     """The sources with their scores, and what these let expect."""
+    taught, own = plan.teachers, len(plan.config.teachers)
+    texts = [*[corpus] * own, *plan.texts, *[corpus] * (len(plan.models) - len(taught))]
     scored = tuple(
-        _scored(source, model, task.config, corpus, progress)
-        for source, model in zip(task.sources, task.models, strict=True)
+        _scored(source, model, plan.config, text, progress)
+        for source, model, text in zip(plan.sources, plan.models, texts, strict=True)
     )
-    taught = task.teachers
-    best = min(s.scores.loss for s in scored[: len(taught)] if s.scores is not None)
-    found = foretold(project, corpus, task.config, [m.config for m in taught], best)
+    best = min(s.scores.loss for s in scored[:own] if s.scores is not None)
+    found = foretold(project, corpus, plan.config, [m.config for m in taught], best)
     for sentence in found.sentences:
         progress.log(sentence)
     return scored, found
 
 
-def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> RunConfig:
+def _with_teachers(
+    config: RunConfig, hashes: Sequence[str], lesson: Lesson, tasks: tuple[Task, ...]
+) -> RunConfig:
     """Raises TrainError for values that cannot be."""
     taught = config.model_copy(
         update={
@@ -200,6 +234,8 @@ def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> 
             "divergence": lesson.divergence,
             "teacher_topk": lesson.topk,
             "feature_weight": lesson.features,
+            "input_noise": lesson.noise,
+            "tasks": tasks,
             "compile": config.compile and not lesson.features,
         }
     )
@@ -277,9 +313,14 @@ def _answers(
     if not config.teacher_topk or not cache_bytes:
         return {}
     contexts = {config.model.context, config.trunk_model.context}
-    each = cache_bytes / len(config.teachers) / len(contexts)
+    if config.input_noise:
+        raise TrainError(
+            "answers are kept for windows that are seen again, and noise makes each of them new",
+            hint="leave out --cache or --noise",
+        )
+    each = cache_bytes / len(named(config)) / len(contexts)
     room = places_in(each, config.model.context, config.teacher_topk, config.model.vocab_size)
-    kind = [config.teachers, sorted(contexts), config.teacher_topk, config.precision, each]
+    kind = [named(config), sorted(contexts), config.teacher_topk, config.precision, each]
     folder = (project.folder / "answers" / digest(kind)).absolute()
     for other in folder.parent.glob("*"):
         if other != folder:

@@ -78,11 +78,11 @@ def foretold(
 ) -> Foretold:
     """Of a student from scratch, whose best teacher has that held-out loss; of the project's latest law.
 
-    Empty for a student that goes on, or without a law of its kind; without the verdict when that law has no
-    terms of size and data beside each other.
+    Empty for a student that goes on or learns several tasks, or without a law of its kind; without the
+    verdict when that law has no terms of size and data beside each other.
     """
     ladder, law = project.latest("ladder", Ladder), project.latest("fit", Fit)
-    if config.initial or law is None or ladder is None or ladder.corpus_id != corpus.id:
+    if config.initial or config.tasks or law is None or ladder is None or ladder.corpus_id != corpus.id:
         return NOTHING
     if ladder.members[0].config.model.kind != config.model.kind:
         return NOTHING
@@ -156,7 +156,7 @@ def distilled(project: Project, corpus: Corpus, config: RunConfig) -> list[tuple
     return [
         (run, loss)
         for run in project.all("run", Run)
-        if run.corpus_id == corpus.id and run.config.teachers and not run.config.initial
+        if run.corpus_id == corpus.id and run.config.teachers and not (run.config.initial or run.config.tasks)
         and run.config.model.kind == config.model.kind and (loss := made.get(run.id)) is not None
     ]  # fmt: skip
 
