@@ -38,6 +38,8 @@ WAYS = {
     "reverse KL, weight 0.9": Lesson(0.9, divergence="reverse-kl"),
     "Jensen-Shannon, weight 0.9": Lesson(0.9, divergence="jensen-shannon"),
     "forward KL, weight 0.9, top 32": Lesson(0.9, topk=32),
+    "forward KL, weight 0.9, noise 0.05": Lesson(0.9, noise=0.05),
+    "forward KL, weight 0.9, noise 0.2": Lesson(0.9, noise=0.2),
 }
 
 

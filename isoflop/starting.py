@@ -40,7 +40,8 @@ def chosen_config(
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
     Without a seed it is the plan's, or 0. A plan must be of the variant's family and objective, as far as
-    those were `named`. A given shape is compiled where its run then ends sooner, by measuring unless not `timed`.
+    those were `named`. A given shape is compiled where its run then ends sooner, which is found by measuring;
+    a run that is not `timed` is not compiled.
 
     Raises ProjectError when there is neither a plan nor a width and tokens, or the plan is of another family;
     TrainError for a number that cannot be.

@@ -13,7 +13,7 @@ from isoflop.laws.coupled import COUPLED
 from isoflop.laws.distillation import STUDENT, SUPERVISED
 from isoflop.records import Run
 from isoflop.transforms import Scores, Source, Transform
-from isoflop.transforms.foretold import LONGER, PLAIN, TAUGHT, _fitted, carried, enough, scored
+from isoflop.transforms.foretold import LONGER, PLAIN, TAUGHT, carried, fitted, scored
 
 AT = np.array([3e5]), np.array([2e6])
 
@@ -70,7 +70,8 @@ def runs(law: Fit, scale: float) -> list[tuple[Run, float]]:
 
 def test_the_projects_own_runs_say_what_its_teachers_are_worth(law: Fit) -> None:
     known = runs(law, 0.1)
-    found = _fitted(law, known, 10)
+    found = fitted(law, known)
+    assert found is not None
     for run, teacher in known:
         assert float(found.loss(run.params_matmul, run.tokens, teacher_loss=teacher)[0]) == pytest.approx(
             run.loss, rel=0.01
@@ -80,12 +81,13 @@ def test_the_projects_own_runs_say_what_its_teachers_are_worth(law: Fit) -> None
     assert abs(published - truth) > 0.02  # so that the fit is what found it
 
 
-def test_few_runs_or_of_one_size_are_not_enough(law: Fit) -> None:
+def test_runs_that_cannot_be_fitted_leave_the_published_constants(law: Fit) -> None:
     known = runs(law, 0.1)
-    assert enough(known)
-    assert not enough(known[:7])
-    assert not enough([pair for pair in known * 2 if pair[0].params_matmul == 1e5])
-    assert not enough([pair for pair in known * 3 if pair[0].tokens == 1e6])
+    assert fitted(law, known[:7]) is None
+    assert fitted(law, [pair for pair in known * 2 if pair[0].params_matmul == 1e5]) is None
+    assert fitted(law, [pair for pair in known * 3 if pair[0].tokens == 1e6]) is None
+    known[0][0].__dict__["loss"] = float("nan")
+    assert fitted(law, known) is None
 
 
 def test_what_came_out_is_held_against_it() -> None:

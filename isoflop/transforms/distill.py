@@ -65,7 +65,7 @@ def student(
 ) -> tuple[RunConfig, Past]:  # fmt: skip
     """The run as it would be without teachers: of a width from scratch, or from the model folder `start` on.
 
-    Whether to compile it is found by measuring, unless it is not `timed`.
+    `timed` is that of `chosen_config`.
 
     Raises TrainError for settings that mean nothing, ProjectError or CorruptError for a folder that cannot be
     used.
@@ -114,6 +114,8 @@ def distill(
         return done
     config, models = plan.config, plan.models
     scored, expected = _expected(project, corpus, plan, progress)
+    for sentence in expected.sentences:
+        progress.log(sentence)
     measured = _left_out(plan.teachers, config, corpus, progress) if config.teacher_topk else {}
     past = replace(plan.past, **_answers(project, config, corpus, cache_bytes, progress))
     run = train_model(project, corpus, config, role="distilled", progress=progress, past=past)
@@ -216,10 +218,7 @@ def _expected(
         for source, model, text in zip(plan.sources, plan.models, texts, strict=True)
     )
     best = min(s.scores.loss for s in scored[:own] if s.scores is not None)
-    found = foretold(project, corpus, plan.config, [m.config for m in taught], best)
-    for sentence in found.sentences:
-        progress.log(sentence)
-    return scored, found
+    return scored, foretold(project, corpus, plan.config, [m.config for m in taught], best)
 
 
 def _with_teachers(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop import flops
+from isoflop.errors import FitError
 from isoflop.identity import whole_batches
 from isoflop.laws import Fit, Observations, fit
 from isoflop.laws.chinchilla import Chinchilla
@@ -32,6 +33,7 @@ FITTED = ("A", "B", "alpha", "beta")  # to so few runs; the other parameters kee
 ADDITIVE = (Chinchilla.name, COUPLED.name)  # laws with E, A, B, alpha, beta in front
 PUBLISHED, OWN = "busbridge-2025", "the project's distilled runs"
 TAUGHT, PLAIN, LONGER = "taught", "plain", "plain, equal FLOPs"
+DRAWS = 100
 LEAST_NATS = 1e-3  # a teacher is above the floor by at least so much
 
 
@@ -97,20 +99,19 @@ def foretold(
         return Foretold(losses, "", None, more)
     at = np.array([n]), np.array([float(run.tokens)])
     theta = np.concatenate([law.theta, law.draws_array])
-    if enough(runs := distilled(project, corpus, config)):
-        by, own = OWN, _fitted(law, runs, len(theta) - 1)
+    own = fitted(law, distilled(project, corpus, config))
+    if own is not None:
         drawn = own.predict_draws(n, run.tokens, teacher_loss=teacher_loss)[:, 0]
-        found = np.array(
-            [*own.loss(n, run.tokens, teacher_loss=teacher_loss), *np.resize(drawn, len(theta) - 1)]
-        )
+        value = own.loss(n, run.tokens, teacher_loss=teacher_loss)
+        found = np.concatenate([value, np.resize(drawn, len(theta) - 1)])
     else:
-        by, found = PUBLISHED, carried(law.law, theta, *at, teacher_loss)
+        found = carried(law.law, theta, *at, teacher_loss)
     losses[TAUGHT] = law.around(float(found[0]), found[1:], law.model_sd(n, run.tokens)).plain()
     apart = found - law.target(theta, {"params": at[0], "tokens": more * at[1]})[:, 0]
     low, high = quantiles(apart[1:], 0.9)
-    value = float(apart[0])
-    gap = Interval(value=value, low=min(low, value), high=max(high, value), of="mean")
-    return Foretold(losses, by, gap, more)
+    middle = float(apart[0])
+    gap = Interval(value=middle, low=min(low, middle), high=max(high, middle), of="mean")
+    return Foretold(losses, PUBLISHED if own is None else OWN, gap, more)
 
 
 def carried(law: str, theta: Array, params: Array, tokens: Array, teacher_loss: float) -> Array:
@@ -122,11 +123,12 @@ def carried(law: str, theta: Array, params: Array, tokens: Array, teacher_loss: 
     """
     floor, size, data, power = _terms(law, theta, params, tokens)
     s, inner, share = SUPERVISED, (size + data) ** (power / SUPERVISED["k_s"]), size / (size + data)
-    columns = {
-        "params": (s["A_s"] / (share * inner)) ** (1 / s["alpha_s"]),
-        "tokens": (s["B_s"] / ((1 - share) * inner)) ** (1 / s["beta_s"]),
-        "teacher_loss": s["E_s"] + np.maximum(teacher_loss - floor, LEAST_NATS),
-    }
+    with np.errstate(divide="ignore"):  # endless where size or data do not matter
+        columns = {
+            "params": (s["A_s"] / (share * inner)) ** (1 / s["alpha_s"]),
+            "tokens": (s["B_s"] / ((1 - share) * inner)) ** (1 / s["beta_s"]),
+            "teacher_loss": s["E_s"] + np.maximum(teacher_loss - floor, LEAST_NATS),
+        }
     published = np.array([[{**STUDENT, **SUPERVISED}[name] for name in DISTILLATION.names]])
     return np.asarray(DISTILLATION.loss(published, columns)[0] - s["E_s"] + floor)
 
@@ -138,16 +140,25 @@ def _terms(law: str, theta: Array, params: Array, tokens: Array) -> tuple[Array,
     return E, A / params**alpha, B / tokens**beta, power
 
 
-def _fitted(law: Fit, taught: Sequence[tuple[Run, float]], draws: int) -> Fit:
-    """The distillation law of runs with their teachers' losses, beside the law of the same without."""
+def fitted(law: Fit, taught: Sequence[tuple[Run, float]]) -> Fit | None:
+    """The distillation law of runs with their teachers' losses, beside the law of the same without.
+
+    None where they are too few, or of one size or length, or do not agree with it.
+    """
+    sizes, tokens = ({getattr(run, name) for run, _ in taught} for name in ("params_matmul", "tokens"))
+    if len(taught) < FEWEST or len(sizes) < 2 or len(tokens) < 2:
+        return None
     alone = dict(zip(SUPERVISED, (*law.theta[0], 1.0), strict=False))  # k = 1 where the law has none
     table = Observations.of_runs(run for run, _ in taught)
     losses = tuple(loss for _, loss in taught)
-    return fit(
-        table.model_copy(update={"columns": {**table.columns, "teacher_loss": losses}}),
-        law=DISTILLATION.name, bootstrap=draws, keep_draws=draws,
-        fixed={**{name: value for name, value in STUDENT.items() if name not in FITTED}, **alone},
-    )  # fmt: skip
+    try:
+        return fit(
+            table.model_copy(update={"columns": {**table.columns, "teacher_loss": losses}}),
+            law=DISTILLATION.name, bootstrap=DRAWS,
+            fixed={**{name: value for name, value in STUDENT.items() if name not in FITTED}, **alone},
+        )  # fmt: skip
+    except FitError:
+        return None
 
 
 def distilled(project: Project, corpus: Corpus, config: RunConfig) -> list[tuple[Run, float]]:
@@ -159,12 +170,6 @@ def distilled(project: Project, corpus: Corpus, config: RunConfig) -> list[tuple
         if run.corpus_id == corpus.id and run.config.teachers and not (run.config.initial or run.config.tasks)
         and run.config.model.kind == config.model.kind and (loss := made.get(run.id)) is not None
     ]  # fmt: skip
-
-
-def enough(taught: Sequence[tuple[Run, float]]) -> bool:
-    """Whether the distillation law is fitted to them."""
-    sizes, tokens = ({getattr(run, name) for run, _ in taught} for name in ("params_matmul", "tokens"))
-    return len(taught) >= FEWEST and len(sizes) > 1 and len(tokens) > 1
 
 
 def best_teacher(made: Transform) -> float | None:

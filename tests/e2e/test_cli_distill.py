@@ -78,6 +78,9 @@ def test_a_teacher_writes(isoflop, project: Job, tmp_path: Path) -> None:  # typ
         ("MODEL --width 64 --tokens 100 --cache 10", "do not hold one window"),
         ("MODEL --width 64 --tokens 100 --cache lots", "--cache is 'lots'"),
         ("MODEL --width 64 --tokens 100 --set temperature=2", "decided elsewhere"),
+        ("MODEL --width 64 --tokens 100 --task here", "--task 'here' is not PROJECT=TEACHER:SHARE"),
+        ("MODEL --width 64 --tokens 100 --task /no=MODEL:0.5", "MODEL has no config.json"),
+        ("MODEL --width 64 --tokens 100 --noise 2", "input_noise is 2.0"),
         ("MODEL --width 64 --tokens many", "--tokens is 'many'"),
     ],
 )
