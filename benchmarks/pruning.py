@@ -41,7 +41,7 @@ TAUGHT, UNTAUGHT = HEALERS
 WAYS = {  # share of the FLOPs from scratch, healed by, steps
     QUARTER: (0.25, TAUGHT, 1), EQUAL: (1.0, TAUGHT, 1), PLAIN: (0.25, UNTAUGHT, 1), STEPS: (0.25, TAUGHT, 2),
 }  # fmt: skip
-SHORT = 1 / 16  # of the FLOPs from scratch heal what was pruned by each importance
+SHORT = 1 / 8  # of the FLOPs from scratch heal what was pruned by each importance
 
 
 class Study:

@@ -116,6 +116,13 @@ def both(config: RunConfig, corpus: Corpus, teacher: Path, lesson: Lesson) -> tu
     return asked, corpus, past
 
 
+def test_likeliest_tokens_are_kept_under_autocast(corpus: Corpus, small: RunConfig, teacher: Path) -> None:
+    low = small.model_copy(update={"precision": "bf16"})
+    few = steps(*both(low, corpus, teacher, Lesson(topk=256)))
+    exact = steps(*both(small, corpus, teacher, Lesson(topk=256)))
+    assert float((few - exact).norm() / exact.norm()) < 0.05
+
+
 def test_a_batch_in_parts_is_the_batch(corpus: Corpus, small: RunConfig, teacher: Path) -> None:
     whole = steps(*both(small, corpus, teacher, Lesson()))
     parts = steps(*both(small.model_copy(update={"accumulate": 4}), corpus, teacher, Lesson()))

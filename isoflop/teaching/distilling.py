@@ -172,7 +172,8 @@ class Teaching:
             Top.of(told(slice(start, start + CHUNK_TOKENS)).float(), self.config.teacher_topk)
             for start in range(0, ids_bt.numel(), CHUNK_TOKENS)
         ]
-        tokens, logp = (torch.cat(parts).view(*ids_bt.shape, -1) for parts in zip(*chunks, strict=True))
+        with torch.autocast(ids_bt.device.type, enabled=False):  # on a CPU it joins no float16
+            tokens, logp = (torch.cat(parts).view(*ids_bt.shape, -1) for parts in zip(*chunks, strict=True))
         return Top(tokens, logp)
 
     def _memory(self, number: int, context: int) -> Memory | None:
