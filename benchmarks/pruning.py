@@ -162,9 +162,10 @@ def text(study: Study, args: argparse.Namespace) -> str:
     base = rows.column(SCRATCH, "flops")[0]
     lines = [
         "# Half of a model, healed, or trained from scratch", "",
-        f"Whole: {found['whole_params']:,} parameters, loss {found['whole_loss']:.4f}. Half: "
-        f"{found['params']:,} ({kept}); from scratch it sees {args.tokens:,} tokens, {base:.3g} FLOPs. "
-        f"{args.seeds} seeds. {machine()}.", "",
+        f"Whole: {found['whole_params']:,} parameters, loss {found['whole_loss']:.4f}.",
+        f"Half: {found['params']:,} ({kept}).",
+        f"From scratch it sees {args.tokens:,} tokens, {base:.3g} FLOPs. {args.seeds} seeds.",
+        f"{machine()}.", "",
         "| way | loss | less from scratch | FLOPs over scratch | the teacher's beside |", "|---" * 5 + "|",
         f"| {SCRATCH} | {rows.mean(SCRATCH)} | | 1 | |",
     ]  # fmt: skip
