@@ -109,7 +109,7 @@ def text(study: Study, args: argparse.Namespace) -> str:
     teacher = study.teacher
     lines = [
         "# Taught, or trained for longer", "",
-        f"Teacher: {teacher.params_matmul:,} parameters, {teacher.tokens:,} tokens, loss {teacher.loss:.4f}. "
+        f"Teacher: {teacher.params_matmul:,} parameters, {teacher.tokens:,} tokens, loss {teacher.loss:.4f}.",
         f"Students: width {args.width}, {args.tokens:,} tokens, {args.seeds} seeds. {machine()}.", "",
         "| way | loss | less plain | less plain, equal FLOPs | FLOPs |", "|---" * 5 + "|",
     ]  # fmt: skip
