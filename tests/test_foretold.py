@@ -13,7 +13,7 @@ from isoflop.laws.coupled import COUPLED
 from isoflop.laws.distillation import STUDENT, SUPERVISED
 from isoflop.records import Run
 from isoflop.transforms import Scores, Source, Transform
-from isoflop.transforms.foretold import LONGER, PLAIN, TAUGHT, carried, fitted, scored
+from isoflop.transforms.foretold import LONGER, PLAIN, TAUGHT, carried, fitted, inside, scored
 
 AT = np.array([3e5]), np.array([2e6])
 
@@ -32,6 +32,9 @@ def test_on_the_published_law_itself_nothing_is_carried() -> None:
     for n, d, teacher in product((2e8, 3e9), (2e9, 1e11), (2.1, 2.6)):
         found = carried("coupled", theirs, np.array([n]), np.array([d]), teacher)
         assert found[0] == pytest.approx(float(published.loss(n, d, teacher_loss=teacher)[0]), rel=1e-9)
+        assert inside("coupled", theirs, np.array([n]), np.array([d]), teacher)
+    assert not inside("coupled", theirs, np.array([1e6]), np.array([2e9]), 2.1)
+    assert not inside("coupled", theirs, np.array([2e8]), np.array([2e9]), 3.1)
 
 
 def test_a_better_teacher_helps_until_it_is_far_better_and_no_teacher_is_reached(law: Fit) -> None:

@@ -21,7 +21,7 @@ from isoflop.identity import whole_batches
 from isoflop.laws import Fit, Observations, fit
 from isoflop.laws.chinchilla import Chinchilla
 from isoflop.laws.coupled import COUPLED
-from isoflop.laws.distillation import DISTILLATION, STUDENT, SUPERVISED
+from isoflop.laws.distillation import DISTILLATION, RANGES, STUDENT, SUPERVISED
 from isoflop.laws.intervals import quantiles
 from isoflop.laws.solve import Array
 from isoflop.records import Corpus, Interval, Ladder, ModelConfig, Run, RunConfig
@@ -44,6 +44,7 @@ class Foretold(NamedTuple):
     law: str  # of TAUGHT: PUBLISHED or OWN
     difference: Interval | None  # taught - longer, nats
     more: float  # times the tokens that the teachers' FLOPs would buy
+    covered: bool = True  # whether the runs behind the distillation law cover it
 
     @property
     def verdict(self) -> str:
@@ -56,6 +57,11 @@ class Foretold(NamedTuple):
         return (
             f"taught, the distillation law of {self.law} expects {p.value:.4f} [{p.low:.4f}, {p.high:.4f}]: "
             f"{better} by {abs(gap.value):.4f} nats, a difference of [{gap.low:+.4f}, {gap.high:+.4f}]{sure}"
+            + (
+                ""
+                if self.covered
+                else "; but the runs behind that law are far from this one: trust it little"
+            )
         )
 
     @property
@@ -111,7 +117,8 @@ def foretold(
     low, high = quantiles(apart[1:], 0.9)
     middle = float(apart[0])
     gap = Interval(value=middle, low=min(low, middle), high=max(high, middle), of="mean")
-    return Foretold(losses, PUBLISHED if own is None else OWN, gap, more)
+    covered = own is not None or inside(law.law, theta, *at, teacher_loss)
+    return Foretold(losses, PUBLISHED if own is None else OWN, gap, more, covered)
 
 
 def carried(law: str, theta: Array, params: Array, tokens: Array, teacher_loss: float) -> Array:
@@ -121,6 +128,21 @@ def carried(law: str, theta: Array, params: Array, tokens: Array, teacher_loss: 
     ours, of which the size takes the share s, they are read at the N with A/N^alpha = s U^(1/k), and at the D
     of the rest.
     """
+    columns, floor = _there(law, theta, params, tokens, teacher_loss)
+    published = np.array([[{**STUDENT, **SUPERVISED}[name] for name in DISTILLATION.names]])
+    return np.asarray(DISTILLATION.loss(published, columns)[0] - SUPERVISED["E_s"] + floor)
+
+
+def inside(law: str, theta: Array, params: Array, tokens: Array, teacher_loss: float) -> bool:
+    """Whether the published runs cover where `carried` reads them, by the first parameters."""
+    columns, _ = _there(law, theta[:1], params, tokens, teacher_loss)
+    return all(low <= columns[name][0] <= high for name, (low, high) in RANGES.items())
+
+
+def _there(
+    law: str, theta: Array, params: Array, tokens: Array, teacher_loss: float
+) -> tuple[dict[str, Array], Array]:
+    """The published law's covariates (m,), and our floor E."""
     floor, size, data, power = _terms(law, theta, params, tokens)
     s, inner, share = SUPERVISED, (size + data) ** (power / SUPERVISED["k_s"]), size / (size + data)
     with np.errstate(divide="ignore"):  # endless where size or data do not matter
@@ -129,8 +151,7 @@ def carried(law: str, theta: Array, params: Array, tokens: Array, teacher_loss: 
             "tokens": (s["B_s"] / ((1 - share) * inner)) ** (1 / s["beta_s"]),
             "teacher_loss": s["E_s"] + np.maximum(teacher_loss - floor, LEAST_NATS),
         }
-    published = np.array([[{**STUDENT, **SUPERVISED}[name] for name in DISTILLATION.names]])
-    return np.asarray(DISTILLATION.loss(published, columns)[0] - s["E_s"] + floor)
+    return columns, floor
 
 
 def _terms(law: str, theta: Array, params: Array, tokens: Array) -> tuple[Array, Array, Array, Array]:
