@@ -38,6 +38,8 @@ WAYS = {
     "reverse KL, weight 0.9": Lesson(0.9, divergence="reverse-kl"),
     "Jensen-Shannon, weight 0.9": Lesson(0.9, divergence="jensen-shannon"),
     "forward KL, weight 0.9, top 32": Lesson(0.9, topk=32),
+    "forward KL, weight 0.9, noise 0.05": Lesson(0.9, noise=0.05),
+    "forward KL, weight 0.9, noise 0.2": Lesson(0.9, noise=0.2),
 }
 
 
@@ -107,7 +109,7 @@ def text(study: Study, args: argparse.Namespace) -> str:
     teacher = study.teacher
     lines = [
         "# Taught, or trained for longer", "",
-        f"Teacher: {teacher.params_matmul:,} parameters, {teacher.tokens:,} tokens, loss {teacher.loss:.4f}. "
+        f"Teacher: {teacher.params_matmul:,} parameters, {teacher.tokens:,} tokens, loss {teacher.loss:.4f}.",
         f"Students: width {args.width}, {args.tokens:,} tokens, {args.seeds} seeds. {machine()}.", "",
         "| way | loss | less plain | less plain, equal FLOPs | FLOPs |", "|---" * 5 + "|",
     ]  # fmt: skip

@@ -44,7 +44,7 @@ def write_readme(folder: Path, text: str) -> None:
     readme = folder / "README.md"
     before = readme.read_text() if readme.exists() else ""
     at = before.find(NOTES)
-    readme.write_text(text + (before[at:] if at >= 0 else ""))
+    readme.write_text(text if at < 0 else text.partition(NOTES)[0] + before[at:])
     print(text)
 
 

@@ -301,7 +301,9 @@ class Branches:
         trunk = self.spent_steps * config.batch_tokens - cooled
         teachers = trainer.teaching.shapes if trainer.teaching is not None else ()
         spent = flops.training_flops(config, trunk, cooled)
-        spent += flops.teachers_flops(teachers, config, trunk, cooled)
+        # The first rank's windows are no more often on disk than the others'.
+        asked_here = trainer.meter.teachers * config.ranks - sum(r.flops_teachers_spent for r in self.runs)
+        spent += asked_here
         matched = flops.matching_flops_per_token(teachers, config)
         spent += matched * (trunk + cooled)
         if config.ewc and not self.runs:
@@ -330,6 +332,7 @@ class Branches:
             unique_tokens=trainer.batches.unique_tokens(tokens),
             flops=flops.run_flops(ended) + asked + matched * tokens,
             flops_teachers=asked,
+            flops_teachers_spent=asked_here,
             flops_spent=spent,
             seconds_train=seconds,
             seconds_eval=trainer.meter.eval - before[1],

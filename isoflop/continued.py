@@ -7,7 +7,7 @@ Against forgetting there are old text in each batch, replay, and elastic weight 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +44,8 @@ class Past:
     model: Path | None = None  # the folder of `RunConfig.initial`
     old: Path | None = None  # the folder of the corpus `RunConfig.old`
     fisher: Path | None = None  # where the run keeps its Fisher information
-    teachers: tuple[Path, ...] = ()  # the folders of `RunConfig.teachers`
+    teachers: tuple[Path, ...] = ()  # the folders of `RunConfig.teachers`, then of those of its tasks
+    tasks: tuple[Path, ...] = ()  # the folders of the corpora of `RunConfig.tasks`
     answers: Path | None = None  # where their likeliest tokens are kept (`teaching.topk.Memory`)
     answers_bytes: float = 0.0  # of each of their files, at most
 
@@ -59,11 +60,29 @@ def old_corpus(config: RunConfig, past: Past | None) -> Corpus:
             "replay and elastic weight consolidation need a model that goes on, and its old text",
             hint="train it with: isoflop train --from FOLDER --old PROJECT",
         )
-    corpus = load_corpus(past.old, verify=True)
-    if corpus.id != config.old:
+    return _verified(config.old, past.old)
+
+
+def task_corpora(config: RunConfig, past: Past | None) -> list[Corpus]:
+    """The texts of `RunConfig.tasks`.
+
+    Raises TrainError when nobody says where they are, CorruptError when one is another.
+    """
+    folders = () if past is None else past.tasks
+    if len(folders) != len(config.tasks):
+        raise TrainError(
+            f"this run learns {len(config.tasks)} further tasks, and the text of {len(folders)} is given",
+            hint="train it with: isoflop distill TEACHER --task PROJECT=TEACHER:SHARE",
+        )
+    return [_verified(task.corpus, folder) for task, folder in zip(config.tasks, folders, strict=True)]
+
+
+def _verified(id: str, folder: Path) -> Corpus:
+    corpus = load_corpus(folder, verify=True)
+    if corpus.id != id:
         raise CorruptError(
-            f"the corpus in {past.old} is {corpus.id}, and the run began with {config.old}",
-            hint="give the old corpus that it began with",
+            f"the corpus in {folder} is {corpus.id}, and the run began with {id}",
+            hint="give the corpus that it began with",
         )
     return corpus
 
@@ -93,9 +112,10 @@ class Mixed:
     """Batches of new text with an exact share of old: of all rows ever, row g is old when g's share is full.
 
     Of the first g rows floor(share * g) are old, whatever the batch; either text is read in its own order.
+    The old text may be a mixture itself.
     """
 
-    def __init__(self, new: Batches, old: Batches, share: float) -> None:
+    def __init__(self, new: Batches, old: Batches | Mixed, share: float) -> None:
         self.new, self.old = new, old
         self.share = Fraction(share).limit_denominator(FINEST_SHARE)
         self.mine, self.rows = new.mine, new.rows
@@ -111,10 +131,24 @@ class Mixed:
             return self.old.row(old)
         return self.new.row(position - old)
 
+    def source(self, position: int) -> int:
+        """Number of the text that a row is of: the new one is 0, and those of the old follow."""
+        old = math.floor(position * self.share)
+        return 1 + self.old.source(old) if math.floor((position + 1) * self.share) > old else 0
+
     def unique_tokens(self, tokens: int) -> int:
         """How many different tokens a run of `tokens` sees."""
         old = math.floor(tokens * self.share)
         return self.old.unique_tokens(old) + self.new.unique_tokens(tokens - old)
+
+
+def mixture(first: Batches, others: Sequence[tuple[Batches, float]]) -> Batches | Mixed:
+    """Batches with these shares of other texts, by `source` from 1 on."""
+    if not others:
+        return first
+    (_, share), rest = others[0], others[1:]
+    whole = share + sum(s for _, s in rest)
+    return Mixed(first, mixture(others[0][0], [(text, s / whole) for text, s in rest]), whole)
 
 
 class Consolidation:

@@ -69,10 +69,13 @@ def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def whole_machine(config: RunConfig, most: int | None = None, memory: float | None = None) -> RunConfig:
+def whole_machine(
+    config: RunConfig, most: int | None = None, memory: float | None = None, beside: float = 0.0
+) -> RunConfig:
     """`config` for a run that has the machine to itself, or all of torchrun's processes.
 
-    The machine has `most` cores and `memory` bytes, else those here.
+    The machine has `most` cores and `memory` bytes, else those here. Each rank holds `beside` bytes more than
+    training takes, as of teachers.
 
     On a CPU the ranks and threads that use most cores, as far as batch rows and memory allow; rather ranks
     than threads. Raises TrainError for options that cannot be.
@@ -86,8 +89,12 @@ def whole_machine(config: RunConfig, most: int | None = None, memory: float | No
     ranks = 1
     if device_for().type == "cpu" and dist.is_available():
         for r in range(2, min(most, rows) + 1):
-            fits = flops.training_memory_bytes(config, 1 if config.shard else r) <= room
-            if rows % (r * config.accumulate) == 0 and fits and r * (most // r) >= ranks * (most // ranks):
+            held = flops.training_memory_bytes(config, 1 if config.shard else r) + r * beside
+            if (
+                rows % (r * config.accumulate) == 0
+                and held <= room
+                and r * (most // r) >= ranks * (most // ranks)
+            ):
                 ranks = r
     return config.model_copy(update={"ranks": ranks, "threads": most // ranks})
 

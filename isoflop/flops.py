@@ -86,21 +86,21 @@ def forward_flops_per_token(m: ModelConfig) -> float:
     return flops_per_token(m) / 3
 
 
-def teachers_flops(
-    teachers: Sequence[ModelConfig], config: Paced, trunk_tokens: float, cooled_tokens: float
-) -> float:
-    """Of the teachers' forward passes beside `training_flops`, over the student's own windows."""
+def run_teachers_flops(config: RunConfig, teachers: Sequence[ModelConfig]) -> float:
+    """Of the teachers' forward passes beside `run_flops`, over the student's own windows.
+
+    Those of tasks, the last ones, read their share of the rows, the others what is left.
+    """
+    shares = [task.share for task in config.tasks]
+    own = [1 - sum(shares)] * (len(teachers) - len(shares))
 
     def asked(student: ModelConfig) -> float:
         context = {"context": student.context}
-        return sum(forward_flops_per_token(t.model_copy(update=context)) for t in teachers)
+        read = [forward_flops_per_token(t.model_copy(update=context)) for t in teachers]
+        return sum(share * cost for share, cost in zip([*own, *shares], read, strict=True))
 
+    trunk_tokens, cooled_tokens = _parts(config)
     return asked(config.trunk_model) * trunk_tokens + asked(config.model) * cooled_tokens
-
-
-def run_teachers_flops(config: RunConfig, teachers: Sequence[ModelConfig]) -> float:
-    """What they compute in a run of `config.tokens`."""
-    return teachers_flops(teachers, config, *_parts(config))
 
 
 def matching_flops_per_token(teachers: Sequence[ModelConfig], config: RunConfig) -> float:
@@ -193,6 +193,13 @@ def training_memory_bytes(config: RunConfig, ranks: int | None = None) -> int:
     if config.checkpoint_activations:
         saved = min(saved, saved // m.n_layers + m.n_layers * m.d_model)
     return BYTES_FLOAT32 * (ranks * (states + head) + config.batch_tokens // config.accumulate * saved)
+
+
+def asking_memory_bytes(teachers: Sequence[ModelConfig], config: RunConfig) -> int:
+    """Estimate of what each rank holds of its teachers: weights, and what a layer makes of a part."""
+    tokens = config.batch_tokens // config.ranks // config.accumulate
+    layers = [counts(t).saved // t.n_layers * tokens for t in teachers]
+    return BYTES_FLOAT32 * (sum(params_total(t) for t in teachers) + max(layers, default=0))
 
 
 def weight_bytes(params: float, bits: float) -> float:

@@ -30,6 +30,7 @@ RANGES = {  # fields of RunConfig: from, and below
     "patience": (0, math.inf),
     "evaluate_every": (0, math.inf),
     "trunk_context": (0, math.inf),
+    "input_noise": (0, 1),
 }
 NAMED = {  # fields of RunConfig, each the name of one of these
     "precision": PRECISIONS,
@@ -69,6 +70,9 @@ def check_options(config: RunConfig) -> None:
         )
     if config.teachers:
         _check_teaching(config)
+    elif config.tasks or config.input_noise:
+        name = "tasks" if config.tasks else "input_noise"
+        raise TrainError(f"{name} is for a run with teachers, and this has none", hint="leave it out")
     if config.rounding:
         _check_rounding(config)
     if config.initial and config.dropout:
@@ -137,6 +141,8 @@ def _check_teaching(config: RunConfig) -> None:
             f"the objective is {config.model.objective}, and distilling is for causal models",
             hint="leave the objective out",
         )
+    if config.tasks:
+        _check_tasks(config)
     if config.label_smoothing or config.shard:
         name = "label_smoothing" if config.label_smoothing else "shard"
         raise TrainError(f"{name} does not go with teachers", hint="leave it out")
@@ -152,6 +158,20 @@ def _check_rounding(config: RunConfig) -> None:
         )
     if config.shard:
         raise TrainError("rounding takes whole weights, and this run's are sharded", hint="leave out --shard")
+
+
+def _check_tasks(config: RunConfig) -> None:
+    """Raises TrainError."""
+    shares = [task.share for task in config.tasks]
+    if not all(share > 0 for share in shares) or not sum(shares) < 1:
+        words = ", ".join(f"{share:g}" for share in shares)
+        raise TrainError(
+            f"the shares of the further tasks are {words}: each must be above 0, and their sum below 1",
+            hint="what is left is the share of the project's own text",
+        )
+    for name in ("replay_share", "ewc", "feature_weight"):
+        if getattr(config, name):
+            raise TrainError(f"{name} does not go with several tasks", hint="leave it out")
 
 
 def check_shape(model: ModelConfig) -> None:

@@ -124,7 +124,7 @@ class Paced(Growing):
         "trunk_context", "accumulate", "precision", "checkpoint_activations", "dropout", "shard",
         "label_smoothing", "patience", "evaluate_every", "initial", "old", "replay_share", "ewc",
         "ewc_tokens", "teachers", "teacher_weight", "temperature", "divergence",
-        "teacher_topk", "feature_weight", "optimizer", "cooldown_shape", "rounding",
+        "teacher_topk", "feature_weight", "optimizer", "cooldown_shape", "rounding", "tasks", "input_noise",
     )  # fmt: skip
 
     model: ModelConfig
@@ -155,6 +155,14 @@ class Paced(Growing):
         if not self.trunk_context:
             return self.model
         return self.model.model_copy(update={"context": self.trunk_context})
+
+
+class Task(Record):
+    """A further text that a student learns at once, from a teacher of its own."""
+
+    corpus: str  # its id
+    share: float  # of the rows of all batches
+    teacher: str  # hash of the model folder
 
 
 class RunConfig(Paced):
@@ -188,6 +196,8 @@ class RunConfig(Paced):
     teacher_topk: int = 0  # of their likeliest tokens so many are told apart; 0: all
     feature_weight: float = 0.0  # of their hidden states, beside all the rest
     rounding: str = ""  # of `rounding.KINDS`: gradients are those of weights rounded so; "": as they are
+    tasks: tuple[Task, ...] = ()  # learned at once; `teachers` are those of the run's own corpus
+    input_noise: float = 0.0  # share of input tokens replaced by others, beside teachers
 
 
 class CurvePoint(Record):
@@ -252,6 +262,7 @@ class Run(Record):
     next_accuracy: float | None = None  # share of held-out pairs told apart, of the objective `masked-next`
     next_accuracy_se: float | None = None
     flops_teachers: float = 0.0  # of `flops`, their forward passes
+    flops_teachers_spent: float = 0.0  # of `flops_spent`: those whose answers were on disk are left out
 
 
 class Throughput(Paced):

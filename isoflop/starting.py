@@ -34,13 +34,14 @@ FISHER_TOKENS = 65_536
 def chosen_config(
     project: Project, corpus: Corpus, *, width: int | None, layers: int | None, tokens: int | None,
     lr_scale: float, seed: int | None, variant: Variant = DEFAULT,
-    named: Collection[str] = ("family", "objective"), progress: Progress | None = None,
+    named: Collection[str] = ("family", "objective"), timed: bool = True, progress: Progress | None = None,
     place: Place | None = None,
 ) -> RunConfig:  # fmt: skip
     """The latest plan's configuration, or the recipe's for a given width and number of tokens.
 
     Without a seed it is the plan's, or 0. A plan must be of the variant's family and objective, as far as
-    those were `named`. A given shape is compiled where its run then ends sooner.
+    those were `named`. A given shape is compiled where its run then ends sooner, which is found by measuring;
+    a run that is not `timed` is not compiled.
 
     Raises ProjectError when there is neither a plan nor a width and tokens, or the plan is of another family;
     TrainError for a number that cannot be.
@@ -70,7 +71,8 @@ def chosen_config(
         place = place or here()
         model = variant.shape(width, corpus.vocab_size, n_layers=layers)
         config = place.whole(variant.config(model, tokens, seed=seed or 0))
-        config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent(), place)
+        if timed:
+            config = planner.compiled_if_it_pays(project, corpus, config, progress or Silent(), place)
     return _scaled(config, lr_scale)
 
 
@@ -107,7 +109,7 @@ def continuation(
     _check(tokens, old, replay_share, ewc, ewc_tokens)
     model = load_pretrained(folder)
     check_vocabulary(model, folder, corpus)
-    before = None if old is None else _found(old, corpus)
+    before = None if old is None else corpus_at(old, corpus, "old")
     shape = model.config.model_copy(update={"context": min(model.config.context, LONGEST_CONTEXT)})
     kept = _kept(project, folder)
     config = recipe(
@@ -122,14 +124,22 @@ def continuation(
 
 def _scaled(config: RunConfig, factor: float) -> RunConfig:
     """With every learning rate times `factor`. Raises TrainError for one that is no number above zero."""
-    if not 0 < factor < math.inf:
-        raise TrainError(f"learning rates times {factor:g} train nothing", hint="give e.g. --lr-scale 0.5")
+    check_scale(factor)
     rates = ("lr_matrix", "lr_embed", "lr_head", "lr_vector")
     return config.model_copy(update={name: getattr(config, name) * factor for name in rates})
 
 
-def _found(place: Path, corpus: Corpus) -> Corpus:
-    """The corpus of a project, or in a corpus folder. Raises CorpusError when its tokenizer is another."""
+def check_scale(factor: float) -> None:
+    """Raises TrainError for a multiple of learning rates that is no number above zero."""
+    if not 0 < factor < math.inf:
+        raise TrainError(f"learning rates times {factor:g} train nothing", hint="give e.g. --lr-scale 0.5")
+
+
+def corpus_at(place: Path, corpus: Corpus, what: str) -> Corpus:
+    """The corpus of a project, or in a corpus folder; `what` it is: "old".
+
+    Raises CorpusError when there is none, or its tokenizer is not that of `corpus`.
+    """
     if (place / "corpus.json").exists():
         found = load_corpus(place, verify=True)
     else:
@@ -137,12 +147,12 @@ def _found(place: Path, corpus: Corpus) -> Corpus:
             found = corpus_of(Project(place, create=False))
         except IsoflopError as error:
             raise CorpusError(
-                f"there is no old corpus in {place}: {error.message}",
+                f"there is no {what} corpus in {place}: {error.message}",
                 hint="name a project folder, or a folder with corpus.json",
             ) from None
     if texts.tokenizer(found).to_str() != texts.tokenizer(corpus).to_str():
         raise CorpusError(
-            f"the tokenizer of the old corpus {found.id} is not the tokenizer of corpus {corpus.id}",
+            f"the tokenizer of the {what} corpus {found.id} is not the tokenizer of corpus {corpus.id}",
             hint=f"build one of them with --tokenizer {corpus.folder / 'tokenizer.json'}",
         )
     return found

@@ -14,7 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.continued import Consolidation, Mixed, Past, consolidation, initial_model, old_corpus
+from isoflop.continued import (
+    Consolidation,
+    Mixed,
+    Past,
+    consolidation,
+    initial_model,
+    mixture,
+    old_corpus,
+    task_corpora,
+)
 from isoflop.corpus import train_tokens
 from isoflop.devices import average_gradients, device_for, has_compiler, rank, world
 from isoflop.errors import TrainError
@@ -85,9 +94,21 @@ class Batches:
         start = self._window(position) * self.context
         return self.tokens[start : start + self.context + 1].astype(np.int64)
 
+    def source(self, position: int) -> int:
+        """All rows are of one text (see `Mixed.source`)."""
+        return 0
+
     def unique_tokens(self, tokens: int) -> int:
         """How many different tokens a run of `tokens` sees."""
         return min(tokens, len(self.tokens))
+
+
+def noised(inputs_bt: Tensor, share: float, key: tuple[int, ...]) -> Tensor:
+    """With a share of the tokens replaced, each by one drawn from all of the batch; by `key` alone."""
+    generator = np.random.default_rng(key)
+    chosen = torch.from_numpy(generator.random(inputs_bt.shape) < share)
+    drawn = torch.from_numpy(generator.integers(inputs_bt.numel(), size=inputs_bt.shape))
+    return torch.where(chosen, inputs_bt.flatten()[drawn], inputs_bt)
 
 
 @lru_cache
@@ -109,6 +130,7 @@ class Meter:
     eval: float = 0.0
     compile: float = 0.0
     memory: int = 0
+    teachers: float = 0.0  # FLOPs that they computed for this rank
     curve: list[dict[str, float]] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -139,10 +161,15 @@ class Trainer:
         self.precision = Precision(config.precision, self.device, self.optimizers)
         self.corpus = corpus
         self.objective = OBJECTIVES[config.model.objective]
-        self.batches: Batches | Mixed = Batches(corpus, config)
+        first = Batches(corpus, config)
+        self.batches: Batches | Mixed = first
         self.consolidation: Consolidation | None = None
         if config.replay_share or config.ewc:
             self._remember(past, progress)
+        if config.tasks:
+            others = [Batches(text, config) for text in task_corpora(config, past)]
+            shares = [task.share for task in config.tasks]
+            self.batches = mixture(first, list(zip(others, shares, strict=True)))
         self.step = 0
         self.rate_scale = 1.0
         self.meter = Meter()
@@ -190,8 +217,16 @@ class Trainer:
         length = self.config.model.context // parts
         windows = self.batches(step).unfold(1, length + 1, length).flatten(0, 1)
         inputs, targets = self.objective.examples(windows, self.corpus, (self.config.seed, step, 0))
+        if self.config.input_noise:
+            inputs = noised(inputs, self.config.input_noise, (self.config.seed, step, 1))
         mine = slice(parts * self.batches.mine.start, parts * self.batches.mine.stop)
         return inputs[mine].to(self.device), targets[mine].to(self.device)
+
+    def sources(self, step: int, rows: int) -> Tensor:
+        """(rows,) numbers of the texts that the examples of this rank are of, of which each row gave some."""
+        mine, first = self.batches.mine, step * self.batches.rows
+        found = [self.batches.source(first + row) for row in range(mine.start, mine.stop)]
+        return torch.tensor(found).repeat_interleave(rows // len(found))
 
     def gradients(self, step: int, context: int | None = None) -> Tensor:
         """Add up the gradients of this rank's rows of batch `step`, part by part; returns the mean loss.
@@ -204,9 +239,10 @@ class Trainer:
             draw = np.random.SeedSequence(key).generate_state(1, np.uint64)
             torch.manual_seed(int(draw[0]))
         total = torch.zeros((), device=self.device)
-        parts = zip(*(x.chunk(config.accumulate) for x in self.examples(step, context)), strict=True)
+        inputs, targets = self.examples(step, context)
+        rows = inputs, targets, self.sources(step, len(inputs))
         with self.rounded():
-            for part in parts:
+            for part in zip(*(x.chunk(config.accumulate) for x in rows), strict=True):
                 with self.precision.autocast():
                     loss = self._loss(*part)
                 total += self.precision.backward(loss / config.accumulate)
@@ -216,9 +252,9 @@ class Trainer:
         """In this block the model has the weights that it will be kept with, as `RunConfig.rounding` says."""
         return nullcontext() if self.rounding is None else self.rounding.applied()
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, inputs: Tensor, targets: Tensor, sources: Tensor) -> Tensor:
         if self.teaching is not None:
-            return self.teaching.loss(self.model, inputs, targets)
+            return self.teaching.loss(self.model, inputs, targets, sources)
         return self.model.loss(inputs, targets, label_smoothing=self.config.label_smoothing)
 
     def train_step(self, total_tokens: int) -> float:
@@ -229,7 +265,10 @@ class Trainer:
         config = self.config
         in_trunk = self.step < config.trunk_steps(total_tokens // config.batch_tokens)
         context = (config.trunk_model if in_trunk else config.model).context
+        asked = 0.0 if self.teaching is None else self.teaching.flops
         loss = average_gradients(self.model, self.gradients(self.step, context), sharded=config.shard)
+        if self.teaching is not None:
+            self.meter.teachers += self.teaching.flops - asked
         self.precision.unscale()
         if self.consolidation is not None:
             self.consolidation.add_gradients()

@@ -22,6 +22,7 @@ FIXED = {  # what has an option of its own, or is decided by the machine
     "model", "tokens", "seed", "ranks", "threads", "initial", "old", "replay_share", "ewc", "ewc_tokens",
     "teachers", "teacher_weight", "temperature", "divergence", "teacher_topk", "feature_weight",
     "rounding",
+    "tasks", "input_noise",
     "model.vocab_size", "model.d_model", "model.family", "model.objective", "model.template",
 }  # fmt: skip
 KNOWN = {

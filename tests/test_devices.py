@@ -136,6 +136,10 @@ def test_memory_limits_the_ranks(corpus: Corpus, monkeypatch: pytest.MonkeyPatch
     copies = flops.training_memory_bytes(found)
     assert found.ranks == 1 or copies <= room
     assert found.ranks * found.threads == 64
+    small = recipe(shape(64, corpus.vocab_size), 0, batch_tokens=4 * 512)
+    assert whole_machine(small, 4, 1e9).ranks == 4
+    assert whole_machine(small, 4, 1e9, beside=2e8).ranks == 2  # of 5e8 bytes
+    assert whole_machine(small, 4, 1e9, beside=1e9).ranks == 1
 
 
 def test_ranks_that_were_not_started_are_refused(corpus: Corpus, small: RunConfig) -> None:

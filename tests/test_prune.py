@@ -100,8 +100,8 @@ PLANTED: list[tuple[Damage, dict[str, int]]] = [
 ]
 
 
-@pytest.mark.parametrize("by", MEASURES)
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("by", [by for by in MEASURES if by != "random"])
+@pytest.mark.parametrize("depth", [by for by in DEPTHS if by != "random"])
 @pytest.mark.parametrize(("damage", "keep"), PLANTED)
 def test_what_does_nothing_goes_first_and_nothing_is_lost(
     model: GPT, corpus: Corpus, damage: Damage, keep: dict[str, int], by: str, depth: str
@@ -143,6 +143,18 @@ def test_importance_is_what_its_formulas_say(model: GPT, corpus: Corpus) -> None
     torch.testing.assert_close(found.squares_nd[0].float(), x.square().mean((0, 1)), rtol=1e-4, atol=1e-6)
     squared = measure(model, corpus, by="l2", tokens=tokens)
     torch.testing.assert_close(squared.ff_lf[0].float(), neurons.square().mean((0, 1)), rtol=1e-4, atol=1e-6)
+
+
+def test_random_importance_is_of_its_seed(model: GPT, corpus: Corpus) -> None:
+    first, same, other = (
+        measure(model, corpus, by="random", depth="random", tokens=512, seed=seed) for seed in (1, 1, 2)
+    )
+    for name in ("layers_l", "groups_lk", "ff_lf", "width_d"):
+        drawn = getattr(first, name)
+        assert torch.equal(drawn, getattr(same, name))
+        assert not torch.equal(drawn, getattr(other, name))
+        assert len(drawn.unique()) == drawn.numel()
+    assert torch.equal(first.squares_nd, measure(model, corpus, tokens=512).squares_nd)
 
 
 def test_width_adds_up_over_all_norms(model: GPT, corpus: Corpus) -> None:

@@ -25,51 +25,54 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-TokenCount = Annotated[float | None, count("Training text to calibrate on, in tokens; 65,536.")]
+LayersOption = Annotated[int | None, typer.Option("--keep-layers", help="Layers to keep.")]
+HeadsOption = Annotated[
+    int | None, typer.Option("--keep-heads", help="Query heads; whole key/value groups go.")
+]
+FeedForwardOption = Annotated[
+    int | None, typer.Option("--keep-ff", help="Feed-forward width, a multiple of 32.")
+]
+WidthOption = Annotated[int | None, typer.Option("--keep-width", help="d_model, a multiple of 32.")]
+ShareOption = Annotated[
+    float | None,
+    typer.Option(
+        "--params-share",
+        help="Share of the stored parameters to keep: of the shapes near it, the one with the lowest "
+        "loss on calibration text.",
+    ),
+]
+ByOption = Annotated[
+    str | None,
+    typer.Option(help="activation, l2, taylor or random; of masks wanda or magnitude."),
+]
+DepthByOption = Annotated[str, typer.Option(help="Of layers: influence, taylor or random.")]
+CalibrateOption = Annotated[float | None, count("Training text to calibrate on, in tokens; 65,536.")]
+StepsOption = Annotated[int, typer.Option(help="Prune a part, train on, and prune again, so often.")]
 HealOption = Annotated[float | None, count("Tokens to train on after pruning, of all steps together.")]
+HealByOption = Annotated[
+    str, typer.Option(help="distill, with the unpruned model as teacher, or train, on the text alone.")
+]
+UnstructuredOption = Annotated[
+    float | None,
+    typer.Option(help="Instead: this share of single weights becomes zero, stored sparse, no faster."),
+]
+TwoFourOption = Annotated[
+    bool, typer.Option("--two-four", help="Instead: two of every four weights become zero, likewise.")
+]
 
 
 @app.command()
 def prune(
     model: Annotated[Path, typer.Argument(help="A folder of our decoder, of this project's tokenizer.")],
-    layers: Annotated[int | None, typer.Option("--keep-layers", help="Layers to keep.")] = None,
-    heads: Annotated[
-        int | None, typer.Option("--keep-heads", help="Query heads; whole key/value groups go.")
-    ] = None,
-    ff: Annotated[int | None, typer.Option("--keep-ff", help="Feed-forward width, a multiple of 32.")] = None,
-    width: Annotated[int | None, typer.Option("--keep-width", help="d_model, a multiple of 32.")] = None,
-    share: Annotated[
-        float | None,
-        typer.Option(
-            "--params-share",
-            help="Share of the stored parameters to keep: of the shapes near it, the one with the lowest "
-            "loss on calibration text.",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(help="activation, l2 or taylor; of masks wanda or magnitude."),
-    ] = None,
-    depth_by: Annotated[str, typer.Option(help="Of layers: influence or taylor.")] = "influence",
-    calibrate: TokenCount = None,
-    steps: Annotated[int, typer.Option(help="Prune a part, train on, and prune again, so often.")] = 1,
-    heal_tokens: HealOption = None,
-    heal_by: Annotated[
-        str, typer.Option(help="distill, with the unpruned model as teacher, or train, on the text alone.")
-    ] = "distill",
+    layers: LayersOption = None, heads: HeadsOption = None, ff: FeedForwardOption = None,
+    width: WidthOption = None, share: ShareOption = None, by: ByOption = None,
+    depth_by: DepthByOption = "influence", calibrate: CalibrateOption = None, steps: StepsOption = 1,
+    heal_tokens: HealOption = None, heal_by: HealByOption = "distill",
     lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of healing.")] = 1.0,
-    unstructured: Annotated[
-        float | None,
-        typer.Option(help="Instead: this share of single weights becomes zero, stored sparse, no faster."),
-    ] = None,
-    two_four: Annotated[
-        bool, typer.Option("--two-four", help="Instead: two of every four weights become zero, likewise.")
-    ] = False,
+    unstructured: UnstructuredOption = None, two_four: TwoFourOption = False,
     eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
-    project: ProjectOption = DEFAULT_PROJECT,
-    seed: SeedOption = 0,
-    json: JsonOption = False,
-) -> None:
+    project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
+) -> None:  # fmt: skip
     """Take the least important parts out of a model, and train what is left on.
 
     The result is a plain, smaller folder, which transformers opens and `isoflop export` takes.
@@ -84,25 +87,25 @@ def prune(
     sizes = {"n_layers": layers, "n_heads": heads, "d_ff": ff, "d_model": width}
     keep = {name: size for name, size in sizes.items() if size is not None}
     tokens = CALIBRATION_TOKENS if calibrate is None else int(calibrate)
-    masked = unstructured is not None or two_four
-    if masked:
-        _check_mask(unstructured, two_four, bool(keep) or share is not None or heal_tokens is not None)
+    masked = _is_mask(unstructured, two_four, bool(keep) or share is not None or heal_tokens is not None)
     home = open_project(project)
     with home.lock(), Terminal() as progress:
         corpus = corpus_of(home)
         if masked:
+            asked = {"share": 0.5 if unstructured is None else unstructured, "two_four": two_four}
             chain = [
                 mask_model(
-                    home, corpus, model, share=0.5 if unstructured is None else unstructured,
-                    two_four=two_four, tokens=tokens, eval_tokens=eval_tokens,
-                    **({} if by is None else {"rule": by}),
+                    home, corpus, model, tokens=tokens, eval_tokens=eval_tokens, **_given(asked, rule=by)
                 )
-            ]  # fmt: skip
+            ]
         else:
-            wanted = Wanted(
-                keep, share, depth=depth_by, tokens=tokens, steps=steps,
-                **({} if by is None else {"by": by}),
-            )  # fmt: skip
+            wanted = Wanted(**_given(
+                {
+                    "keep": keep, "share": share, "depth": depth_by, "tokens": tokens, "steps": steps,
+                    "seed": seed,
+                },
+                by=by,
+            ))  # fmt: skip
             heal = None if heal_tokens is None else Heal(int(heal_tokens), heal_by, lr_scale, seed)
             chain = prune_model(
                 home, corpus, model, wanted, heal=heal, eval_tokens=eval_tokens, progress=progress
@@ -110,8 +113,15 @@ def prune(
     _show(home, model, chain, json)
 
 
-def _check_mask(unstructured: float | None, two_four: bool, shaped: bool) -> None:
-    """Raises TrainError for a mask beside something else."""
+def _given(options: dict[str, Any], **typed: str | None) -> dict[str, Any]:
+    """With those that were typed; the others keep the library's defaults."""
+    return {**options, **{name: word for name, word in typed.items() if word is not None}}
+
+
+def _is_mask(unstructured: float | None, two_four: bool, shaped: bool) -> bool:
+    """Whether single weights go. Raises TrainError for a mask beside something else."""
+    if unstructured is None and not two_four:
+        return False
     if unstructured is not None and two_four:
         raise TrainError("--unstructured and --two-four are two masks", hint="give one of them")
     if shaped:
@@ -119,6 +129,7 @@ def _check_mask(unstructured: float | None, two_four: bool, shaped: bool) -> Non
             "a mask keeps the model's shape, and training would fill it again",
             hint="leave out --keep-*, --params-share and --heal-tokens, or the mask",
         )
+    return True
 
 
 def _show(home: Project, model: Path, chain: list[Transform], json: bool) -> None:

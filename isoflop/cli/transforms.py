@@ -20,12 +20,15 @@ from isoflop.cli.options import (
     count,
     open_project,
 )
+from isoflop.errors import TrainError
 from isoflop.quantities import cell
 from isoflop.teaching.divergences import Lesson
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
     from isoflop.transforms import Scores, Transform
+    from isoflop.transforms.distill import Subject
+    from isoflop.transforms.foretold import Foretold
 
 app = typer.Typer()
 TOP_K = 32  # of --cache; an assumption: what it leaves out is measured and said
@@ -59,11 +62,29 @@ def distill(
     features: Annotated[
         float, typer.Option(help="Weight of their hidden states, layer by layer through learned projections.")
     ] = 0.0,
+    noise: Annotated[
+        float, typer.Option(help="Replace this share of the tokens that student and teachers read by others.")
+    ] = 0.0,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="PROJECT=TEACHER:SHARE",
+            help="Learn this project's text, too, from a teacher of its own, in this share of all batches; "
+            "may be repeated.",
+        ),
+    ] = None,
     lr_scale: Annotated[float, typer.Option(help="Multiplies every learning rate.")] = 1.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the laws expect of it; train nothing.")
+    ] = False,
     changes: SetOption = None, precision: PrecisionOption = None, project: ProjectOption = DEFAULT_PROJECT,
     seed: SeedOption = 0, track: TrackOption = None, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train a student on the probabilities of its teachers and on the project's text.
+
+    The project's law and the distillation law say first whether that beats training longer for the same
+    FLOPs, and are compared with what came out.
 
     Example: [bold]isoflop distill TEACHER --width 128 --tokens 4M[/bold] or
     [bold]isoflop distill TEACHER --from PRUNED --tokens 2M[/bold]
@@ -71,22 +92,30 @@ def distill(
     from isoflop.families import find
     from isoflop.pipeline import corpus_of
     from isoflop.trackers import tracked
-    from isoflop.transforms.distill import distill as distill_model
-    from isoflop.transforms.distill import student
+    from isoflop.transforms import distill as distilling
     from isoflop.variant import Variant
 
     said = [] if precision is None else [f"precision={precision}"]
     home, variant = open_project(project), Variant.of(find("isoflop"), [*(changes or ()), *said])
-    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0), features)
+    lesson = Lesson(weight, temperature, divergence, top_k or (TOP_K if cache else 0), features, noise)
+    subjects = [_subject(words) for words in tasks or ()]
     with home.lock(), Terminal() as terminal, tracked(track or (), home, terminal) as progress:
         text = corpus_of(home)
-        config, past = student(
+        distilling.check_teachers([*teachers, *(s.teacher for s in subjects)], text)
+        config, past = distilling.student(
             home, text, tokens=None if tokens is None else int(tokens), width=width, layers=layers,
-            start=start, lr_scale=lr_scale, seed=seed, variant=variant, progress=progress,
+            start=start, lr_scale=lr_scale, seed=seed, variant=variant, timed=not dry_run, progress=progress,
         )  # fmt: skip
-        made = distill_model(
-            home, text, teachers, config, past, lesson=lesson, cache_bytes=cache or 0.0, progress=progress
-        )
+        if dry_run:
+            expected = distilling.verdict(
+                home, text, teachers, config, past, lesson=lesson, tasks=subjects, progress=progress
+            )
+            _show_expected(expected, json)
+            return
+        made = distilling.distill(
+            home, text, teachers, config, past, lesson=lesson, tasks=subjects, cache_bytes=cache or 0.0,
+            progress=progress,
+        )  # fmt: skip
     if json:
         out(made)
         return
@@ -136,8 +165,37 @@ def write(
     typer.echo(path)
 
 
+def _subject(words: str) -> Subject:
+    """Reads PROJECT=TEACHER:SHARE. Raises TrainError."""
+    from isoflop.transforms.distill import Subject
+
+    text, _, rest = words.partition("=")
+    teacher, _, share = rest.rpartition(":")
+    try:
+        return Subject(Path(text), Path(teacher), float(share))
+    except ValueError:
+        raise TrainError(
+            f"--task {words!r} is not PROJECT=TEACHER:SHARE", hint="write e.g. --task ../prose=MODEL:0.3"
+        ) from None
+
+
+def _show_expected(expected: Foretold, json: bool) -> None:
+    if json:
+        losses = {name: loss.model_dump(mode="json") for name, loss in expected.losses.items()}
+        gap = expected.difference
+        out({
+            "losses": losses, "law": expected.law, "tokens_ratio": expected.more,
+            "difference": None if gap is None else gap.model_dump(mode="json"), "verdict": expected.verdict,
+        })  # fmt: skip
+        return
+    for sentence in expected.sentences or ["no law of this project says what to expect: isoflop sweep"]:
+        typer.echo(sentence)
+
+
 def show(made: Transform) -> None:
     """What a transform read, gave and cost."""
+    from isoflop.transforms.foretold import scored
+
     rows = [(f"{s.role} {Path(s.path).name}", *_numbers(s.scores)) for s in made.sources if s.scores]
     table(
         f"Transform {made.id}: {made.kind}",
@@ -148,9 +206,8 @@ def show(made: Transform) -> None:
         typer.echo(f"change of loss, nats a token: {made.change:+.4f} +- {made.change_se:.4f}")
     for name, value in made.measured.items():
         typer.echo(f"{name}: {value:.4g}")
-    for name, p in made.predicted.items():
-        held = "below" if made.after.loss < p.low else "above" if made.after.loss > p.high else "within"
-        typer.echo(f"foretold {name}: {p.value:.4f} [{p.low:.4f}, {p.high:.4f}]; the result is {held}")
+    for sentence in scored(made):
+        typer.echo(sentence)
     parts = ", ".join(f"{name} {value:.3g}" for name, value in made.flops.items())
     typer.echo(f"{made.flops_total:.3g} FLOPs ({parts}), {made.seconds:.1f} s")
 

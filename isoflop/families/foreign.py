@@ -195,10 +195,16 @@ class Foreign:
 
     def load(self, folder: Path, raw: Mapping[str, Any]) -> Net:
         net, found = self.auto_class().from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-        if found["missing_keys"]:
-            raise RuntimeError(f"its weights lack {sorted(found['missing_keys'])[0]}")
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+            ignore_mismatched_sizes=True,  # it would not name them
+        )  # fmt: skip
+        for name in sorted(found["missing_keys"]):
+            raise RuntimeError(f"its weights lack {name}")
+        for name, theirs, ours in sorted(found["mismatched_keys"]):
+            raise RuntimeError(f"{name} has the shape {tuple(theirs)}, its config says {tuple(ours)}")
+        for name in sorted(found["unexpected_keys"]) if self.objective == "causal" else ():
+            # Encoders are kept with the heads of all that they once learned.
+            raise RuntimeError(f"it has weights {name}, which a model of its config has not")
         return self._wrap(self._base(), net)
 
     def config(self, model: ModelConfig, dropout: float = 0.0) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isoflop import flops
 from isoflop.continued import Past
 from isoflop.errors import CorruptError, TrainError
 from isoflop.export import load_pretrained
@@ -85,7 +86,10 @@ def _mean_log_probs(logits: Sequence[Tensor], temperature: float) -> Tensor:
 
 
 class Teaching:
-    """The teachers of a run, as `RunConfig.teachers` names them.
+    """The teachers of a run, as `RunConfig.teachers` names them, and those of its tasks, one each.
+
+    Each text of a mixture is taught by its own: the run's corpus by `RunConfig.teachers`, a task by its
+    teacher alone.
 
     With `RunConfig.teacher_topk` only so many of their likeliest tokens count, which `Past.answers` keeps.
     With `RunConfig.feature_weight` their hidden states count too.
@@ -94,43 +98,55 @@ class Teaching:
     def __init__(
         self, config: RunConfig, past: Past | None, device: torch.device, student: LanguageModel
     ) -> None:
-        folders = () if past is None else past.teachers
-        if len(folders) != len(config.teachers):
+        folders, names = () if past is None else past.teachers, named(config)
+        if len(folders) != len(names):
             raise TrainError(
-                f"this run learns from {len(config.teachers)} teachers, and {len(folders)} are given",
+                f"this run learns from {len(names)} teachers, and {len(folders)} are given",
                 hint="train it with: isoflop distill TEACHER...",
             )
         self.lesson = Lesson(config.teacher_weight, config.temperature, config.divergence)
         self.config = config
         self.teachers = [
             _teacher(wanted, folder, config.model).to(device)
-            for wanted, folder in zip(config.teachers, folders, strict=True)
+            for wanted, folder in zip(names, folders, strict=True)
         ]
         self.matching: Matching | None = None
         if config.feature_weight:
             self.matching = Matching(student, self.teachers, config.seed)
         self.past = past
         self.memories: dict[tuple[int, int], Memory] = {}  # by teacher and context
+        self.flops = 0.0  # that the teachers have computed here
 
     @property
     def shapes(self) -> tuple[ModelConfig, ...]:
-        """Of the teachers as far as they are used."""
+        """Of the teachers as far as they are used, as `named` names them."""
         return tuple(teacher.config for teacher in self.teachers)
 
-    def loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        """In nats a token; its gradients are the student's alone."""
+    def loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor, sources_b: Tensor) -> Tensor:
+        """In nats a token; its gradients are the student's alone. `sources` says of which text a row is."""
         if self.matching is None:
-            return self._loss(student, ids_bt, targets_bt)
+            return self._loss(student, ids_bt, targets_bt, sources_b)
         with self.matching.listening():
-            told = self._loss(student, ids_bt, targets_bt)
+            told = self._loss(student, ids_bt, targets_bt, sources_b)
             return told + self.config.feature_weight * self.matching.loss()
 
-    def _loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        with torch.no_grad():
-            told = [self._told(i, ids_bt) for i in range(len(self.teachers))]
+    def _loss(self, student: LanguageModel, ids_bt: Tensor, targets_bt: Tensor, sources_b: Tensor) -> Tensor:
         x_nd, y_n = student.features(ids_bt, targets_bt)
-        out: Tensor = DistilledCrossEntropy.apply(x_nd, student.head, y_n, told, self.lesson)  # type: ignore[no-untyped-call]
-        return out
+        x_btd, y_bt = x_nd.view(*ids_bt.shape, -1), y_n.view(ids_bt.shape)
+        total = x_nd.new_zeros((), dtype=torch.promote_types(x_nd.dtype, torch.float32))
+        for source in sorted(set(sources_b.tolist())):
+            rows = (sources_b == source).nonzero()[:, 0].to(ids_bt.device)
+            with torch.no_grad():
+                told = [self._told(i, ids_bt[rows]) for i in self._teachers_of(source)]
+            x, y = x_btd[rows].flatten(0, 1), y_bt[rows].flatten()
+            nats = DistilledCrossEntropy.apply(x, student.head, y, told, self.lesson)  # type: ignore[no-untyped-call]
+            total = total + nats * (len(rows) / len(ids_bt))
+        return total
+
+    def _teachers_of(self, source: int) -> list[int]:
+        """Numbers of the teachers of a text of the mixture."""
+        own = len(self.config.teachers)
+        return [own + source - 1] if source else list(range(own))
 
     def _told(self, number: int, ids_bt: Tensor) -> Told:
         if not self.config.teacher_topk:
@@ -144,6 +160,8 @@ class Teaching:
 
     def _asked(self, number: int, ids_bt: Tensor) -> Told:
         teacher = self.teachers[number]
+        read = teacher.config.model_copy(update={"context": ids_bt.shape[1]})
+        self.flops += ids_bt.numel() * flops.forward_flops_per_token(read)
         hidden_nd, _ = teacher.features(ids_bt, ids_bt)
         return told_by(hidden_nd, teacher.head[: self.config.model.vocab_size])
 
@@ -154,7 +172,8 @@ class Teaching:
             Top.of(told(slice(start, start + CHUNK_TOKENS)).float(), self.config.teacher_topk)
             for start in range(0, ids_bt.numel(), CHUNK_TOKENS)
         ]
-        tokens, logp = (torch.cat(parts).view(*ids_bt.shape, -1) for parts in zip(*chunks, strict=True))
+        with torch.autocast(ids_bt.device.type, enabled=False):  # on a CPU it joins no float16
+            tokens, logp = (torch.cat(parts).view(*ids_bt.shape, -1) for parts in zip(*chunks, strict=True))
         return Top(tokens, logp)
 
     def _memory(self, number: int, context: int) -> Memory | None:
@@ -163,12 +182,17 @@ class Teaching:
         if past is None or past.answers is None:
             return None
         if (number, context) not in self.memories:
-            folder = past.answers / f"{config.teachers[number]}-{context}-{socket.gethostname()}"
+            folder = past.answers / f"{named(config)[number]}-{context}-{socket.gethostname()}"
             self.memories[number, context] = Memory(
                 folder, max_bytes=past.answers_bytes, context=context, k=config.teacher_topk,
                 vocabulary=config.model.vocab_size,
             )  # fmt: skip
         return self.memories[number, context]
+
+
+def named(config: RunConfig) -> tuple[str, ...]:
+    """Hashes of all teachers of a run: those of its corpus, then those of its tasks."""
+    return (*config.teachers, *(task.teacher for task in config.tasks))
 
 
 def _teacher(wanted: str, folder: Path, student: ModelConfig) -> LanguageModel:

@@ -55,6 +55,7 @@ class Lesson(NamedTuple):
     divergence: str = "forward-kl"  # of DIVERGENCES
     topk: int = 0  # of the teachers' likeliest tokens so many are told apart; 0: all
     features: float = 0.0  # weight of their hidden states (`features.Matching`)
+    noise: float = 0.0  # share of the input tokens replaced, for student and teachers alike
 
     def __call__(self, z_nv: Tensor, logp_nv: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the loss over n, and its gradient (n, v) by the logits z; log p is at the temperature."""

@@ -69,6 +69,7 @@ class Transform(Record):
     change_se: float | None = None  # its standard error over windows, which are paired
     measured: dict[str, float] = Field(default_factory=dict)  # what else was, e.g. an approximation's error
     predicted: dict[str, Interval] = Field(default_factory=dict)  # losses, written before it was made
+    verdict: str = ""  # what was said of it then, for people; empty: no law could
 
     @property
     def before(self) -> Scores | None:

@@ -9,26 +9,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from isoflop import flops
 from isoflop.continued import Past, initial_model
+from isoflop.devices import whole_machine
 from isoflop.errors import TrainError
 from isoflop.evaluate import heldout_windows
 from isoflop.export import load_pretrained
+from isoflop.flops import asking_memory_bytes
 from isoflop.gpt import CHUNK_TOKENS
 from isoflop.identity import job_id, whole_batches
-from isoflop.laws import Fit
 from isoflop.model import LanguageModel
 from isoflop.options import check_options
 from isoflop.pipeline import train_model
 from isoflop.progress import Progress, Silent
-from isoflop.records import Corpus, Interval, Ladder, ModelConfig, RunConfig, digest
-from isoflop.starting import chosen_config, continuation
+from isoflop.records import Corpus, ModelConfig, RunConfig, Task, digest
+from isoflop.starting import chosen_config, continuation, corpus_at
 from isoflop.store import Project
-from isoflop.teaching.distilling import as_asked, check_head, told_by
+from isoflop.teaching.distilling import as_asked, check_head, named, told_by
 from isoflop.teaching.divergences import Lesson
 from isoflop.teaching.topk import left_out, places_in
 from isoflop.transforms import (
@@ -42,23 +42,30 @@ from isoflop.transforms import (
     source_of,
     transform_id,
 )
+from isoflop.transforms.foretold import Foretold, foretold
 from isoflop.using import check_finite, same_tokenizer
 from isoflop.variant import DEFAULT, Variant
 
 KIND = "distill"
 MEASURED_TOKENS = 8192  # held-out, for what the likeliest tokens leave out
-PLAIN, LONGER = (
-    "plain",
-    "plain, equal FLOPs",
-)  # what is foretold: the same tokens, and more for the same price
+
+
+class Subject(NamedTuple):
+    """A further task of a student."""
+
+    text: Path  # a project, or a corpus folder, of the same tokenizer
+    teacher: Path
+    share: float  # of all batches
 
 
 def student(
     project: Project, corpus: Corpus, *, tokens: int | None, width: int | None = None,
     layers: int | None = None, start: Path | None = None, lr_scale: float = 1.0, seed: int = 0,
-    variant: Variant = DEFAULT, progress: Progress | None = None,
+    variant: Variant = DEFAULT, timed: bool = True, progress: Progress | None = None,
 ) -> tuple[RunConfig, Past]:  # fmt: skip
     """The run as it would be without teachers: of a width from scratch, or from the model folder `start` on.
+
+    `timed` is that of `chosen_config`.
 
     Raises TrainError for settings that mean nothing, ProjectError or CorruptError for a folder that cannot be
     used.
@@ -68,7 +75,7 @@ def student(
     if start is None:
         config = chosen_config(
             project, corpus, width=width, layers=layers, tokens=tokens, lr_scale=lr_scale, seed=seed,
-            variant=variant, progress=progress,
+            variant=variant, timed=timed, progress=progress,
         )  # fmt: skip
         return config, Past()
     if layers is not None:
@@ -82,63 +89,141 @@ def student(
 
 def distill(
     project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, *,
-    lesson: Lesson | None = None, cache_bytes: float = 0.0, progress: Progress | None = None,
+    lesson: Lesson | None = None, tasks: Sequence[Subject] = (), cache_bytes: float = 0.0,
+    progress: Progress | None = None,
 ) -> Transform:  # fmt: skip
     """Train a `student` beside its teachers, which are averaged in probability.
 
+    Further `tasks` are learned at once: their texts have their shares of all batches, each is taught by its
+    own teacher alone, and `measured` says how well the student does on its held-out text.
+
     Where only their likeliest tokens count, what of their probabilities that leaves out is measured, and
     `cache_bytes` of the project's disk keep them: a window that is seen again, in this run or a later one,
-    asks no teacher. The cost is counted as if it did.
+    asks no teacher, and costs nothing.
 
     What was done is not done again, what was interrupted goes on. The ledger keeps the run and the transform;
-    `predicted` says what the project's law, where it has one, expects of training without a teacher.
+    `predicted` and `verdict` are those of `foretold`.
 
     Raises TrainError for values that cannot be, for a teacher of another tokenizer, vocabulary or objective,
-    or of a shorter context; ProjectError or CorruptError for a folder that cannot be used.
+    or of a shorter context; ProjectError or CorruptError for a folder that cannot be used, CorpusError for a
+    task's text.
     """
-    progress, lesson = progress or Silent(), lesson or Lesson()
-    models = [_opened(folder, corpus) for folder in teachers]
-    sources = [source_of(project, TEACHER, folder) for folder in teachers]
-    config = _with_teachers(config, [source.hash for source in sources], lesson)
-    for folder, teacher in zip(teachers, models, strict=True):
-        _check_fits(folder, teacher, config.model)
-        teacher.config = as_asked(teacher.config, config.model)
-    if past.model is not None:
-        sources.append(source_of(project, MODEL, past.model))
-        models.append(initial_model(config, past))
-    options = {
-        **lesson._asdict(), "tokens": config.tokens, "seed": config.seed,
-        "job": job_id(whole_batches(config), corpus),
-    }  # fmt: skip
-    id = transform_id(KIND, corpus, sources, options)
-    if (done := finished(project, id)) is not None:
+    progress = progress or Silent()
+    plan = _plan(project, corpus, teachers, config, past, lesson or Lesson(), tasks)
+    if (done := finished(project, plan.id)) is not None:
         return done
-    scored = tuple(
-        _scored(s, model, config, corpus, progress) for s, model in zip(sources, models, strict=True)
-    )
-    asked = models[: len(teachers)]
-    measured = _left_out(asked, config, corpus, progress) if lesson.topk else {}
-    predicted = _foretold(project, corpus, config, [m.config for m in asked], progress)
-    past = replace(
-        past, teachers=tuple(folder.absolute() for folder in teachers),
-        **_answers(project, config, corpus, cache_bytes, progress),
-    )  # fmt: skip
+    config, models = plan.config, plan.models
+    scored, expected = _expected(project, corpus, plan, progress)
+    for sentence in expected.sentences:
+        progress.log(sentence)
+    measured = _left_out(plan.teachers, config, corpus, progress) if config.teacher_topk else {}
+    past = replace(plan.past, **_answers(project, config, corpus, cache_bytes, progress))
     run = train_model(project, corpus, config, role="distilled", progress=progress, past=past)
     assert run.model is not None
     after = load_pretrained(project.folder / run.model)
+    for task, text in zip(tasks, plan.texts, strict=True):
+        measured[f"loss on {task.text.name}"] = scores_of(after, text, config.eval_tokens).loss
     change = change_of(models[-1], after, corpus, config.eval_tokens) if config.initial else (None, None)
     made = Transform(
-        id=id, kind=KIND, corpus_id=corpus.id, sources=scored, options=options,
-        flops={"training": run.flops_spent - run.flops_teachers, "teacher": run.flops_teachers},
+        id=plan.id, kind=KIND, corpus_id=corpus.id, sources=scored, options=plan.options,
+        flops={
+            "training": run.flops_spent - run.flops_teachers_spent, "teacher": run.flops_teachers_spent,
+        },
         seconds=run.seconds_train + run.seconds_eval + run.seconds_compile, eval_tokens=config.eval_tokens,
         after=scores_of(after, corpus, config.eval_tokens), change=change[0], change_se=change[1],
-        measured=measured, predicted=predicted, model=run.model, run_id=run.id,
+        measured=measured, predicted=expected.losses, verdict=expected.verdict, model=run.model,
+        run_id=run.id,
     )  # fmt: skip
     project.put("transform", made)
     return made
 
 
-def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> RunConfig:
+def verdict(
+    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, *,
+    lesson: Lesson | None = None, tasks: Sequence[Subject] = (), progress: Progress | None = None,
+) -> Foretold:  # fmt: skip
+    """What laws expect of a `distill` with these arguments, which is not done. Raises as that does."""
+    plan = _plan(project, corpus, teachers, config, past, lesson or Lesson(), tasks)
+    return _expected(project, corpus, plan, progress or Silent())[1]
+
+
+def check_teachers(teachers: Sequence[Path], corpus: Corpus) -> None:
+    """Raises TrainError, ProjectError or CorruptError for a folder that cannot teach on that corpus."""
+    for folder in teachers:
+        _opened(folder, corpus)
+
+
+class _Plan(NamedTuple):
+    """What is to be learned, from whom."""
+
+    id: str  # of the transform
+    config: RunConfig
+    past: Past
+    options: dict[str, Any]
+    sources: list[Source]  # the teachers, those of further tasks, then the model that goes on, if one does
+    models: list[LanguageModel]  # theirs
+    texts: list[Corpus]  # of the further tasks
+
+    @property
+    def teachers(self) -> list[LanguageModel]:
+        return self.models[: len(named(self.config))]
+
+
+def _plan(
+    project: Project, corpus: Corpus, teachers: Sequence[Path], config: RunConfig, past: Past, lesson: Lesson,
+    tasks: Sequence[Subject],
+) -> _Plan:  # fmt: skip
+    """Raises as `distill` does."""
+    folders = [*teachers, *(task.teacher for task in tasks)]
+    texts = [corpus_at(task.text, corpus, "task's") for task in tasks]
+    models = [_opened(folder, corpus) for folder in folders]
+    sources = [source_of(project, TEACHER, folder) for folder in folders]
+    hashes = [source.hash for source in sources]
+    learned = tuple(
+        Task(corpus=text.id, share=task.share, teacher=hash)
+        for task, text, hash in zip(tasks, texts, hashes[len(teachers) :], strict=True)
+    )
+    config = _with_teachers(config, hashes[: len(teachers)], lesson, learned)
+    for folder, teacher in zip(folders, models, strict=True):
+        _check_fits(folder, teacher, config.model)
+        teacher.config = as_asked(teacher.config, config.model)
+    config = whole_machine(
+        config, config.ranks * config.threads, beside=asking_memory_bytes([m.config for m in models], config)
+    )
+    if past.model is not None:
+        sources.append(source_of(project, MODEL, past.model))
+        models.append(initial_model(config, past))
+    said = {name: value for name, value in lesson._asdict().items() if name != "noise" or value}
+    options = {
+        **said, "tokens": config.tokens, "seed": config.seed, "job": job_id(whole_batches(config), corpus)
+    }  # fmt: skip
+    if learned:
+        options["tasks"] = [task.model_dump() for task in learned]
+    past = replace(
+        past, teachers=tuple(folder.absolute() for folder in folders),
+        tasks=tuple(text.folder.absolute() for text in texts),
+    )  # fmt: skip
+    id = transform_id(KIND, corpus, sources, options)
+    return _Plan(id, config, past, options, sources, models, texts)
+
+
+def _expected(
+    project: Project, corpus: Corpus, plan: _Plan, progress: Progress
+) -> tuple[tuple[Source, ...], Foretold]:
+    """The sources with their scores, and what these let expect."""
+    taught, own = plan.teachers, len(plan.config.teachers)
+    texts = [*[corpus] * own, *plan.texts, *[corpus] * (len(plan.models) - len(taught))]
+    scored = tuple(
+        _scored(source, model, plan.config, text, progress)
+        for source, model, text in zip(plan.sources, plan.models, texts, strict=True)
+    )
+    best = min(s.scores.loss for s in scored[:own] if s.scores is not None)
+    return scored, foretold(project, corpus, plan.config, [m.config for m in taught], best)
+
+
+def _with_teachers(
+    config: RunConfig, hashes: Sequence[str], lesson: Lesson, tasks: tuple[Task, ...]
+) -> RunConfig:
     """Raises TrainError for values that cannot be."""
     taught = config.model_copy(
         update={
@@ -148,6 +233,8 @@ def _with_teachers(config: RunConfig, hashes: Sequence[str], lesson: Lesson) -> 
             "divergence": lesson.divergence,
             "teacher_topk": lesson.topk,
             "feature_weight": lesson.features,
+            "input_noise": lesson.noise,
+            "tasks": tasks,
             "compile": config.compile and not lesson.features,
         }
     )
@@ -225,9 +312,14 @@ def _answers(
     if not config.teacher_topk or not cache_bytes:
         return {}
     contexts = {config.model.context, config.trunk_model.context}
-    each = cache_bytes / len(config.teachers) / len(contexts)
+    if config.input_noise:
+        raise TrainError(
+            "answers are kept for windows that are seen again, and noise makes each of them new",
+            hint="leave out --cache or --noise",
+        )
+    each = cache_bytes / len(named(config)) / len(contexts)
     room = places_in(each, config.model.context, config.teacher_topk, config.model.vocab_size)
-    kind = [config.teachers, sorted(contexts), config.teacher_topk, config.precision, each]
+    kind = [named(config), sorted(contexts), config.teacher_topk, config.precision, each]
     folder = (project.folder / "answers" / digest(kind)).absolute()
     for other in folder.parent.glob("*"):
         if other != folder:
@@ -236,28 +328,3 @@ def _answers(
     if room < windows:
         progress.log(f"{cache_bytes:,.0f} bytes keep about {room / windows:.0%} of the answers")
     return {"answers": folder, "answers_bytes": each}
-
-
-def _foretold(
-    project: Project, corpus: Corpus, config: RunConfig, teachers: Sequence[ModelConfig], progress: Progress
-) -> dict[str, Interval]:
-    """What the project's law expects of the student without a teacher: at its tokens, and at its FLOPs.
-
-    Empty for a student that goes on, or without a law of its kind.
-    """
-    ladder, fit = project.latest("ladder", Ladder), project.latest("fit", Fit)
-    if config.initial or fit is None or ladder is None or ladder.corpus_id != corpus.id:
-        return {}
-    if ladder.members[0].config.model.kind != config.model.kind:
-        return {}
-    n, run = flops.params_matmul(config.model), whole_batches(config)
-    taught = flops.run_teachers_flops(run, teachers)
-    taught += flops.matching_flops_per_token(teachers, config) * run.tokens
-    more = 1 + taught / flops.run_flops(run)
-    found = {PLAIN: fit.predict(n, run.tokens), LONGER: fit.predict(n, more * run.tokens)}
-    words = [f"{p.value:.4f} [{p.low:.4f}, {p.high:.4f}]" for p in found.values()]
-    progress.log(
-        f"without a teacher the law expects {words[0]}; {words[1]} of {more:.2f} times the tokens, "
-        "which cost as much"
-    )
-    return {name: p.plain() for name, p in found.items()}

@@ -26,8 +26,9 @@ from isoflop.objectives import OBJECTIVES
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, ModelConfig
 
-MEASURES = ("activation", "l2", "taylor")
-DEPTHS = ("influence", "taylor")
+RANDOM = "random"  # the floor that the others are measured against
+MEASURES = ("activation", "l2", "taylor", RANDOM)
+DEPTHS = ("influence", "taylor", RANDOM)
 STAGE = "calibrate"
 
 
@@ -46,9 +47,11 @@ class Importance:
 
 def measure(
     model: GPT, corpus: Corpus, *, by: str = "activation", depth: str = "influence",
-    tokens: int = CALIBRATION_TOKENS, progress: Progress | None = None,
+    tokens: int = CALIBRATION_TOKENS, seed: int = 0, progress: Progress | None = None,
 ) -> Importance:  # fmt: skip
     """Importance of heads, feed-forward and width by one of MEASURES, of layers by one of DEPTHS.
+
+    The `seed` is that of what is random.
 
     One pass over about `tokens` tokens of training text, a batch in memory at a time. Raises TrainError for
     a measure that is not known, CorpusError when the text is shorter than a window.
@@ -75,10 +78,11 @@ def measure(
         progress.update(STAGE, seen)
     model.zero_grad()
     progress.finish(STAGE, f"{seen:,} tokens")
-    found = slopes if by == "taylor" else meter
-    count = batches if by == "taylor" else seen
+    others: dict[str, tuple[_Sums, int]] = {"taylor": (slopes, batches), RANDOM: (_chance(config, seed), 1)}
+    found, count = others.get(by, (meter, seen))
+    deep, times = others.get(depth, (meter, seen))
     return Importance(
-        layers_l=slopes.layers_l / batches if depth == "taylor" else meter.influence_l / seen,
+        layers_l=deep.layers_l / times,
         groups_lk=found.groups_lk / count,
         ff_lf=found.ff_lf / count,
         width_d=found.width_d / count,
@@ -93,7 +97,25 @@ def pass_flops(config: ModelConfig, tokens: int, *, backward: bool) -> float:
     return float(flops.flops_per_token(config) * tokens) / (1 if backward else 3)
 
 
-class _Meter:
+class _Sums:
+    """Of each structure, over what was seen."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        self.layers_l = torch.zeros(c.n_layers, dtype=torch.float64)
+        self.groups_lk = torch.zeros(c.n_layers, c.n_kv_heads, dtype=torch.float64)
+        self.ff_lf = torch.zeros(c.n_layers, c.d_ff, dtype=torch.float64)
+        self.width_d = torch.zeros(c.d_model, dtype=torch.float64)
+
+
+def _chance(c: ModelConfig, seed: int) -> _Sums:
+    """Numbers without a meaning."""
+    generator, drawn = torch.Generator().manual_seed(seed), _Sums(c)
+    for numbers in vars(drawn).values():
+        numbers.uniform_(generator=generator)
+    return drawn
+
+
+class _Meter(_Sums):
     """Sums over tokens of what passes by, listening in the forward pass.
 
     By activations (Minitron, equation 1), with |.| to the `power` of 1 or 2 summed over tokens:
@@ -107,12 +129,8 @@ class _Meter:
     """
 
     def __init__(self, model: GPT, power: int) -> None:
+        super().__init__(c := model.config)
         self.model, self.power = model, power
-        c = model.config
-        self.influence_l = torch.zeros(c.n_layers, dtype=torch.float64)
-        self.groups_lk = torch.zeros(c.n_layers, c.n_kv_heads, dtype=torch.float64)
-        self.ff_lf = torch.zeros(c.n_layers, c.d_ff, dtype=torch.float64)
-        self.width_d = torch.zeros(c.d_model, dtype=torch.float64)
         self.squares_nd = torch.zeros(2 * c.n_layers + 1, c.d_model, dtype=torch.float64)
 
     @contextmanager
@@ -143,7 +161,7 @@ class _Meter:
         return hook
 
     def _layer(self, i: int, x_btd: Tensor, y_btd: Tensor) -> None:
-        self.influence_l[i] += (1 - F.cosine_similarity(x_btd, y_btd, dim=-1)).sum()
+        self.layers_l[i] += (1 - F.cosine_similarity(x_btd, y_btd, dim=-1)).sum()
 
     def _heads(self, i: int, x_bta: Tensor, _: Tensor) -> None:
         c = self.model.config
@@ -158,7 +176,7 @@ class _Meter:
         self.squares_nd[i] += x_btd.square().sum((0, 1))
 
 
-class _Slopes:
+class _Slopes(_Sums):
     """Sums over batches of |gradient * weight|, over all weights of a structure.
 
     That is the first-order term of what the loss changes by when a weight becomes zero (Molchanov et al.,
@@ -167,12 +185,8 @@ class _Slopes:
     """
 
     def __init__(self, model: GPT) -> None:
+        super().__init__(model.config)
         self.model = model
-        c = model.config
-        self.layers_l = torch.zeros(c.n_layers, dtype=torch.float64)
-        self.groups_lk = torch.zeros(c.n_layers, c.n_kv_heads, dtype=torch.float64)
-        self.ff_lf = torch.zeros(c.n_layers, c.d_ff, dtype=torch.float64)
-        self.width_d = torch.zeros(c.d_model, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self) -> None:

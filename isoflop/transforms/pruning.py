@@ -18,8 +18,9 @@ from isoflop.objectives import OBJECTIVES
 from isoflop.pipeline import train_model
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, ModelConfig
-from isoflop.starting import continuation
+from isoflop.starting import check_scale, continuation
 from isoflop.store import Project
+from isoflop.teaching.divergences import Lesson
 from isoflop.transforms import (
     EVAL_TOKENS,
     MODEL,
@@ -33,7 +34,7 @@ from isoflop.transforms import (
     transform_id,
 )
 from isoflop.transforms.distill import distill, student
-from isoflop.transforms.importance import Importance, measure, pass_flops
+from isoflop.transforms.importance import RANDOM, Importance, measure, pass_flops
 from isoflop.transforms.prune import prune
 from isoflop.transforms.shapes import WORDS, candidates, path, sizes_of, smaller
 from isoflop.using import decoder_of
@@ -53,6 +54,7 @@ class Wanted:
     depth: str = "influence"
     tokens: int = CALIBRATION_TOKENS
     steps: int = 1
+    seed: int = 0  # of random importance
 
     def target(self, model: GPT, corpus: Corpus, importance: Importance) -> tuple[ModelConfig, float]:
         """The shape to end with, and the FLOPs of finding it.
@@ -80,6 +82,7 @@ class Heal:
     by: str = "distill"  # of HEALERS
     lr_scale: float = 1.0  # times the rates of a run that goes on
     seed: int = 0
+    lesson: Lesson = field(default_factory=Lesson)
 
 
 @torch.no_grad()
@@ -128,13 +131,16 @@ def _step(
         "keep": dict(wanted.keep), "share": wanted.share, "by": wanted.by, "depth": wanted.depth,
         "calibrate": wanted.tokens, "step": number, "steps": wanted.steps,
     }  # fmt: skip
+    if RANDOM in (wanted.by, wanted.depth):
+        options["seed"] = wanted.seed
     id = transform_id(PRUNE, corpus, [source], {**options, "eval_tokens": eval_tokens})
     if (done := finished(project, id)) is not None:
         return done
     began, spent = time.perf_counter(), dict[str, float]()
     importance = measure(
-        model, corpus, by=wanted.by, depth=wanted.depth, tokens=wanted.tokens, progress=progress
-    )
+        model, corpus, by=wanted.by, depth=wanted.depth, tokens=wanted.tokens, seed=wanted.seed,
+        progress=progress,
+    )  # fmt: skip
     spent["calibration"] = importance.flops
     if shapes is None:
         target, searched = wanted.target(model, corpus, importance)
@@ -170,7 +176,8 @@ def _healed(
             project, corpus, tokens=tokens, start=folder, lr_scale=heal.lr_scale, seed=heal.seed,
             progress=progress,
         )  # fmt: skip
-        return distill(project, corpus, [original], config, past, progress=progress)
+        config = config.model_copy(update={"eval_tokens": eval_tokens})
+        return distill(project, corpus, [original], config, past, lesson=heal.lesson, progress=progress)
     source = source_of(project, MODEL, folder, pruned.after)
     options = {"tokens": tokens, "lr_scale": heal.lr_scale, "seed": heal.seed}
     id = transform_id(HEAL, corpus, [source], {**options, "eval_tokens": eval_tokens})
@@ -179,6 +186,7 @@ def _healed(
     config, past = continuation(
         project, corpus, folder, tokens=tokens, lr_scale=heal.lr_scale, seed=heal.seed
     )
+    config = config.model_copy(update={"eval_tokens": eval_tokens})
     run = train_model(project, corpus, config, role="continued", progress=progress, past=past)
     assert run.model is not None
     before, after = load_pretrained(folder), load_pretrained(project.folder / run.model)
@@ -212,3 +220,5 @@ def _check(model: ModelConfig, wanted: Wanted, heal: Heal | None) -> None:
         raise TrainError(
             f"--heal-tokens is {heal.tokens}, which heals nothing", hint="give e.g. --heal-tokens 1M"
         )
+    if heal is not None:
+        check_scale(heal.lr_scale)

@@ -18,14 +18,25 @@ Job = tuple[Path, Result]
 def test_a_student_of_the_projects_model(isoflop, project: Job) -> None:  # type: ignore[no-untyped-def]
     folder, result = project
     words = ("distill", result.model, "--width", 64, "--tokens", 8192, "--project", folder)
+    before = isoflop(*words, "--dry-run")
+    assert before.code == 0, before.err
+    assert "which cost as much" in before.out
+    assert "taught, the distillation law of busbridge-2025 expects" in before.out
+    told = json.loads(isoflop(*words, "--dry-run", "--json").out)
+    assert told["verdict"] in before.out
+    assert not [
+        r for r in json.loads(isoflop("ls", "--json", "--project", folder).out) if r["role"] == "distilled"
+    ]
     plain = isoflop(*words)
     assert plain.code == 0, plain.err
     assert "Transform" in plain.out
     assert "foretold plain, equal FLOPs" in plain.out
+    assert told["verdict"] in plain.out
     assert "FLOPs (training" in plain.out
     assert "teacher model-" in plain.out
     made = Transform.model_validate(json.loads(isoflop(*words, "--json").out))
     assert f"Transform {made.id}" in plain.out
+    assert {name: p.model_dump(mode="json") for name, p in made.predicted.items()} == told["losses"]
     assert (folder / made.model / "config.json").exists()
     shown = json.loads(isoflop("show", made.run_id, "--project", folder).out)
     assert Run.model_validate(shown).config.teachers == (made.sources[0].hash,)
@@ -56,6 +67,7 @@ def test_a_teacher_writes(isoflop, project: Job, tmp_path: Path) -> None:  # typ
     ("line", "says"),
     [
         ("/no/such/model --width 64 --tokens 100", "/no/such/model has no config.json"),
+        ("/no/such/model --tokens 100", "/no/such/model has no config.json"),
         ("MODEL --tokens 100", "needs --width or --from"),
         ("MODEL --width 64 --from MODEL --tokens 100", "needs --width or --from"),
         ("MODEL --from MODEL --layers 2 --tokens 100", "is its own"),
@@ -66,6 +78,9 @@ def test_a_teacher_writes(isoflop, project: Job, tmp_path: Path) -> None:  # typ
         ("MODEL --width 64 --tokens 100 --cache 10", "do not hold one window"),
         ("MODEL --width 64 --tokens 100 --cache lots", "--cache is 'lots'"),
         ("MODEL --width 64 --tokens 100 --set temperature=2", "decided elsewhere"),
+        ("MODEL --width 64 --tokens 100 --task here", "--task 'here' is not PROJECT=TEACHER:SHARE"),
+        ("MODEL --width 64 --tokens 100 --task /no=MODEL:0.5", "MODEL has no config.json"),
+        ("MODEL --width 64 --tokens 100 --noise 2", "input_noise is 2.0"),
         ("MODEL --width 64 --tokens many", "--tokens is 'many'"),
     ],
 )

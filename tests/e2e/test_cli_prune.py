@@ -49,6 +49,7 @@ def test_a_mask_says_what_it_does_not_save(isoflop, project: Job) -> None:  # ty
         ("MODEL --params-share nan", "is not between 0 and 1"),
         ("MODEL --params-share 0.001", "no smaller shape"),
         ("MODEL --keep-layers 1 --steps 0", "0 steps"),
+        ("MODEL --keep-layers 1 --heal-tokens 9999 --lr-scale 0", "learning rates times 0 train nothing"),
         ("MODEL --keep-layers 1 --by magic", "--by magic is no importance"),
         ("MODEL --keep-layers 1 --calibrate 0", "0 tokens are no text to calibrate on"),
         ("MODEL --keep-layers 1 --calibrate many", "--calibrate is 'many'"),
