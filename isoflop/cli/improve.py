@@ -63,8 +63,8 @@ def improve(
     """Search for the smallest and fastest model within limits: pruned and healed, rounded, in its engine.
 
     What is cheap to know comes first; what may be on the front of loss, bytes and latency is built and
-    measured on this machine. The recommended model has the least bytes x latency within the limits. Needs the
-    extra: pip install 'isoflop[tune]'.
+    measured on this machine. The recommended model has the least bytes x latency within the limits. It needs
+    isoflop's extra tune (Optuna).
 
     Example: [bold]isoflop improve my-project/artifacts/model-... --max-bytes 4MB -p my-project[/bold]
     """
