@@ -330,7 +330,8 @@ def test_a_real_model_is_improved_and_found_again(
     assert (home.folder / best.path).stat().st_size == best.figures.bytes
     healed = [t for t in done.trials if t.candidate.shape]
     assert healed
-    assert [step.kind for step in healed[0].steps] == ["prune", "distill", "export"]
+    assert [step.kind for step in healed[0].steps[:2]] == ["prune", "distill"]
+    assert healed[0].steps[2].kind in ("export", "quantize")
     assert healed[0].expected is not None
     assert healed[0].figures is not None
     assert healed[0].expected.bytes == pytest.approx(healed[0].figures.bytes, rel=0.03)
