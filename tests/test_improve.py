@@ -22,7 +22,6 @@ from pretended import (
 
 from isoflop.budget import Budget
 from isoflop.errors import CorpusError, ProjectError, TrainError
-from isoflop.export.gated import FORMATS
 from isoflop.improving import engines as first_part
 from isoflop.improving import improve, space
 from isoflop.improving.answer import answered, check_reachable, raise_unmet
@@ -315,8 +314,8 @@ def test_a_real_model_is_improved_and_found_again(
     pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
     home = Project(project[0])
     corpus = corpus_of(home)
-    small = FORMATS["gguf"]._replace(kinds=("f32", "q4_0"))
-    monkeypatch.setitem(FORMATS, "gguf", small)
+    few = [("gguf", "f32"), ("gguf", "q4_0")]
+    monkeypatch.setattr("isoflop.improving.representations", lambda formats: few)
     monkeypatch.setattr(space, "TRIED", 2)
     options = {"formats": ("gguf",), "heal_tokens": 8192, "eval_tokens": 2048, "shares": (0.6,)}
     asked = (home, corpus, Path(project[1].model), Limits(loss_increase=2.0), Budget(flops=1e13))
