@@ -164,14 +164,15 @@ def loss_lines(args: argparse.Namespace) -> list[str]:
         losses = column(args, "loss", way, "loss")
         if len(losses) < args.seeds:
             continue
-        share = mean([(a - f) / (n - f) for a, f, n in zip(losses, whole, nearest, strict=True)])
+        parts = [(a - f) / (n - f) for a, f, n in zip(losses, whole, nearest, strict=True)]
+        share = "1" if way == NEAREST else words(mean(parts))
         above = mean([a / f - 1 for a, f in zip(losses, whole, strict=True)])
         bits = [
             8 * b / p
             for b, p in zip(*(column(args, "loss", way, v) for v in ("bytes", "params")), strict=True)
         ]
         rise = f"{above.value:+.3%} [{above.low:+.3%}, {above.high:+.3%}]"
-        lines.append(f"| {way} | {rise} | {words(share)} | {mean(bits).value:.2f} |")
+        lines.append(f"| {way} | {rise} | {share} | {mean(bits).value:.2f} |")
     sizes = ", ".join(f"{p:,}" for p in column(args, "loss", FLOAT, "params"))
     scores = ", ".join(f"{loss:.4f}" for loss in whole)
     return [f"Models of {sizes} parameters, losses {scores} as f32, in llama.cpp.", "", *lines, ""]
