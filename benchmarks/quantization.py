@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--train-tokens", type=int, default=1_000_000, help="of training for rounded weights")
-    parser.add_argument("--lr-scale", type=float, default=1.0, help="of it")
+    parser.add_argument("--lr-scale", type=float, default=0.3, help="of it")
     parser.add_argument("--eval-tokens", type=int, default=131_072)
     parser.add_argument("--speed-width", type=int, default=384)
     parser.add_argument("--work", type=Path, help="keep the project there; run again it goes on")

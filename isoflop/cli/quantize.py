@@ -52,7 +52,7 @@ def quantize(
     train_by: Annotated[
         str, typer.Option(help="distill, with the unrounded model as teacher, or train, on the text alone.")
     ] = "distill",
-    lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of --train.")] = 1.0,
+    lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of --train.")] = 0.3,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
