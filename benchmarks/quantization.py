@@ -164,14 +164,15 @@ def loss_lines(args: argparse.Namespace) -> list[str]:
         losses = column(args, "loss", way, "loss")
         if len(losses) < args.seeds:
             continue
-        share = mean([(a - f) / (n - f) for a, f, n in zip(losses, whole, nearest, strict=True)])
+        parts = [(a - f) / (n - f) for a, f, n in zip(losses, whole, nearest, strict=True)]
+        share = "1" if way == NEAREST else words(mean(parts))
         above = mean([a / f - 1 for a, f in zip(losses, whole, strict=True)])
         bits = [
             8 * b / p
             for b, p in zip(*(column(args, "loss", way, v) for v in ("bytes", "params")), strict=True)
         ]
         rise = f"{above.value:+.3%} [{above.low:+.3%}, {above.high:+.3%}]"
-        lines.append(f"| {way} | {rise} | {words(share)} | {mean(bits).value:.2f} |")
+        lines.append(f"| {way} | {rise} | {share} | {mean(bits).value:.2f} |")
     sizes = ", ".join(f"{p:,}" for p in column(args, "loss", FLOAT, "params"))
     scores = ", ".join(f"{loss:.4f}" for loss in whole)
     return [f"Models of {sizes} parameters, losses {scores} as f32, in llama.cpp.", "", *lines, ""]
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--train-tokens", type=int, default=1_000_000, help="of training for rounded weights")
-    parser.add_argument("--lr-scale", type=float, default=1.0, help="of it")
+    parser.add_argument("--lr-scale", type=float, default=0.3, help="of it")
     parser.add_argument("--eval-tokens", type=int, default=131_072)
     parser.add_argument("--speed-width", type=int, default=384)
     parser.add_argument("--work", type=Path, help="keep the project there; run again it goes on")

@@ -21,6 +21,7 @@ from isoflop.pipeline import corpus_of
 from isoflop.recipe import shape
 from isoflop.records import Corpus, Result
 from isoflop.store import Project
+from isoflop.transforms import quantize as room
 from isoflop.transforms.quantize import quantize
 from isoflop.using import evaluate_model
 
@@ -108,7 +109,8 @@ def test_a_model_loses_less_by_it(home: Home) -> None:
     assert losses["gptq"] - whole < 0.75 * (losses["nearest"] - whole)
 
 
-def test_matrices_of_several_types_are_rounded_by_it(home: Home) -> None:
+def test_matrices_of_several_types_are_rounded_by_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SENSITIVITY_TOKENS", 512)
     made = quantize(*home, max_loss_increase=0.01, rounding="gptq", calibrate=8192, eval_tokens=4096)
     assert made.export.rounding == "gptq"
     assert made.transform.before is not None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from isoflop.export.gated import Export
     from isoflop.store import Project
     from isoflop.transforms import Transform
+    from isoflop.transforms.qat import Training
 
 app = typer.Typer()
 
@@ -52,7 +53,8 @@ def quantize(
     train_by: Annotated[
         str, typer.Option(help="distill, with the unrounded model as teacher, or train, on the text alone.")
     ] = "distill",
-    lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of --train.")] = 1.0,
+    lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of --train.")] = 0.3,
+    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -66,6 +68,7 @@ def quantize(
     [bold]isoflop quantize MODEL --train 1M --type q4_0 -p my-project[/bold]
     """
     from isoflop.quantities import BYTES, SHARE
+    from isoflop.transforms.qat import Training
 
     home = open_project(project)
     if train is not None:
@@ -74,7 +77,8 @@ def quantize(
                 "weights that are trained have one type, and are not rounded by limits or calibration",
                 hint="leave out --train, or --max-bytes, --max-loss-increase, --rounding and --calibrate",
             )
-        _train(home, model, kind or "q4_0", int(train), train_by, lr_scale, seed, json)
+        training = Training(kind or "q4_0", int(train), train_by, lr_scale, seed)
+        _train(home, model, training, eval_tokens, json)
         return
     if kind is not None:
         raise TrainError(
@@ -83,12 +87,12 @@ def quantize(
         )
     most = None if max_bytes is None else BYTES.read("--max-bytes", max_bytes)
     rise = None if max_loss_increase is None else SHARE.read("--max-loss-increase", max_loss_increase)
-    _choose(home, model, most, rise, rounding, calibrate, json)
+    _choose(home, model, most, rise, rounding, calibrate, eval_tokens, json)
 
 
 def _choose(
     home: Project, model: Path, most: float | None, rise: float | None, rounding: str | None,
-    calibrate: int | None, json: bool,
+    calibrate: int | None, eval_tokens: int, json: bool,
 ) -> None:  # fmt: skip
     """Types within a limit."""
     from isoflop.pipeline import corpus_of
@@ -97,7 +101,7 @@ def _choose(
     with home.lock(), Terminal() as progress:
         done = write(
             home, corpus_of(home), model, max_bytes=most, max_loss_increase=rise, rounding=rounding,
-            calibrate=calibrate, progress=progress,
+            calibrate=calibrate, eval_tokens=eval_tokens, progress=progress,
         )  # fmt: skip
     if json:
         out(done)
@@ -108,21 +112,20 @@ def _choose(
     _show(home, "gguf, mixed", done.transform, done.export, rise_row)
 
 
-def _train(
-    home: Project, model: Path, kind: str, tokens: int, by: str, lr_scale: float, seed: int, json: bool
-) -> None:
+def _train(home: Project, model: Path, training: Training, eval_tokens: int, json: bool) -> None:
     """Weights trained for one type."""
     from isoflop.pipeline import corpus_of
-    from isoflop.transforms.qat import UNTRAINED, Training, train_rounded
+    from isoflop.transforms.qat import UNTRAINED, train_rounded
 
-    training = Training(kind, tokens, by, lr_scale, seed)
     with home.lock(), Terminal() as progress:
-        done = train_rounded(home, corpus_of(home), model, training, progress=progress)
+        done = train_rounded(
+            home, corpus_of(home), model, training, eval_tokens=eval_tokens, progress=progress
+        )
     if json:
         out(done)
         return
     loss = ("loss without training", "", f"{done.transform.measured[UNTRAINED]:.4f}")
-    _show(home, f"gguf, {kind}, trained for it", done.transform, done.export, loss)
+    _show(home, f"gguf, {training.kind}, trained for it", done.transform, done.export, loss)
 
 
 def _show(home: Project, title: str, made: Transform, file: Export, more: tuple[str, str, str]) -> None:

@@ -18,7 +18,7 @@ from isoflop.export.parity import Parity, check, check_weights
 from isoflop.export.rounders import CALIBRATED, GPTQ, NEAREST, ROUNDINGS, rounder_of
 from isoflop.gpt import GPT
 from isoflop.records import Corpus, Record, digest
-from isoflop.store import Project, content_hash
+from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.using import decoder_of
 
 # Root mean square difference of logits that is allowed, as a share of their spread. llama.cpp keeps keys and
@@ -162,9 +162,15 @@ def kept(
 ) -> Export:  # fmt: skip
     """What `known` writes of a model folder, if it passes the gate; `options` are what else it depends on.
 
-    Raises ProjectError or CorruptError as `export` does.
+    What has passed before and is still there is not written again. Raises ProjectError or CorruptError as
+    `export` does.
     """
-    model = exportable(folder, corpus)
+    model, source = exportable(folder, corpus), content_hash(folder)[:HASH_DIGITS]
+    named = [source, to, kind, calibrate, *([] if options is None else [options])]
+    named += [rounding] if rounding == GPTQ else []  # the others are told by `calibrate`
+    done = project.get("export", digest(named), Export)
+    if done is not None and (project.folder / done.path).exists():
+        return done
     found: list[tuple[Path, Parity]] = []
 
     def write(target: Path) -> None:
@@ -177,11 +183,8 @@ def kept(
             tokenizer = tokenizer_of(model.config, corpus)[0]
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
 
-    source = content_hash(folder)[:16]
     artifact = project.add_artifact(f"{to}-{kind}", write)
     (name, parity), home = found[0], project.folder / artifact
-    named = [source, to, kind, calibrate, *([] if options is None else [options])]
-    named += [rounding] if rounding == GPTQ else []  # the others are told by `calibrate`
     done = Export(
         id=digest(named), source=source, format=to, kind=kind,
         calibrated=calibrate, rounding=rounding, path=str(Path(artifact) / name),

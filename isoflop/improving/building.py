@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop import flops
-from isoflop.export.calibrate import CALIBRATION_TOKENS
-from isoflop.export.gated import FORMATS, Export, export
+from isoflop.export import gptq
+from isoflop.export.gated import export
+from isoflop.export.rounders import GPTQ
 from isoflop.improving.probing import probe, thread_counts
 from isoflop.improving.records import Candidate, Probe, Step
 from isoflop.places import here
 from isoflop.progress import Progress
-from isoflop.records import Corpus, ModelConfig, RunConfig, Throughput, digest
+from isoflop.records import Corpus, ModelConfig, RunConfig, Throughput
 from isoflop.served import Served, serve
 from isoflop.starting import continuation
-from isoflop.store import HASH_DIGITS, Project, content_hash
+from isoflop.store import Project
 from isoflop.transforms import Transform
 from isoflop.transforms.pruning import SEARCH_TOKENS, Heal, Wanted, prune_model
 from isoflop.transforms.quantize import MIXED, quantize
@@ -60,7 +61,7 @@ class Builder:
         )  # fmt: skip
 
     def exported(self, candidate: Candidate, chain: list[Transform], room: float) -> Built:
-        """In the candidate's representation, behind the gate.
+        """In the candidate's representation, behind the gate; rounded by GPTQ where that knows its blocks.
 
         MIXED is the smallest file whose loss is above its shape's by no more than the share `room`. Raises as
         `export` and `quantize` do.
@@ -69,24 +70,19 @@ class Builder:
         steps = [Step(kind=t.kind, id=t.id, path=t.model, words=_words(t)) for t in chain]
         if candidate.kind == MIXED:
             found = quantize(
-                self.project, self.corpus, folder, max_loss_increase=room, eval_tokens=self.eval_tokens,
-                progress=self.progress,
+                self.project, self.corpus, folder, max_loss_increase=room, rounding=GPTQ,
+                eval_tokens=self.eval_tokens, progress=self.progress,
             )  # fmt: skip
             made, step = found.export, ("quantize", found.transform.id)
         else:
-            made = self._known(folder, candidate) or export(
-                self.project, self.corpus, folder, to=candidate.format, kind=candidate.kind
-            )
+            by_gptq = candidate.format == "gguf" and candidate.kind in gptq.KINDS
+            made = export(
+                self.project, self.corpus, folder, to=candidate.format, kind=candidate.kind,
+                rounding=GPTQ if by_gptq else None,
+            )  # fmt: skip
             step = ("export", made.id)
         steps.append(Step(kind=step[0], id=step[1], path=made.path, words=candidate.form))
         return Built(self.project.folder / made.path, tuple(steps), made.bytes)
-
-    def _known(self, folder: Path, candidate: Candidate) -> Export | None:
-        """The export as it is by default, if it was made and is still there."""
-        calibrate = CALIBRATION_TOKENS if candidate.kind in FORMATS[candidate.format].by_text else 0
-        named = [content_hash(folder)[:HASH_DIGITS], candidate.format, candidate.kind, calibrate]
-        found = self.project.get("export", digest(named), Export)
-        return found if found is not None and (self.project.folder / found.path).exists() else None
 
     def probed(self, built: Built, most_threads: int | None = None) -> Probe:
         """The short measurement."""

@@ -39,7 +39,16 @@ from isoflop.gpt import GPT
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Record, digest
 from isoflop.store import Project
-from isoflop.transforms import MODEL, Scores, Source, Transform, scores_of, source_of, transform_id
+from isoflop.transforms import (
+    EVAL_TOKENS,
+    MODEL,
+    Scores,
+    Source,
+    Transform,
+    scores_of,
+    source_of,
+    transform_id,
+)
 from isoflop.using import evaluate_model
 
 KIND, MIXED = "quantize", "mixed"
@@ -80,7 +89,7 @@ Chosen = Mapping[str, Choice]
 def quantize(
     project: Project, corpus: Corpus, folder: Path, *, max_bytes: float | None = None,
     max_loss_increase: float | None = None, rounding: str | None = None, calibrate: int | None = None,
-    eval_tokens: int = 1 << 20, progress: Progress | None = None,
+    eval_tokens: int = EVAL_TOKENS, progress: Progress | None = None,
 ) -> Quantized:  # fmt: skip
     """The best GGUF file of a model folder within a limit on its bytes, or on the share its loss may rise.
 

@@ -35,7 +35,7 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
 
 def test_a_model_is_trained_for_four_bits(project: tuple[Path, Result], isoflop) -> None:  # type: ignore[no-untyped-def]
     folder, result = project
-    typed = ("quantize", result.model, "--train", "20k", "--lr-scale", "0.3", "--project", folder)
+    typed = ("quantize", result.model, "--train", "20k", "--eval-tokens", 4096, "--project", folder)
     answer = isoflop(*typed)
     assert answer.code == 0
     assert "gguf, q4_0, trained for it" in answer.out
