@@ -102,7 +102,7 @@ def test_training_wins_back_what_rounding_costs(home: Home, trained: qat.Trained
     assert made.before is not None
     lost = made.measured[UNTRAINED] - made.before.loss
     assert lost > 0
-    assert made.after.loss - made.before.loss < 0.5 * lost
+    assert made.after.loss - made.before.loss < 0.8 * lost
     file = home[0].folder / trained.export.path
     assert evaluate_model(file, home[1], eval_tokens=TOKENS).loss == made.after.loss
     assert home[0].get("transform", made.id, Transform) == made
