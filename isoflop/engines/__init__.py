@@ -91,7 +91,7 @@ def _mark(path: Path) -> str:
     found = next((name for name in PACKAGES if (path / name).is_file()), None)
     if found is None:
         raise ProjectError(
-            f"{path} is neither a model folder (there is no config.json) nor a {GGUF} file",
+            f"{path} is neither a model folder nor a {GGUF} file: it has no config.json",
             hint="isoflop ls shows the models of a project",
         )
     return found
