@@ -135,6 +135,6 @@ class Lineage:
         return Made(path, run.role, flops, seconds, initial, read, lost)
 
     def _by_hash(self, hash: str) -> str | None:
-        """The artifact of the project with that content."""
-        found = sorted((self.project.folder / "artifacts").glob(f"*-{hash}"))
-        return self.name(found[0]) if found else None
+        """The model folder of the project with that content; an export to a folder has its model's."""
+        names = map(self.name, sorted((self.project.folder / "artifacts").glob(f"*-{hash}")))
+        return next((name for name in names if name not in self._exports), None)

@@ -15,7 +15,8 @@ from isoflop import dense as base
 from isoflop import flops, plots
 from isoflop import served as room
 from isoflop.errors import ProjectError
-from isoflop.export.gated import export
+from isoflop.export.gated import Export, export
+from isoflop.export.parity import Parity
 from isoflop.gain import BYTES, PRODUCT, SECONDS
 from isoflop.laws import Fit
 from isoflop.lineage import Lineage
@@ -131,6 +132,21 @@ def test_costs_are_those_of_all_ancestors_each_once(tmp_path: Path) -> None:
     assert (found.seconds, found.complete) == (3.0, True)
     project.put("transform", step("alien", [(MODEL, "../elsewhere")], {"training": 1.0}))
     assert not Lineage(project, "gguf").costs("artifacts/alien-1").complete
+
+
+def test_an_export_to_a_folder_is_made_from_the_model_whose_content_it_has(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    for name in ("hf-f32-abc", "model-1-abc"):
+        (tmp_path / "artifacts" / name).mkdir(parents=True)
+    parity = Parity(lines=1, logits=1, deviation=0.0, tolerance=0.1, greedy=1)
+    for number, (format, path) in enumerate([("hf", "hf-f32-abc"), ("onnx", "onnx-f32-def")]):
+        project.put("export", Export(
+            id=str(number), source="abc", format=format, kind="f32", calibrated=0, path=f"artifacts/{path}",
+            bytes=1, params_total=1, parity=parity,
+        ))  # fmt: skip
+    lineage = Lineage(project, "gguf")
+    assert lineage.made("artifacts/hf-f32-abc").made_from == "artifacts/model-1-abc"
+    assert lineage.made("artifacts/onnx-f32-def").made_from == "artifacts/model-1-abc"
 
 
 # -- on a trained model -----------------------------------------------------------------------------------
