@@ -91,7 +91,7 @@ class Judge:
         if FLOATS not in FORMATS[to].kinds:
             raise ProjectError(
                 f"{to} has no type {FLOATS}, in which the dense models of the ladder are served",
-                hint=f"name another: --to {FORMAT}",
+                hint=f"name another: --engine {FORMAT}",
             )
         self.project, self.corpus, self.fit = project, corpus, fit
         self.to, self.threads, self.eval_tokens = to, threads, eval_tokens
