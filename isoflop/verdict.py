@@ -68,7 +68,8 @@ class Judge:
     """Judges artifacts of a project, their ancestors first, each once; verdicts are kept in the ledger.
 
     `to` is the format that model folders and dense models are served in. What is known is not measured again,
-    unless `again` says so. Raises ProjectError without a law, or for an unknown format.
+    unless `again` says so. Raises ProjectError without a law, or for a format that is unknown or holds no
+    float32.
     """
 
     def __init__(
@@ -87,6 +88,11 @@ class Judge:
             )
         if to not in FORMATS:
             raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
+        if FLOATS not in FORMATS[to].kinds:
+            raise ProjectError(
+                f"{to} has no type {FLOATS}, in which the dense models of the ladder are served",
+                hint=f"name another: --engine {FORMAT}",
+            )
         self.project, self.corpus, self.fit = project, corpus, fit
         self.to, self.threads, self.eval_tokens = to, threads, eval_tokens
         self.interval, self.again, self.progress = interval, again, progress or Silent()

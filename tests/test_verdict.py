@@ -218,6 +218,8 @@ def test_what_is_missing_is_told(home: Home, tmp_path: Path) -> None:
     project, corpus, model = home
     with pytest.raises(ProjectError, match="no format 'mlx'"):
         Judge(project, corpus, to="mlx")
+    with pytest.raises(ProjectError, match="torch has no type f32"):
+        Judge(project, corpus, to="torch")
     with pytest.raises(ProjectError, match=r"there is no artifact .*none"):
         Judge(project, corpus).of(model / "none")
     bare = Project(tmp_path / "bare")

@@ -27,8 +27,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, torch (its dynamic int8), or hf (a "
-            "Hugging Face folder)."
+            help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, torch (its dynamic int8), "
+            "compressed-tensors (vLLM, on GPUs), or hf (a Hugging Face folder)."
         ),
     ] = "gguf",
     kind: Annotated[
@@ -36,7 +36,8 @@ def export(
         typer.Option(
             "--type",
             help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0; "
-            "of onnx and openvino: f32, int8 or int4; of torch: int8.",
+            "of onnx and openvino: f32, int8 or int4; of torch: int8; "
+            "of compressed-tensors: w4a16 or w8a16.",
         ),
     ] = "f32",
     rounding: RoundingOption = None,

@@ -47,7 +47,7 @@ def improve(
         typer.Option(
             metavar="FORMAT",
             help="gguf (llama.cpp), onnx (ONNX Runtime), openvino, hf (transformers) alone; may be repeated. "
-            "All that are installed when absent.",
+            "All for CPUs that are installed when absent.",
         ),
     ] = None,
     heal_tokens: Annotated[

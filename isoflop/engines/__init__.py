@@ -5,6 +5,7 @@ Shapes: t time, v vocabulary.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from isoflop.errors import ProjectError
 
 GGUF = ".gguf"
 ONNX, OPENVINO, TORCH = "model.onnx", "openvino_model.xml", "model_int8.pt"
+COMPRESSED = "compressed-tensors"
 PACKAGES = {GGUF: "xllamacpp", ONNX: "onnxruntime", OPENVINO: "openvino", "config.json": "transformers"}
 
 
@@ -57,7 +59,19 @@ def open_engine(path: Path, *, threads: int = 1) -> Iterator[Engine]:
 
 def is_export(path: Path) -> bool:
     """Whether an artifact is for another engine than our own model: a file, or a folder with an engine's."""
-    return path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO, TORCH))
+    if path.suffix == GGUF or any((path / name).is_file() for name in (ONNX, OPENVINO, TORCH)):
+        return True
+    return packed_by(path) == COMPRESSED
+
+
+def packed_by(folder: Path) -> str | None:
+    """The method that a Hugging Face folder's weights are packed by, as its config says; None: by none."""
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):  # who opens it says what is wrong
+        return None
+    packing = raw.get("quantization_config") if isinstance(raw, dict) else None
+    return str(packing.get("quant_method")) if isinstance(packing, dict) else None
 
 
 def opened(artifact: Path) -> Path:

@@ -1,5 +1,7 @@
 """transformers: a model folder as everybody opens it, with its own key/value cache; also in torch's int8.
 
+What compressed-tensors has packed for GPUs becomes float32 here, so it is no faster than it was.
+
 Shapes: t time, v vocabulary.
 """
 
@@ -15,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from isoflop.engines import TORCH, check_room
+from isoflop.engines import COMPRESSED, TORCH, check_room, packed_by
 from isoflop.errors import CorruptError, ProjectError
+from isoflop.export.compressed import load_compressed
 from isoflop.export.torch_int8 import load_torch
 from isoflop.families import of_config
 from isoflop.objectives import OBJECTIVES
@@ -88,7 +91,8 @@ class Transformers:
 def opened(path: Path) -> tuple[Any, Tokenizer]:
     """The model, in float32, and the tokenizer of a causal model folder.
 
-    Raises ProjectError for a model that does not write text, CorruptError when transformers cannot open it.
+    Raises ProjectError for a model that does not write text, or without the package that it is packed by;
+    CorruptError when transformers cannot open it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -104,6 +108,8 @@ def opened(path: Path) -> tuple[Any, Tokenizer]:
             )
         if (path / TORCH).is_file():
             model: Any = load_torch(path / TORCH)
+        elif packed_by(path) == COMPRESSED:
+            model = load_compressed(path)
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         return model.eval(), Tokenizer.from_file(str(path / "tokenizer.json"))

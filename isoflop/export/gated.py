@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isoflop import corpus as texts
-from isoflop.engines import GGUF, ONNX, OPENVINO, TORCH, open_engine
+from isoflop.engines import COMPRESSED, GGUF, ONNX, OPENVINO, TORCH, open_engine
 from isoflop.errors import ProjectError
-from isoflop.export import gptq, onnx, openvino, torch_int8
+from isoflop.export import compressed, gptq, onnx, openvino, torch_int8
 from isoflop.export.calibrate import CALIBRATION_TOKENS
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import save_pretrained, tokenizer_of
@@ -56,6 +56,7 @@ class Format(NamedTuple):
     write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
     reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
     tolerance: float = ROUNDED_TOLERANCE  # where they were
+    for_gpus: bool = False  # it is opened here, but gains nothing on a CPU
 
 
 def _write_gguf(
@@ -74,6 +75,12 @@ def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate
     return folder
 
 
+def _write_compressed(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+    save_pretrained(model, corpus, folder)
+    compressed.write_compressed(model, folder, kind=kind)
+    return folder
+
+
 def _write_graph(
     write: Callable[..., None], name: str, model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int
 ) -> Path:
@@ -85,6 +92,9 @@ def _write_graph(
 
 
 FORMATS = {
+    COMPRESSED: Format(
+        tuple(compressed.KINDS), (), _write_compressed, compressed.read_compressed, for_gpus=True
+    ),
     "gguf": Format(tuple(TYPES), tuple(k for k in TYPES if k not in FLOATS), _write_gguf, read_weights),
     "hf": Format(("f32",), (), _write_folder, lambda model, path: None),
     "onnx": Format(

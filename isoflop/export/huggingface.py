@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer
 
 from isoflop import corpus as texts
+from isoflop.engines import packed_by
 from isoflop.errors import CorruptError, ProjectError, TrainError
 from isoflop.families import family_of, of_config
 from isoflop.families.foreign import read_config
@@ -77,12 +78,17 @@ def save_pretrained(model: LanguageModel, corpus: Corpus, folder: Path) -> None:
 def load_pretrained(folder: Path) -> LanguageModel:
     """A model from a Hugging Face folder.
 
-    Raises ProjectError when there is no such folder or it is no language model's, CorruptError when its files
-    do not agree.
+    Raises ProjectError when there is no such folder, it is no language model's, or its weights are packed;
+    CorruptError when its files do not agree.
     """
     path = folder / "config.json"
     if not path.exists():
         raise ProjectError(f"{folder} has no config.json", hint="name a model folder (isoflop ls shows them)")
+    if (method := packed_by(folder)) is not None:
+        raise ProjectError(
+            f"the weights of {folder} are packed by {method}, and only an engine opens them",
+            hint="name the model folder that it was exported from",
+        )
     try:
         raw = read_config(path)
         return of_config(raw).load(folder, raw).eval()

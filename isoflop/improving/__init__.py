@@ -44,10 +44,10 @@ def improve(
 ) -> Improvement:  # fmt: skip
     """Search for the best model within `limits` that `budget` finds; the answer is also in the ledger.
 
-    `formats` of `export.gated.FORMATS` (none: all whose engine is installed); `shares` of the parameters that
-    pruned shapes keep, and `heal_tokens` for each of them (None: by the budget; 0: nothing is pruned). The
-    recommended model has the least bytes x seconds a token within the limits; it is the input where nothing
-    better was found.
+    `formats` of `export.gated.FORMATS` (none: all for CPUs whose engine is installed); `shares` of the
+    parameters that pruned shapes keep, and `heal_tokens` for each of them (None: by the budget; 0: nothing is
+    pruned). The recommended model has the least bytes x seconds a token within the limits; it is the input
+    where nothing better was found.
 
     Raises TrainError for limits that mean nothing, or that nothing meets, with the nearest; ProjectError
     without Optuna's extra or an engine; CorruptError for a damaged folder; CorpusError for text that is too

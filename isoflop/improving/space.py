@@ -31,12 +31,19 @@ EXACT = FLOATS[0]
 def representations(formats: Sequence[str]) -> list[Form]:
     """(format, kind) of all that `export` and `quantize` write, or of these formats; float32 of each first.
 
-    Raises ProjectError for a format that there is not.
+    What is for GPUs is left out unless asked for: it costs a search on a CPU and can win nothing there.
+    Raises ProjectError for a format that there is not, or when none that is asked for has float32.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ProjectError(f"there is no format {unknown[0]!r}", hint=f"name one of {', '.join(FORMATS)}")
-    found = [(name, kind) for name in formats or FORMATS for kind in FORMATS[name].kinds]
+    names = formats or [name for name, known in FORMATS.items() if not known.for_gpus]
+    found = [(name, kind) for name in names for kind in FORMATS[name].kinds]
+    if all(kind != EXACT for _, kind in found):
+        raise ProjectError(
+            f"{' and '.join(names)} cannot hold {EXACT}, which a search begins with",
+            hint="name another engine as well: --engine hf",
+        )
     found += [("gguf", MIXED)] if ("gguf", EXACT) in found else []
     return sorted(found, key=lambda pair: pair[1] != EXACT)  # stable
 
