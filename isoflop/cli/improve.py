@@ -98,9 +98,9 @@ def improve(
         return
     _show(done)
     if judged:
-        from isoflop.verdict_table import HEAD, notes, row, sentence
+        from isoflop.verdict_table import HEAD, TITLE, notes, row, sentence
 
-        table("Verdicts", HEAD, map(row, judged))
+        table(TITLE, HEAD, map(row, judged))
         for line in (*notes(judged), *map(sentence, judged)):
             typer.echo(line)
     assert done.best is not None

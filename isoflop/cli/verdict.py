@@ -73,9 +73,9 @@ def verdict(
 
 def _show_all(found: list[Verdict]) -> None:
     """A row each, and why."""
-    from isoflop.verdict_table import HEAD, notes, row, sentence
+    from isoflop.verdict_table import HEAD, TITLE, notes, row, sentence
 
-    table("Verdicts", HEAD, map(row, found))
+    table(TITLE, HEAD, map(row, found))
     for line in (*notes(found), *map(sentence, found)):
         typer.echo(line)
 
