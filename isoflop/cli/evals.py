@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.job import pairs_row
-from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
+from isoflop.cli.options import DEFAULT_PROJECT, EvalTokensOption, JsonOption, ProjectOption, open_project
 from isoflop.errors import ProjectError
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -39,7 +39,7 @@ def evaluate(
         typer.Argument(metavar="MODEL...", help="Model folders, or exports, of this project's tokenizer."),
     ],
     project: ProjectOption = DEFAULT_PROJECT,
-    tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 1 << 20,
+    tokens: EvalTokensOption = 1 << 20,
     by_document: Annotated[bool, typer.Option("--by-document", help="Perplexity of each document.")] = False,
     completions: Annotated[
         int,

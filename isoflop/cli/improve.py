@@ -10,6 +10,7 @@ import typer
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
     BudgetOption,
+    EvalTokensOption,
     JsonOption,
     ProjectOption,
     SeedOption,
@@ -57,7 +58,7 @@ def improve(
         bool,
         typer.Option("--verdicts", help="Also judge each step to the recommended model: isoflop verdict."),
     ] = False,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
+    eval_tokens: EvalTokensOption = 131_072,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Search for the smallest and fastest model within limits: pruned and healed, rounded, in its engine.

@@ -66,7 +66,7 @@ def opened(artifact: Path) -> Path:
     Raises ProjectError when there is nothing, or several such files.
     """
     if not artifact.exists():
-        raise ProjectError(f"there is no artifact {artifact}", hint="isoflop ls shows those of a project")
+        raise ProjectError(f"there is no artifact {artifact}", hint="look into PROJECT/artifacts")
     files = sorted(artifact.glob(f"*{GGUF}"))
     if len(files) > 1:
         raise ProjectError(f"{artifact} has {len(files)} {GGUF} files", hint="name one of them")
@@ -92,7 +92,7 @@ def _mark(path: Path) -> str:
     if found is None:
         raise ProjectError(
             f"{path} is neither a model folder nor a {GGUF} file",
-            hint="isoflop ls shows the models of a project",
+            hint="look into PROJECT/artifacts",
         )
     return found
 

@@ -82,7 +82,10 @@ def load_pretrained(folder: Path) -> LanguageModel:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise ProjectError(f"{folder} has no config.json", hint="name a model folder (isoflop ls shows them)")
+        raise ProjectError(
+            f"{folder} has no config.json",
+            hint="name a model folder, as in PROJECT/artifacts",
+        )
     try:
         raw = read_config(path)
         return of_config(raw).load(folder, raw).eval()
