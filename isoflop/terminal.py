@@ -82,7 +82,7 @@ def _strict(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on stdout; the first column is text, the others are aligned right."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table()
     for i, name in enumerate(columns):
         drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
@@ -91,6 +91,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     natural = console.measure(drawn, options=console.options.update(width=UNBOUNDED)).maximum
     if natural > min(console.width, WIDE):
         drawn.padding = 0  # rather than cut what the cells say
+    console.print(title, style="table.title", markup=False, soft_wrap=True)  # a path in it stays whole
     console.print(drawn)
 
 

@@ -14,5 +14,9 @@ def test_a_wide_table_is_not_wider_than_a_hundred_columns(capsys: pytest.Capture
     drawn = capsys.readouterr().out
     assert max(map(len, drawn.splitlines())) <= 100
     assert all(word in drawn for word in (*verdict_table.HEAD, *cells))
-    terminal.table("Narrow", ("a", "b"), [("one", "two")])
-    assert "│ one │ two │" in capsys.readouterr().out
+    terminal.table(
+        path := "p/artifacts/gguf-q8_0-7da56cca21743b4e/model-q8_0.gguf", ("a", "b"), [("one", "two")]
+    )
+    drawn = capsys.readouterr().out
+    assert drawn.startswith(f"{path}\n")
+    assert "│ one │ two │" in drawn
