@@ -27,8 +27,8 @@ def bits(bpb: float | None) -> str:
 
 
 def cell(value: float | None) -> str:
-    """A score in a table."""
-    return "–" if value is None else f"{value:.4f}"
+    """A score in a table; nan is one that is not known, such as the standard error of one value."""
+    return "–" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 @dataclass(frozen=True)

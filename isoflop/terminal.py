@@ -19,6 +19,8 @@ from rich.table import Table
 from isoflop.errors import IsoflopError
 from isoflop.progress import Live
 
+WIDE, UNBOUNDED = 100, 10_000  # columns
+
 
 class Terminal:
     """Progress on stderr: bars with an ETA on a terminal, one line a stage elsewhere."""
@@ -80,12 +82,17 @@ def _strict(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on stdout; the first column is text, the others are aligned right."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table()
     for i, name in enumerate(columns):
         drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(drawn)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    natural = console.measure(drawn, options=console.options.update(width=UNBOUNDED)).maximum
+    if natural > min(console.width, WIDE):
+        drawn.padding = 0  # rather than cut what the cells say
+    console.print(title, style="table.title", markup=False, soft_wrap=True)  # a path in it stays whole
+    console.print(drawn)
 
 
 def show_error(error: IsoflopError) -> None:

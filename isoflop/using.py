@@ -24,13 +24,14 @@ SAMPLE_TOKENS = 96
 def evaluate_model(path: Path, corpus: Corpus, *, eval_tokens: int, threads: int = 1) -> HeldOut:
     """Held-out scores of a model folder, or of an export of one in its engine.
 
-    Raises CorruptError when its tokenizer is another one.
+    Raises CorruptError when its tokenizer is another one, or its weights are not finite.
     """
     if is_export(path):
         with reading(path, corpus, threads=threads) as engine:
             return heldout_of(engine, corpus, eval_tokens=eval_tokens)
     model = load_pretrained(path)
     check_vocabulary(model, path, corpus)
+    check_finite(model, path)
     return heldout(model, corpus, eval_tokens=eval_tokens)
 
 

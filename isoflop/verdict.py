@@ -109,7 +109,7 @@ class Judge:
         a law without a best split.
         """
         if not artifact.exists():
-            raise ProjectError(f"there is no artifact {artifact}", hint="isoflop ls shows a project's models")
+            raise ProjectError(f"there is no artifact {artifact}", hint="look into PROJECT/artifacts")
         return self.judged(self.lineage.made(artifact.absolute()))
 
     def all(self) -> list[Verdict]:

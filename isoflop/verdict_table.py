@@ -12,6 +12,7 @@ HEAD = (
     "step", "loss", "change", "MB", "ms/token", "memory MB", "FLOPs", "bytes", "seconds", "both", "training",
     "verdict",
 )  # fmt: skip
+TITLE = "Verdicts; bytes, seconds, both and training: in doublings"
 CAPTION = (
     "Loss in nats a token in the engine, its change from what it was made from, what serving and making it "
     "takes, and doublings: of bytes, of seconds a token, of their product at equal loss, of training compute"
@@ -50,7 +51,7 @@ def notes(found: Sequence[Verdict]) -> list[str]:
     """What the reader of several should know."""
     out = []
     if any(not v.quiet for v in found):
-        out.append("* timed while the machine had other work: these speeds are too low.")
+        out.append("* timed while the machine had other work: these times are too long.")
     if any(v.inference[PRODUCT].extrapolated for v in found):
         out.append(
             "Where no dense model as good was measured, or the law's runs are cheaper, doublings are "

@@ -178,6 +178,10 @@ def test_weights_that_are_not_finite_are_named(home: Home, tmp_path: Path) -> No
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CorruptError, match=r"layers\.0\.mlp\.up_proj\.weight .* not finite"):
         export(home[0], home[1], folder)
+    with pytest.raises(CorruptError, match=r"layers\.0\.mlp\.up_proj\.weight .* not finite"):
+        evaluate_model(folder, home[1], eval_tokens=64)
+    with pytest.raises(CorruptError, match=r"losses of .*model are not finite"):
+        compare([home[2], folder], home[1], eval_tokens=64)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,14 @@ def test_limits_that_nothing_meets_tell_the_nearest_before_anything_is_healed(bu
     check_bytes(Limits(bytes=1000.0), [("new", "best")], BASE)  # of which nothing is known
 
 
+def test_what_the_budget_left_unmeasured_is_not_said_to_be_above_the_limits(builder: Pretended) -> None:
+    state = state_of(builder, Limits(bytes=200_000.0, loss_increase=0.02), Budget(flops=1.0))
+    forms = Engines(state, FORMS, ()).run()
+    assert [kind for _, kind in forms] == ["f32"]
+    with pytest.raises(TrainError, match="the budget ended before anything that may be within"):
+        check_reachable(state, list(map(whole, forms)))
+
+
 def test_a_search_without_a_model_within_the_limits_tells_the_nearest(builder: Pretended) -> None:
     trials = tuple(
         Tried(candidate=whole(("gguf", kind)), figures=Figures(loss=loss, bytes=bytes_, seconds=1e-3))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
+from isoflop.cli.options import DEFAULT_PROJECT, EvalTokensOption, JsonOption, ProjectOption, open_project
 from isoflop.errors import ProjectError
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -26,7 +26,7 @@ def average(
         bool, typer.Option("--greedy", help="From the best on, only those that make the average no worse.")
     ] = False,
     project: ProjectOption = DEFAULT_PROJECT,
-    tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 1 << 20,
+    tokens: EvalTokensOption = 1 << 20,
     json: JsonOption = False,
 ) -> None:
     """Average the weights of models, and score it and them on the project's held-out text.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.job import pairs_row
-from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
+from isoflop.cli.options import DEFAULT_PROJECT, EvalTokensOption, JsonOption, ProjectOption, open_project
 from isoflop.errors import ProjectError
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -39,7 +39,7 @@ def evaluate(
         typer.Argument(metavar="MODEL...", help="Model folders, or exports, of this project's tokenizer."),
     ],
     project: ProjectOption = DEFAULT_PROJECT,
-    tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 1 << 20,
+    tokens: EvalTokensOption = 1 << 20,
     by_document: Annotated[bool, typer.Option("--by-document", help="Perplexity of each document.")] = False,
     completions: Annotated[
         int,
@@ -72,6 +72,7 @@ def evaluate(
     Example: [bold]isoflop eval my-project/artifacts/model-... --speed --project my-project[/bold], or
     [bold]isoflop eval MODEL MODEL --ensemble --by-document --project my-project[/bold]
     """
+    from isoflop.engines import opened
     from isoflop.pipeline import corpus_of
     from isoflop.scoring import timed
     from isoflop.scoring.asking import Asking, Questions
@@ -79,7 +80,7 @@ def evaluate(
 
     if ensemble and len(models) < 2:
         raise ProjectError("an ensemble needs two models or more", hint="name their paths")
-    home = open_project(project)
+    home, models = open_project(project), [opened(model) for model in models]
     asked = Questions(
         tokens, threads, by_document, completions, new_tokens, temperature, robust or bool(rate),
         tuple(rate or RATES), tasks, seed,
@@ -118,7 +119,7 @@ def _document(answers: Answers, timing: EngineSpeed | None) -> dict[str, Any]:
 
 def _loss_table(model: Path, scores: HeldOut) -> None:
     table(f"{model}", ("", "value", "s.e."), [
-        ("loss, nats a token", f"{scores.loss:.4f}", f"{scores.loss_se:.4f}"),
+        ("loss, nats a token", f"{scores.loss:.4f}", cell(scores.loss_se)),
         ("bits per byte", cell(scores.bpb), cell(scores.bpb_se)),
         *pairs_row(scores.next_accuracy, scores.next_accuracy_se),
         ("held-out tokens", f"{scores.tokens:,}", ""),
@@ -168,8 +169,8 @@ def _documents_table(found: Documents) -> None:
         for q, value in found.quantiles_perplexity.items()
     ])  # fmt: skip
     typer.echo(
-        f"all of their tokens: {found.loss:.4f} +- {found.loss_se:.4f} nats a token, "
-        f"{found.bpb:.4f} +- {found.bpb_se:.4f} bits per byte (s.e. over documents)"
+        f"all of their tokens: {found.loss:.4f} +- {cell(found.loss_se)} nats a token, "
+        f"{found.bpb:.4f} +- {cell(found.bpb_se)} bits per byte (s.e. over documents)"
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
     BudgetOption,
+    EvalTokensOption,
     JsonOption,
     ProjectOption,
     SeedOption,
@@ -57,7 +58,7 @@ def improve(
         bool,
         typer.Option("--verdicts", help="Also judge each step to the recommended model: isoflop verdict."),
     ] = False,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
+    eval_tokens: EvalTokensOption = 131_072,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Search for the smallest and fastest model within limits: pruned and healed, rounded, in its engine.
@@ -98,9 +99,9 @@ def improve(
         return
     _show(done)
     if judged:
-        from isoflop.verdict_table import HEAD, notes, row, sentence
+        from isoflop.verdict_table import HEAD, TITLE, notes, row, sentence
 
-        table("Verdicts", HEAD, map(row, judged))
+        table(TITLE, HEAD, map(row, judged))
         for line in (*notes(judged), *map(sentence, judged)):
             typer.echo(line)
     assert done.best is not None
@@ -108,16 +109,18 @@ def improve(
 
 
 def _judged(home: Project, done: Improvement, progress: Progress) -> list[Verdict]:
-    """The steps to the recommended model, in the engine that it is served in."""
+    """The steps to the recommended model, in its engine, or llama.cpp where that has no float models."""
+    from isoflop.export.gated import FORMATS
+    from isoflop.improving.space import EXACT
     from isoflop.pipeline import corpus_of
     from isoflop.verdict import Judge
 
     assert done.best is not None
     best = done.trials[done.best]
+    to = best.candidate.format if EXACT in FORMATS[best.candidate.format].kinds else "gguf"
     judge = Judge(
-        home, corpus_of(home), to=best.candidate.format, threads=best.threads, eval_tokens=done.eval_tokens,
-        progress=progress,
-    )  # fmt: skip
+        home, corpus_of(home), to=to, threads=best.threads, eval_tokens=done.eval_tokens, progress=progress
+    )
     return [judge.of(home.folder / step.path) for step in best.steps]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoflop.errors import FitError
 from isoflop.quantities import BYTES, COUNT, NUMBER, RATE, SECONDS, Quantity
 
 if TYPE_CHECKING:
@@ -34,6 +35,23 @@ def count(words: str) -> Any:
     return _quantity(kind=COUNT, metavar="COUNT", words=words)
 
 
+def whole(words: str, least: int = 1) -> Any:
+    """An option such as 65536, 64k or 1M, an integer of `least` or more."""
+
+    def read(param: typer.CallbackParam, value: Any) -> int | None:
+        if value is None:
+            return None
+        found = COUNT.read(param.opts[0], str(value))
+        if found < least or found != int(found):
+            raise FitError(
+                f"{param.opts[0]} is {value}, not an integer of {least} or more.",
+                hint="Write e.g. 64k or 1M.",
+            )
+        return int(found)
+
+    return typer.Option(help=words, metavar="COUNT", parser=str, callback=read)
+
+
 ProjectOption = Annotated[
     Path, typer.Option("--project", "-p", help="Folder that keeps everything: corpus, runs, ledger, report.")
 ]
@@ -56,8 +74,9 @@ RoundingOption = Annotated[
 ]
 CalibrateOption = Annotated[
     int | None,
-    typer.Option(min=0, help="Tokens of training text that tell how to round; 65,536, 0: to the nearest."),
+    whole("Tokens of training text that tell how to round; 65,536, 0: to the nearest.", least=0),
 ]
+EvalTokensOption = Annotated[int, whole("Held-out tokens to score, at most, e.g. 64k.")]
 SourcesArgument = Annotated[
     list[str] | None,
     typer.Argument(

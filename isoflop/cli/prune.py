@@ -9,6 +9,7 @@ import typer
 
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
+    EvalTokensOption,
     JsonOption,
     ProjectOption,
     SeedOption,
@@ -70,7 +71,7 @@ def prune(
     heal_tokens: HealOption = None, heal_by: HealByOption = "distill",
     lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of healing.")] = 1.0,
     unstructured: UnstructuredOption = None, two_four: TwoFourOption = False,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
+    eval_tokens: EvalTokensOption = 131_072,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Take the least important parts out of a model, and train what is left on.

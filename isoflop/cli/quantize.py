@@ -10,6 +10,7 @@ import typer
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
     CalibrateOption,
+    EvalTokensOption,
     JsonOption,
     ProjectOption,
     RoundingOption,
@@ -54,7 +55,7 @@ def quantize(
         str, typer.Option(help="distill, with the unrounded model as teacher, or train, on the text alone.")
     ] = "distill",
     lr_scale: Annotated[float, typer.Option(help="Multiplies the learning rates of --train.")] = 0.3,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score, at most.")] = 131_072,
+    eval_tokens: EvalTokensOption = 131_072,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:

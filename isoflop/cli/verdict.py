@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.options import DEFAULT_PROJECT, IntervalOption, JsonOption, ProjectOption, open_project
+from isoflop.cli.options import (
+    DEFAULT_PROJECT,
+    IntervalOption,
+    JsonOption,
+    ProjectOption,
+    open_project,
+    whole,
+)
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
 
@@ -35,7 +42,7 @@ def verdict(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     tokens: Annotated[
         int,
-        typer.Option(min=1, help="Held-out tokens to score, at most; by default as many as of ladder runs."),
+        whole("Held-out tokens to score, at most; by default as many as of ladder runs."),
     ] = 131_072,
     again: Annotated[bool, typer.Option("--again", help="Time what was timed before.")] = False,
     interval: IntervalOption = 0.9,
@@ -73,9 +80,9 @@ def verdict(
 
 def _show_all(found: list[Verdict]) -> None:
     """A row each, and why."""
-    from isoflop.verdict_table import HEAD, notes, row, sentence
+    from isoflop.verdict_table import HEAD, TITLE, notes, row, sentence
 
-    table("Verdicts", HEAD, map(row, found))
+    table(TITLE, HEAD, map(row, found))
     for line in (*notes(found), *map(sentence, found)):
         typer.echo(line)
 

@@ -80,7 +80,7 @@ def opened(artifact: Path) -> Path:
     Raises ProjectError when there is nothing, or several such files.
     """
     if not artifact.exists():
-        raise ProjectError(f"there is no artifact {artifact}", hint="isoflop ls shows those of a project")
+        raise ProjectError(f"there is no artifact {artifact}", hint="look into PROJECT/artifacts")
     files = sorted(artifact.glob(f"*{GGUF}"))
     if len(files) > 1:
         raise ProjectError(f"{artifact} has {len(files)} {GGUF} files", hint="name one of them")
@@ -105,8 +105,13 @@ def _mark(path: Path) -> str:
     found = next((name for name in PACKAGES if (path / name).is_file()), None)
     if found is None:
         raise ProjectError(
+<<<<<<< HEAD
             f"{path} is neither a model folder nor a {GGUF} file: it has no config.json",
             hint="isoflop ls shows the models of a project",
+=======
+            f"{path} is neither a model folder nor a {GGUF} file",
+            hint="look into PROJECT/artifacts",
+>>>>>>> stranger
         )
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from isoflop.errors import TrainError
 from isoflop.improving.front import excess, front, hypervolume, recommended
-from isoflop.improving.records import Candidate, Figures, Improvement, Limits, Tried
+from isoflop.improving.records import BUDGET, Candidate, Figures, Improvement, Limits, Tried
 from isoflop.improving.state import State
 
 
@@ -42,11 +42,20 @@ def _sentence(trials: Sequence[Tried], best: int | None) -> str:
 
 
 def check_reachable(state: State, candidates: Sequence[Candidate]) -> None:
-    """Raises TrainError, naming the nearest, when no candidate is within all limits even at best."""
+    """Raises TrainError, naming the nearest, when no candidate is within all limits even at best.
+
+    One that the budget left out may have been: the sentence then speaks of the budget.
+    """
     limits, start, known = state.record.limits, state.start, state.known
     at_best = {c.name: known.at_best(c) for c in candidates} | {"the input": start}
     broken = {name: excess(figures, limits, start.loss) for name, figures in at_best.items()}
     if all(broken.values()):
+        left_out = [r.figures for r in state.record.refused if r.because == BUDGET]
+        if not all(excess(figures, limits, start.loss) for figures in left_out):
+            raise TrainError(
+                "the budget ended before anything that may be within the limits was measured",
+                hint="give a larger budget (--budget), or name one engine (--engine gguf)",
+            )
         raise _unmet("no model of this search can be", at_best, broken, limits, start.loss, "at best ")
 
 

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from isoflop.corpus import token_bytes
 from isoflop.engines.reading import token_nats
-from isoflop.errors import ProjectError
+from isoflop.errors import CorruptError, ProjectError
 from isoflop.evaluate import heldout_windows, mean_se, ratio
 from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Record
@@ -51,7 +51,7 @@ def compare(
 
     The ensemble gives each token the mean of the models' probabilities, p(x) = sum_i p_i(x) / m. Windows are
     as long as the shortest of the contexts. Raises ProjectError for fewer than two models, and what opening
-    them raises; CorruptError for one of another tokenizer.
+    them raises; CorruptError for one of another tokenizer, or without finite losses.
     """
     if len(paths) < 2:
         raise ProjectError("a comparison needs two models or more", hint="name their paths")
@@ -67,6 +67,10 @@ def compare(
         with reading(path, corpus, threads=threads) as engine:
             for i, row in enumerate(windows):
                 nats_mnt[m, i] = token_nats(engine, row.tolist())
+                if not np.isfinite(nats_mnt[m, i]).all():
+                    raise CorruptError(
+                        f"losses of {path} are not finite", hint="its weights are damaged: leave it out"
+                    )
                 progress.update(STAGE, m * len(windows) + i + 1, path.name)
     progress.finish(STAGE, f"{len(windows):,} windows")
     sums = nats_mnt.sum(2)

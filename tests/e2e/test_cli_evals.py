@@ -37,7 +37,7 @@ def test_one_model_answers_all_questions_and_once(project: Finished, isoflop: Is
 
 def test_several_models_side_by_side(project: Finished, isoflop: Isoflop) -> None:
     folder, result = project
-    words = ("eval", result.model, result.model, "--tokens", 512, "--ensemble", "--project", folder)
+    words = ("eval", result.model, result.model, "--tokens", "0.5k", "--ensemble", "--project", folder)
     shown = isoflop(*words)
     assert shown.code == 0, shown.err
     assert "over the best" in shown.out
@@ -50,6 +50,8 @@ def test_several_models_side_by_side(project: Finished, isoflop: Isoflop) -> Non
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (("--tokens", "0.5"), "--tokens is 0.5, not an integer of 1 or more"),
+        (("--tokens", "few"), "--tokens is 'few', not a number"),
         (("--ensemble",), "an ensemble needs two models or more"),
         (("--rate", "0"), "a rate of 0 is no share"),
         (("--completions", 2, "--new-tokens", 100_000), "100000 new tokens do not fit"),
@@ -58,4 +60,4 @@ def test_several_models_side_by_side(project: Finished, isoflop: Isoflop) -> Non
 def test_what_cannot_be_asked_is_told(
     project: Finished, isoflop: Isoflop, words: tuple[object, ...], told: str
 ) -> None:
-    refused(isoflop("eval", project[1].model, *words, "--tokens", 512, "--project", project[0]), told)
+    refused(isoflop("eval", project[1].model, "--tokens", 512, "--project", project[0], *words), told)

@@ -23,6 +23,9 @@ def test_an_export_is_judged_and_shown(  # type: ignore[no-untyped-def]
     model = home / "artifacts" / Path(project[1].model).name
     answer = isoflop("export", model, "--type", "q4_0", "--calibrate", 0, "--project", home)
     file = answer.out.split()[-1]
+    by_folder = isoflop("eval", Path(file).parent, "--tokens", 256, "--project", home)
+    assert by_folder.code == 0, by_folder.err
+    assert "nan" not in by_folder.out
     few = ("--tokens", 4096, "--project", home)
     answer = isoflop("verdict", file, *few)
     assert answer.code == 0, answer.err
