@@ -105,13 +105,8 @@ def _mark(path: Path) -> str:
     found = next((name for name in PACKAGES if (path / name).is_file()), None)
     if found is None:
         raise ProjectError(
-<<<<<<< HEAD
             f"{path} is neither a model folder nor a {GGUF} file: it has no config.json",
-            hint="isoflop ls shows the models of a project",
-=======
-            f"{path} is neither a model folder nor a {GGUF} file",
             hint="look into PROJECT/artifacts",
->>>>>>> stranger
         )
     return found
 

@@ -83,17 +83,14 @@ def load_pretrained(folder: Path) -> LanguageModel:
     """
     path = folder / "config.json"
     if not path.exists():
-<<<<<<< HEAD
-        raise ProjectError(f"{folder} has no config.json", hint="name a model folder (isoflop ls shows them)")
+        raise ProjectError(
+            f"{folder} has no config.json",
+            hint="name a model folder, as in PROJECT/artifacts",
+        )
     if (method := packed_by(folder)) is not None:
         raise ProjectError(
             f"the weights of {folder} are packed by {method}, and only an engine opens them",
             hint="name the model folder that it was exported from",
-=======
-        raise ProjectError(
-            f"{folder} has no config.json",
-            hint="name a model folder, as in PROJECT/artifacts",
->>>>>>> stranger
         )
     try:
         raw = read_config(path)
