@@ -123,6 +123,13 @@ def test_questions_are_answered_alike_in_both(home: Home, exports: dict[str, Exp
     assert abs(beside.members[0].change - beside.members[1].change) < 1e-3
 
 
+@pytest.fixture
+def fresh(home: Home, tmp_path: Path) -> Home:
+    """The same in a project that has no exports yet."""
+    (tmp_path / "artifacts").mkdir()
+    return Project(tmp_path), *home[1:]
+
+
 def broken(change: Any) -> Any:
     """GGUF, but written of a model that `change` has spoilt."""
 
@@ -142,22 +149,22 @@ def swap_keys_and_queries(model: GPT) -> None:
         attention.k_proj.weight.copy_(attention.k_proj.weight.flip(0))
 
 
-def test_what_computes_otherwise_leaves_no_file(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_computes_otherwise_leaves_no_file(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "gguf", broken(swap_keys_and_queries))
-    before = sorted((home[0].folder / "artifacts").iterdir()), home[0].all("export", Export)
+    before = sorted((fresh[0].folder / "artifacts").iterdir()), fresh[0].all("export", Export)
     with pytest.raises(CorruptError, match=r"logits of llama\.cpp differ .* at token \d+ of held-out window"):
-        export(*home, kind="f16")
-    assert (sorted((home[0].folder / "artifacts").iterdir()), home[0].all("export", Export)) == before
+        export(*fresh, kind="f16")
+    assert (sorted((fresh[0].folder / "artifacts").iterdir()), fresh[0].all("export", Export)) == before
 
 
-def test_a_tensor_that_is_another_in_the_file_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_that_is_another_in_the_file_is_named(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     spoilt = broken(swap_keys_and_queries)._replace(reread=FORMATS["gguf"].reread)
     monkeypatch.setitem(FORMATS, "gguf", spoilt)
     with pytest.raises(CorruptError, match=r"tensor model\.layers\.0\.self_attn\.k_proj\.weight .* differs"):
-        export(*home, kind="q4_0")
+        export(*fresh, kind="q4_0")
 
 
-def test_what_reads_otherwise_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reads_otherwise_is_refused(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
         own = json.loads(tokenizer(corpus).to_str())
         del own["model"]["merges"][-50:]
@@ -167,7 +174,7 @@ def test_what_reads_otherwise_is_refused(home: Home, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setitem(FORMATS, "gguf", FORMATS["gguf"]._replace(write=write))
     with pytest.raises(CorruptError, match=r"llama\.cpp reads .* as tokens .* the original as"):
-        export(*home, kind="f32")
+        export(*fresh, kind="f32")
 
 
 def test_weights_that_are_not_finite_are_named(home: Home, tmp_path: Path) -> None:
