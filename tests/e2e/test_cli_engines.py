@@ -59,7 +59,7 @@ def test_a_model_is_trained_for_four_bits(project: tuple[Path, Result], isoflop)
         (("quantize", "MODEL", "--train", "20k", "--max-bytes", "1MB"), "not rounded by limits"),
         (("quantize", "MODEL", "--train", "20k", "--type", "q6_k"), "no run is trained for weights"),
         (("quantize", "MODEL", "--type", "q4_0", "--max-bytes", "1MB"), "--type q4_0 is for --train"),
-        (("eval", "/none.gguf"), "neither a model folder nor"),
+        (("eval", "/none.gguf"), "there is no artifact /none.gguf"),
     ],
 )
 def test_what_cannot_be_is_told(project: tuple[Path, Result], isoflop, words, told) -> None:  # type: ignore[no-untyped-def]
