@@ -42,7 +42,7 @@ class Dense(Record):
 
     @property
     def cost(self) -> DenseCost:
-        return DenseCost(params=self.params, **dict(cost_of(self.speed)))
+        return DenseCost(params=self.params, quiet=self.speed.quiet, **dict(cost_of(self.speed)))
 
 
 def cost_of(speed: EngineSpeed) -> ServingCost:

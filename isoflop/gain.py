@@ -299,6 +299,7 @@ class DenseCost(ServingCost):
     """Of a dense model in full precision."""
 
     params: float  # N
+    quiet: bool = True  # whether the machine had little else to do while its seconds were measured
 
 
 class InferenceGain(Record):

@@ -57,6 +57,7 @@ class Verdict(Record):
     training: Gain | None  # None: costs are not known
     accepted: bool
     why: str  # one sentence
+    dense_quiet: bool = True  # whether the machine had little else to do while the dense models were timed
 
     @property
     def quiet(self) -> bool:
@@ -226,7 +227,7 @@ def weigh(
         change=change, paired=paired, flops=costs.flops, flops_step=sum(case.made.flops.values()),
         seconds=costs.seconds, complete=costs.complete,
         inference=inference(fit, served.loss, case.cost, dense, loss_se=noise, interval=level),
-        over=over, training=training, accepted=accepted, why=why,
+        over=over, training=training, accepted=accepted, why=why, dense_quiet=all(d.quiet for d in dense),
     )  # fmt: skip
 
 

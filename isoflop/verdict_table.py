@@ -17,6 +17,10 @@ CAPTION = (
     "Loss in nats a token in the engine, its change from what it was made from, what serving and making it "
     "takes, and doublings: of bytes, of seconds a token, of their product at equal loss, of training compute"
 )
+DENSE_LOADED = (
+    "The dense models were timed while the machine had other work: trust no doublings of seconds, and time "
+    "all anew with isoflop verdict --again."
+)
 NEVER = 40.0  # inference doublings beyond this stand for a loss that no dense model reaches
 
 
@@ -52,6 +56,8 @@ def notes(found: Sequence[Verdict]) -> list[str]:
     out = []
     if any(not v.quiet for v in found):
         out.append("* timed while the machine had other work: these times are too long.")
+    if not all(v.dense_quiet for v in found):
+        out.append(DENSE_LOADED)
     if any(v.inference[PRODUCT].extrapolated for v in found):
         out.append(
             "Where no dense model as good was measured, or the law's runs are cheaper, doublings are "

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch.distributed as dist
 from disks import Disk
+from finished import Home
 from postgres import PASSWORD, Server
 
 from isoflop.corpus import build_corpus
+from isoflop.pipeline import corpus_of
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Result, RunConfig
@@ -122,3 +124,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) 
     folder = tmp_path_factory.mktemp("job") / "project"
     config = CorpusConfig(vocab_size=512, heldout_share=0.1)
     return folder, run(sources, budget="1.6e12flops", project=folder, ladder_share=0.5, corpus_config=config)
+
+
+@pytest.fixture(scope="session")
+def home(project: tuple[Path, Result]) -> Home:
+    """The same as its stages read it."""
+    found = Project(project[0])
+    return found, corpus_of(found), Path(project[1].model)

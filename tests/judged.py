@@ -29,7 +29,8 @@ def speed(bytes: float, ms: float, *, load: float = 0.1, spread: float = 0.01) -
     return EngineSpeed(
         engine="llama.cpp", threads=1, prompt_tokens=256, written_tokens=128, prefill=decode, decode=decode,
         first_token_seconds=0.01, load_seconds=0.2, memory_bytes=int(3 * bytes), disk_bytes=int(bytes),
-        weight_bytes=int(bytes), bandwidth=1e10, bandwidth_share=0.5, load_before=load, load_after=load,
+        weight_bytes=int(bytes), bandwidth=1e10, bandwidth_share=0.5, load_before=load,
+        load_after=load, others=load,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finished import Home
 from safetensors.torch import load_file
 
 from isoflop.engines import COMPRESSED, is_export, open_engine
@@ -18,22 +19,12 @@ from isoflop.export.gated import Export, export
 from isoflop.families import OWN
 from isoflop.gpt import GPT
 from isoflop.improving.space import representations
-from isoflop.pipeline import corpus_of
 from isoflop.recipe import shape
-from isoflop.records import Corpus, Result
-from isoflop.store import Project
 from isoflop.using import evaluate_model
 
 pytest.importorskip("compressed_tensors", reason="the extra isoflop[compressed-tensors] is not installed")
 
-Home = tuple[Project, Corpus, Path]
 KINDS = ("w8a16", "w4a16")
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 @pytest.fixture(scope="module")

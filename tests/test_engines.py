@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from finished import Home
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -25,8 +26,7 @@ from isoflop.export.gated import FORMATS, Export, export
 from isoflop.export.gguf import TYPES, write_gguf
 from isoflop.families import find
 from isoflop.gpt import GPT
-from isoflop.pipeline import corpus_of
-from isoflop.records import Corpus, CorpusConfig, Result
+from isoflop.records import Corpus, CorpusConfig
 from isoflop.scoring.documents import by_document
 from isoflop.scoring.ensemble import compare
 from isoflop.store import Project
@@ -34,15 +34,6 @@ from isoflop.using import evaluate_model
 
 pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
-
-Home = tuple[Project, Corpus, Path]
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    """The finished project, its corpus and its final model."""
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from finished import Home
 from numpy.typing import NDArray
 
 from isoflop.errors import ProjectError
@@ -17,10 +17,8 @@ from isoflop.export.gated import chosen_rounding, export, exportable
 from isoflop.export.gguf import restored, stored
 from isoflop.export.rounders import rounder_of
 from isoflop.gpt import GPT
-from isoflop.pipeline import corpus_of
 from isoflop.recipe import shape
-from isoflop.records import Corpus, Result
-from isoflop.store import Project
+from isoflop.records import Corpus
 from isoflop.transforms import quantize as room
 from isoflop.transforms.quantize import quantize
 from isoflop.using import evaluate_model
@@ -28,14 +26,7 @@ from isoflop.using import evaluate_model
 pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
 
-Home = tuple[Project, Corpus, Path]
 ROWS, COLUMNS = 24, 96
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 def weight() -> NDArray[np.float32]:

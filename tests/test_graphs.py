@@ -7,29 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finished import Home
 
 from isoflop.engines import open_engine
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.export.gated import FORMATS, Export, export
 from isoflop.export.onnx import Cached, _unpacked
 from isoflop.gpt import GPT
-from isoflop.pipeline import corpus_of
 from isoflop.recipe import shape
-from isoflop.records import Corpus, Result
-from isoflop.store import Project
 from isoflop.using import evaluate_model
 
 for package in ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"):
     pytest.importorskip(package, reason="the extras isoflop[onnx,openvino] are not installed")
 
-Home = tuple[Project, Corpus, Path]
 KINDS = [(to, kind) for to in ("onnx", "openvino") for kind in FORMATS[to].kinds]
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from finished import Home
 
 from isoflop.errors import TrainError
 from isoflop.export import load_pretrained
@@ -14,11 +15,9 @@ from isoflop.export.gguf import read_weights
 from isoflop.gpt import GPT
 from isoflop.interrupt import Interrupted
 from isoflop.options import check_options
-from isoflop.pipeline import corpus_of
 from isoflop.progress import Silent
-from isoflop.records import Corpus, ModelConfig, Result, Run, RunConfig
+from isoflop.records import Corpus, ModelConfig, Run, RunConfig
 from isoflop.rounding import KINDS, rounded
-from isoflop.store import Project
 from isoflop.train import train, train_trunk
 from isoflop.trainer import Trainer
 from isoflop.transforms import Transform, qat
@@ -28,14 +27,7 @@ from isoflop.using import evaluate_model
 pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
 
-Home = tuple[Project, Corpus, Path]
 TOKENS = 8192  # held-out
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 def matrices(model: Any) -> dict[str, torch.Tensor]:

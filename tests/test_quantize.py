@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
+from finished import Home
 
 from isoflop.errors import IsoflopError, TrainError
 from isoflop.export.gated import export, exportable
 from isoflop.export.gguf import restored, stored
 from isoflop.gpt import GPT
-from isoflop.pipeline import corpus_of
 from isoflop.progress import Silent
-from isoflop.records import Corpus, Result
-from isoflop.store import Project
 from isoflop.transforms import Transform
 from isoflop.transforms import quantize as room
 from isoflop.transforms.quantize import Choice, Quantized, Sensitivity, quantize
@@ -24,14 +21,7 @@ from isoflop.using import evaluate_model
 pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
 
-Home = tuple[Project, Corpus, Path]
 TOKENS = 8192  # held-out
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from finished import Home
 from tokenizers import Tokenizer
 
 from isoflop.corpus import build_corpus, end_token, heldout_documents, heldout_tokens, token_bytes, tokenizer
@@ -24,10 +25,9 @@ from isoflop.errors import CorpusError, ProjectError
 from isoflop.evaluate import heldout_windows
 from isoflop.export import load_pretrained, save_pretrained
 from isoflop.gpt import GPT
-from isoflop.pipeline import corpus_of
 from isoflop.progress import Silent
 from isoflop.recipe import shape
-from isoflop.records import Corpus, CorpusConfig, Result
+from isoflop.records import CorpusConfig
 from isoflop.scoring import KIND, Evaluation, evaluated
 from isoflop.scoring.asking import Asking, Questions
 from isoflop.scoring.completions import completions, is_python, parses
@@ -35,15 +35,6 @@ from isoflop.scoring.documents import by_document
 from isoflop.scoring.ensemble import compare
 from isoflop.scoring.robustness import robustness
 from isoflop.store import Project
-
-Home = tuple[Project, Corpus, Path]
-
-
-@pytest.fixture(scope="module")
-def home(project: tuple[Path, Result]) -> Home:
-    """The finished project, its corpus and its final model."""
-    found = Project(project[0])
-    return found, corpus_of(found), Path(project[1].model)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished import Home
 from judged import as_finished, by_bytes, case, dense_records, served, verdict_records
 from test_plots import ladder_fit
 
@@ -21,11 +22,12 @@ from isoflop.gain import BYTES, PRODUCT, SECONDS
 from isoflop.laws import Fit
 from isoflop.lineage import Lineage
 from isoflop.pipeline import corpus_of
-from isoflop.records import Corpus, Result
+from isoflop.records import Result
 from isoflop.served import serve
 from isoflop.store import Project
 from isoflop.transforms import MODEL, TEACHER, Scores, Source, Transform
 from isoflop.verdict import Judge, change_between, weigh
+from isoflop.verdict_table import DENSE_LOADED, notes
 
 TOKENS = 4096
 COSTS = [d.cost for d in dense_records()]
@@ -47,6 +49,15 @@ def test_a_chain_is_judged_step_by_step_against_what_was_accepted() -> None:
     assert "save bytes on disk at most" in masked.why
     assert "not quiet" in rounded.why
     assert "not quiet" not in healed.why
+
+
+def test_dense_models_timed_under_load_are_told() -> None:
+    first = case("final", 3.0, 2e6, 0.7)
+    for quiet in (True, False):
+        costs = [c.model_copy(update={"quiet": quiet}) if n == 0 else c for n, c in enumerate(COSTS)]
+        found = weigh(ladder_fit(), first, None, costs, to="gguf", level=0.9)
+        assert found.dense_quiet is quiet
+        assert (DENSE_LOADED in notes([found])) is not quiet
 
 
 def test_the_same_again_is_not_told_apart() -> None:
@@ -150,8 +161,6 @@ def test_an_export_to_a_folder_is_made_from_the_model_whose_content_it_has(tmp_p
 
 
 # -- on a trained model -----------------------------------------------------------------------------------
-
-Home = tuple[Project, Corpus, Path]
 
 
 @pytest.fixture

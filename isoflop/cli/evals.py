@@ -223,8 +223,8 @@ def _speed_table(timed: EngineSpeed) -> None:
     ])  # fmt: skip
     if not timed.quiet:
         typer.echo(
-            f"The machine was not quiet: its load was {timed.load_before:.1f} before and "
-            f"{timed.load_after:.1f} after, so that these speeds are too low."
+            f"The machine was not quiet: other processes kept {timed.others or 0.0:.1f} cores busy, so that "
+            "these speeds are too low."
         )
 
 

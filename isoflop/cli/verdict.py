@@ -89,6 +89,7 @@ def _show_all(found: list[Verdict]) -> None:
 
 def _show(v: Verdict) -> None:
     from isoflop.gain import BYTES, PRODUCT, SECONDS
+    from isoflop.verdict_table import DENSE_LOADED
 
     s, seconds = v.served, v.served.seconds
     change = "" if v.change is None else f"{v.change.value:+.4f} [{v.change.low:+.4f}, {v.change.high:+.4f}]"
@@ -117,6 +118,8 @@ def _show(v: Verdict) -> None:
     if not v.complete:
         typer.echo("Not all of it: the ledger does not know how a model that it was made from was made.")
     typer.echo(f"{'accepted' if v.accepted else 'refused'}: {v.why}")
+    if not v.dense_quiet:
+        typer.echo(DENSE_LOADED)
 
 
 def _words(found: Interval) -> str:

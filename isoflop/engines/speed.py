@@ -19,7 +19,7 @@ REPEATS = 5
 PROMPT_SHARE = 0.5  # of the context is the prompt, the rest is written
 MOST_WRITTEN = 128
 SWEEP_BYTES = 1 << 28  # that are read to measure the memory: more than a cache holds
-QUIET_LOAD = 0.5  # processes that want a core beside this one
+QUIET = 0.25  # cores that other processes may keep busy
 
 
 class Rate(Record):
@@ -47,13 +47,14 @@ class EngineSpeed(Record):
     weight_bytes: int  # that are read for a token
     bandwidth: float  # of the memory, bytes a second, measured with as many threads
     bandwidth_share: float  # weight bytes a second of decoding, over it; above 1 they come from a cache
-    load_before: float  # average of one minute
+    load_before: float  # average of one minute, in which what came before counts, too
     load_after: float
+    others: float | None = None  # cores that other processes kept busy meanwhile; None in records of before
 
     @property
     def quiet(self) -> bool:
-        """Whether the machine had little else to do when it was measured."""
-        return self.load_before <= QUIET_LOAD
+        """Whether the machine had little else to do while it was measured."""
+        return (self.load_before if self.others is None else self.others) <= QUIET
 
 
 def measure(path: Path, *, threads: int = 1) -> EngineSpeed:
@@ -66,7 +67,7 @@ def measure(path: Path, *, threads: int = 1) -> EngineSpeed:
 
 def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
     start_bytes = psutil.Process().memory_info().rss
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), _others()
     with open_engine(path, threads=threads) as engine:
         load_seconds = time.perf_counter() - start
         prompt = [i % engine.vocab_size for i in range(max(1, int(PROMPT_SHARE * engine.context)))]
@@ -74,6 +75,7 @@ def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
         rounds = [_round(engine, prompt, written) for _ in range(REPEATS + 1)][1:]  # the first one warms up
         own = _generated(engine, prompt, written) if isinstance(engine, Writing) else None
         memory, name, weight_bytes = _peak_bytes() - start_bytes, engine.name, engine.weight_bytes
+    others = (_others() - busy) / (time.perf_counter() - start)
     first, decode = zip(*rounds, strict=True)
     rate, bandwidth = _rate(written / s for s in decode), _bandwidth(threads)
     return EngineSpeed(
@@ -82,8 +84,15 @@ def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
         first_token_seconds=statistics.median(first), load_seconds=load_seconds, memory_bytes=max(0, memory),
         disk_bytes=disk_bytes(path), weight_bytes=weight_bytes, bandwidth=bandwidth,
         bandwidth_share=rate.median * weight_bytes / bandwidth,
-        load_before=before, load_after=os.getloadavg()[0],
+        load_before=before, load_after=os.getloadavg()[0], others=max(0.0, others),
     )  # fmt: skip
+
+
+def _others() -> float:
+    """Seconds of all cores that went to others than this process, by now."""
+    spent, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    parts = ("user", "nice", "system", "irq", "softirq", "steal")  # a guest's are among the user's
+    return float(sum(getattr(spent, part, 0.0) for part in parts) - own.user - own.system)
 
 
 def disk_bytes(path: Path) -> int:

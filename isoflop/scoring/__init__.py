@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from isoflop.corpus.load import sha256
 from isoflop.engines import package_of
 from isoflop.engines.speed import EngineSpeed, measure
 from isoflop.progress import Progress, Silent
@@ -60,8 +59,9 @@ class Evaluation(Record):
 def artifact(path: Path) -> Artifact:
     """An artifact with its content's hash. Raises ProjectError when there is none."""
     package = package_of(path)
-    found = sha256(path) if path.is_file() else content_hash(path)
-    return Artifact(path=str(path), hash=found[:HASH_DIGITS], engine=f"{package} {version(package)}")
+    return Artifact(
+        path=str(path), hash=content_hash(path)[:HASH_DIGITS], engine=f"{package} {version(package)}"
+    )
 
 
 def evaluated(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2e.commands import refused
-from isoflop.engines.speed import QUIET_LOAD
+from isoflop.engines.speed import QUIET
 from isoflop.records import Result
 
 pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
@@ -25,7 +25,7 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
     scored = isoflop("eval", file, "--tokens", 4096, "--speed", "--json", "--project", folder)
     found = json.loads(scored.out)
     assert found["speed"]["engine"] == "llama.cpp"
-    assert found["speed"]["quiet"] == (found["speed"]["load_before"] <= QUIET_LOAD)
+    assert found["speed"]["quiet"] == (found["speed"]["others"] <= QUIET)
     assert found["loss"] == pytest.approx(result.loss, rel=0.1)
     shown = isoflop("eval", file, "--tokens", 4096, "--speed", "--project", folder)
     assert "new text, tokens/s" in shown.out
