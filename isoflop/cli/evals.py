@@ -91,13 +91,9 @@ def evaluate(
         loss = asking.loss(models[0]) if len(models) == 1 else None
         comparison = asking.comparison(models, ensemble=ensemble) if len(models) > 1 else None
         answers = [asking.rest(model) for model in models]
-    each = [_document(a, s) for a, s in zip(answers, speeds, strict=True)]
     if json:
-        if comparison is None:
-            out({name: value for name, value in vars(loss).items() if name != "windows"} | each[0])
-        else:
-            named = [{"model": str(m), **one} for m, one in zip(models, each, strict=True)]
-            out({"comparison": comparison.model_dump(mode="json"), "models": named})
+        each = [_document(a, s) for a, s in zip(answers, speeds, strict=True)]
+        out(_together(loss, comparison, models, each))
         return
     if loss:
         _loss_table(models[0], loss)
@@ -107,6 +103,16 @@ def evaluate(
         if comparison and any((*answer, timing)):
             typer.echo(f"\n{model}")
         _show(answer, timing)
+
+
+def _together(
+    loss: HeldOut | None, comparison: Comparison | None, models: list[Path], each: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """JSON of one model's loss, or of several models' comparison, with what else each was asked."""
+    if comparison is None:
+        return {name: value for name, value in vars(loss).items() if name != "windows"} | each[0]
+    named = [{"model": str(m), **one} for m, one in zip(models, each, strict=True)]
+    return {"comparison": comparison.model_dump(mode="json"), "models": named}
 
 
 def _document(answers: Answers, timing: EngineSpeed | None) -> dict[str, Any]:

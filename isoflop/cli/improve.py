@@ -17,11 +17,12 @@ from isoflop.cli.options import (
     count,
     open_project,
 )
-from isoflop.quantities import BYTES, NUMBER, SHARE, Quantity
+from isoflop.cli.verdict import show_all
+from isoflop.quantities import BYTES, NUMBER, SHARE
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
-    from isoflop.improving.records import Improvement
+    from isoflop.improving.records import Improvement, Limits
     from isoflop.progress import Progress
     from isoflop.store import Project
     from isoflop.verdict import Verdict
@@ -71,20 +72,11 @@ def improve(
     """
     from isoflop.budget import Budget
     from isoflop.improving import improve as search
-    from isoflop.improving.records import Limits
     from isoflop.pipeline import corpus_of
     from isoflop.verdict import Judge
 
-    ms, rise = (
-        _read("--max-ms-per-token", max_ms, NUMBER),
-        _read("--max-loss-increase", max_loss_increase, SHARE),
-    )
-    assert rise is not None
-    limits = Limits(
-        bytes=_read("--max-bytes", max_bytes, BYTES), seconds=None if ms is None else ms / 1000,
-        loss_increase=rise,
-    )  # fmt: skip
-    parsed, home = Budget.parse(budget), open_project(project)
+    limits, parsed = _limits(max_bytes, max_ms, max_loss_increase), Budget.parse(budget)
+    home = open_project(project)
     with home.lock(), Terminal() as progress:
         if verdicts:
             Judge(home, corpus_of(home))  # says at once where there is no law
@@ -99,11 +91,7 @@ def improve(
         return
     _show(done)
     if judged:
-        from isoflop.verdict_table import HEAD, TITLE, notes, row, sentence
-
-        table(TITLE, HEAD, map(row, judged))
-        for line in (*notes(judged), *map(sentence, judged)):
-            typer.echo(line)
+        show_all(judged)
     assert done.best is not None
     typer.echo(home.folder / done.trials[done.best].path)
 
@@ -124,8 +112,15 @@ def _judged(home: Project, done: Improvement, progress: Progress) -> list[Verdic
     return [judge.of(home.folder / step.path) for step in best.steps]
 
 
-def _read(label: str, text: str | None, kind: Quantity) -> float | None:
-    return None if text is None else kind.read(label, text)
+def _limits(max_bytes: str | None, max_ms: str | None, max_loss_increase: str) -> Limits:
+    """As they were typed. Raises as `Quantity.read` does."""
+    from isoflop.improving.records import Limits
+
+    return Limits(
+        bytes=None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
+        seconds=None if max_ms is None else NUMBER.read("--max-ms-per-token", max_ms) / 1000,
+        loss_increase=SHARE.read("--max-loss-increase", max_loss_increase),
+    )
 
 
 def _show(done: Improvement) -> None:

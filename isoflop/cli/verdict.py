@@ -73,12 +73,12 @@ def verdict(
         documents = [v.model_dump(mode="json") for v in found]
         out(documents if every else documents[0])
     elif every:
-        _show_all(found)
+        show_all(found)
     else:
         _show(found[0])
 
 
-def _show_all(found: list[Verdict]) -> None:
+def show_all(found: list[Verdict]) -> None:
     """A row each, and why."""
     from isoflop.verdict_table import HEAD, TITLE, notes, row, sentence
 
