@@ -131,4 +131,4 @@ def _timed(config: ModelConfig, corpus: Corpus, to: str, threads: int) -> Engine
                 "exported and timed",
                 hint="sweep it: isoflop sweep, without --family and --objective",
             )
-        return measure(FORMATS[to].write(model, corpus, Path(folder), FLOATS, 0), threads=threads)
+        return measure(FORMATS[to].write(model, corpus, Path(folder), FLOATS, "", 0), threads=threads)

@@ -108,13 +108,13 @@ def present(config: RunConfig) -> RunConfig:
 def preferred_precision() -> str:
     """What the recipe trains our decoder in here: bf16 where products are much faster in it.
 
-    That is on GPUs with bf16 units, and on CPUs with AMX (1.4 times the training speed at N = 0.6M, 2 at 12M,
-    and more when compiled; docs/LOG.md). Other units for bf16 were not measured. By what the machine has, not
-    by timing it: the same command must come to the same run.
+    That is on GPUs with bf16 units, and on CPUs with AMX (1.4 times the training speed at N = 0.6M, 2 at 12M)
+    or AVX-512's dot products (1.3 at 0.4M, 1.7 at 12M; docs/LOG.md). Other units for bf16 were not measured.
+    By what the machine has, not by timing it: the same command must come to the same run.
     """
     device = device_for()
     if device.type == "cpu":
-        fast = bool(cpu_capabilities().get("amx_bf16"))
+        fast = any(cpu_capabilities().get(units) for units in ("amx_bf16", "avx512_bf16"))
     else:
         fast = device.type == "cuda" and has_bf16_units(device)
     return "bf16" if fast else "float32"

@@ -124,10 +124,10 @@ def fresh(home: Home, tmp_path: Path) -> Home:
 def broken(change: Any) -> Any:
     """GGUF, but written of a model that `change` has spoilt."""
 
-    def write(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+    def write(model: GPT, corpus: Corpus, folder: Path, kind: str, rounding: str, calibrate: int) -> Path:
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         change(model)
-        path = gated._write_gguf(model, corpus, folder, kind, calibrate)
+        path = gated._write_gguf(model, corpus, folder, kind, rounding, calibrate)
         model.load_state_dict(before)
         return path
 
@@ -156,7 +156,7 @@ def test_a_tensor_that_is_another_in_the_file_is_named(fresh: Home, monkeypatch:
 
 
 def test_what_reads_otherwise_is_refused(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+    def write(model: GPT, corpus: Corpus, folder: Path, kind: str, rounding: str, calibrate: int) -> Path:
         own = json.loads(tokenizer(corpus).to_str())
         del own["model"]["merges"][-50:]
         less = Tokenizer.from_str(json.dumps(own))

@@ -131,7 +131,7 @@ def test_what_is_not_said_follows(said: tuple[Any, Any], meant: tuple[str, int])
         ({"kind": "q4_0", "rounding": "awq"}, "no rounding 'awq'"),
         ({"kind": "q4_0", "rounding": "gptq", "calibrate": 0}, "gptq does not go with 0"),
         ({"kind": "q4_0", "rounding": "nearest", "calibrate": 512}, "nearest does not go with 512"),
-        ({"kind": "q6_k", "rounding": "gptq"}, "GPTQ does not know the blocks of q6_k"),
+        ({"kind": "q6_k", "rounding": "gptq"}, "q6_k knows no rounding gptq"),
         ({"kind": "f16", "rounding": "gptq"}, "f16 rounds no weights by text: --rounding gptq"),
     ],
 )

@@ -125,7 +125,12 @@ def test_what_a_device_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch, corpus
 
 @pytest.mark.parametrize(
     ("units", "wanted"),
-    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True, "amx_bf16": False}, "float32"), ({}, "float32")],
+    [
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"sve_bf16": True}, "float32"),
+        ({}, "float32"),
+    ],
 )
 def test_the_recipe_takes_bf16_for_our_decoder_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], wanted: str

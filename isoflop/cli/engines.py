@@ -32,14 +32,14 @@ def export(
         ),
     ] = "gguf",
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--type",
             help="Of a gguf's weights: f32, f16, q8_0, q6_k, q5_1, q5_k, q5_0, q4_1, q4_k, iq4_nl or q4_0; "
             "of onnx and openvino: f32, int8 or int4; of torch: int8; "
-            "of compressed-tensors: w4a16 or w8a16.",
+            "of compressed-tensors: w4a16 or w8a16. The first of them when absent.",
         ),
-    ] = "f32",
+    ] = None,
     rounding: RoundingOption = None,
     calibrate: CalibrateOption = None,
     json: JsonOption = False,

@@ -68,8 +68,9 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of initial weights, d
 RoundingOption = Annotated[
     str | None,
     typer.Option(
-        help="Of a gguf's weights of 8 bits or fewer: nearest, calibrated (errors weighed by what training "
-        "text feeds them) or gptq (later columns make up for errors of earlier ones). calibrated when absent."
+        help="Of weights of 8 bits or fewer: nearest, calibrated (gguf's: errors weighed by what training "
+        "text feeds them) or gptq (gguf's and compressed-tensors': later columns make up for errors of "
+        "earlier ones). When absent, calibrated for gguf and gptq for compressed-tensors."
     ),
 ]
 CalibrateOption = Annotated[

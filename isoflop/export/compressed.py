@@ -1,20 +1,24 @@
 """compressed-tensors: a folder that vLLM serves on GPUs, with matrices in int4 or int8 and the rest in bf16.
 
-Packed by the package of that name as llm-compressor packs (`pack-quantized`), each weight to its nearest. The
-head stays in bf16, as in llm-compressor's recipes. On a CPU transformers makes floats of it again.
+Packed by the package of that name as llm-compressor packs (`pack-quantized`), each weight to its nearest or
+by GPTQ. The head stays in bf16, as in llm-compressor's recipes. On a CPU transformers makes floats of it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from isoflop.errors import ProjectError
+from isoflop.export.gptq import in_turn
 from isoflop.families.sparse import WEIGHTS
 from isoflop.gpt import GPT
 
@@ -23,17 +27,22 @@ if TYPE_CHECKING:
 
 KINDS = {"w4a16": 4, "w8a16": 8}  # bits of a weight; a GPU computes with activations in 16
 GROUPS = (128, 64, 32)  # columns that share a scale, as vLLM's Marlin kernels know them
+BLOCK = 128  # columns at a time where a row has one scale
 DTYPE = torch.bfloat16  # of scales, and of all that is not rounded
 PACKED = "pack-quantized"
 HEAD = "lm_head"
 HINT = "pip install 'isoflop[compressed-tensors]'"
 
 
-def write_compressed(model: GPT, folder: Path, *, kind: str) -> None:
+Moments = Mapping[str, NDArray[np.float32]]  # `calibrate.second_moments`
+
+
+def write_compressed(model: GPT, folder: Path, *, kind: str, moments: Moments | None = None) -> None:
     """Round the weights of a model folder: 4 bits with a scale a group of columns, 8 with one a row.
 
     Groups have one size in all matrices, the largest that divides their columns; where none does, 4 bits have
-    a scale a row as well. Raises ProjectError without the package.
+    a scale a row as well. By GPTQ with the second moments of what the layers are fed, else each weight to its
+    nearest. Raises ProjectError without the package.
     """
     require_package()
     from compressed_tensors.compressors import ModelCompressor, compress_module
@@ -51,9 +60,12 @@ def write_compressed(model: GPT, folder: Path, *, kind: str) -> None:
     scheme = QuantizationScheme(targets=["Linear"], weights=_grid(model, KINDS[kind]))
     config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=[HEAD], format=PACKED)
     apply_quantization_config(made, config, show_progress=False)
-    for module in made.modules():
+    for name, module in made.named_modules():
         if hasattr(module, "quantization_scheme"):
-            _set_scales(module)
+            if moments is None:
+                _set_scales(module)
+            else:
+                _compensate(module, moments[f"{name}.weight"])
             compress_module(module, PACKED)
     config.quantization_status = QuantizationStatus.COMPRESSED
     state = {k: t.to(DTYPE) if t.is_floating_point() else t for k, t in made.state_dict().items()}
@@ -117,10 +129,33 @@ def _grid(model: GPT, bits: int) -> QuantizationArgs:
 
 
 def _set_scales(module: Any) -> None:
-    """By the largest weight of each group or row; weights are rounded to what the scales are when kept."""
+    """By the largest weight of each group or row."""
+    grid, weight = module.quantization_scheme.weights, module.weight.detach()
+    parts = weight.split(grid.group_size or weight.shape[1], dim=1)
+    module.weight_scale.data.copy_(torch.stack([_scale(part, grid) for part in parts], dim=1))
+
+
+def _scale(weight_rk: torch.Tensor, grid: QuantizationArgs) -> torch.Tensor:
+    """(r,), rounded as it is kept: weights are rounded to what scales are then."""
     from compressed_tensors.quantization.utils import calculate_qparams
 
-    grid, weight = module.quantization_scheme.weights, module.weight.detach()
-    low, high = weight.unflatten(1, (-1, grid.group_size or weight.shape[1])).aminmax(dim=-1)
-    scale, _ = calculate_qparams(low, high, grid)
-    module.weight_scale.data.copy_(scale.to(DTYPE))
+    scale: torch.Tensor = calculate_qparams(*weight_rk.float().aminmax(dim=1), grid)[0]
+    return scale.to(DTYPE).to(weight_rk.dtype)
+
+
+@torch.no_grad()
+def _compensate(module: Any, moments_cc: NDArray[np.float32]) -> None:
+    """Weights on the grid by GPTQ: a group's scale is of what it is by then, a row's of what it was."""
+    grid, weight = module.quantization_scheme.weights, module.weight
+    scales_rg = [] if grid.group_size else [_scale(weight, grid)]
+
+    def scales(part_rk: torch.Tensor, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        if grid.group_size:
+            scales_rg.append(_scale(part_rk, grid))
+        return scales_rg[-1], torch.zeros_like(scales_rg[-1])
+
+    size, half = grid.group_size or BLOCK, 1 << (grid.num_bits - 1)
+    levels_rc = in_turn(weight, moments_cc, size, np.arange(-half, half), scales) - half
+    module.weight_scale.data.copy_(torch.stack(scales_rg, dim=1))
+    wide_rc = module.weight_scale.float().repeat_interleave(weight.shape[1] // len(scales_rg), dim=1)
+    weight.copy_(levels_rc * wide_rc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from isoflop import corpus as texts
 from isoflop.engines import COMPRESSED, GGUF, ONNX, OPENVINO, TORCH, open_engine
 from isoflop.errors import ProjectError
 from isoflop.export import compressed, gptq, onnx, openvino, torch_int8
-from isoflop.export.calibrate import CALIBRATION_TOKENS
+from isoflop.export.calibrate import CALIBRATION_TOKENS, second_moments
 from isoflop.export.gguf import FLOATS, TYPES, read_weights, write_gguf
 from isoflop.export.huggingface import save_pretrained, tokenizer_of
 from isoflop.export.parity import Parity, check, check_weights
@@ -52,16 +52,16 @@ class Format(NamedTuple):
     """What a format is called, of which types its weights may be, and how it is written."""
 
     kinds: tuple[str, ...]
-    by_text: tuple[str, ...]  # kinds that are rounded by what training text feeds the weights
-    write: Callable[[GPT, Corpus, Path, str, int], Path]  # into a folder; returns what an engine opens
+    roundings: Mapping[
+        str, tuple[str, ...]
+    ]  # of a kind that is rounded in more ways than one; first the usual
+    write: Callable[[GPT, Corpus, Path, str, str, int], Path]  # into a folder; returns what an engine opens
     reread: Callable[[GPT, Path], None]  # load the weights as they were rounded
     tolerance: float = ROUNDED_TOLERANCE  # where they were
     for_gpus: bool = False  # it is opened here, but gains nothing on a CPU
 
 
-def _write_gguf(
-    model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int, rounding: str = CALIBRATED
-) -> Path:
+def _write_gguf(model: GPT, corpus: Corpus, folder: Path, kind: str, rounding: str, calibrate: int) -> Path:
     path = folder / f"model-{kind}{GGUF}"
     write_gguf(
         model, tokenizer_of(model.config, corpus)[0], texts.end_token(corpus), path, kind=kind,
@@ -70,20 +70,24 @@ def _write_gguf(
     return path
 
 
-def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+def _write_folder(model: GPT, corpus: Corpus, folder: Path, kind: str, rounding: str, calibrate: int) -> Path:
     save_pretrained(model, corpus, folder)
     return folder
 
 
-def _write_compressed(model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int) -> Path:
+def _write_compressed(
+    model: GPT, corpus: Corpus, folder: Path, kind: str, rounding: str, calibrate: int
+) -> Path:
+    moments = second_moments(model, corpus, calibrate) if rounding == GPTQ else None
     save_pretrained(model, corpus, folder)
-    compressed.write_compressed(model, folder, kind=kind)
+    compressed.write_compressed(model, folder, kind=kind, moments=moments)
     return folder
 
 
 def _write_graph(
-    write: Callable[..., None], name: str, model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int
-) -> Path:
+    write: Callable[..., None], name: str, model: GPT, corpus: Corpus, folder: Path, kind: str, rounding: str,
+    calibrate: int,
+) -> Path:  # fmt: skip
     """A folder with a graph in the place of the weights; config and tokenizer are as in a model folder."""
     save_pretrained(model, corpus, folder)
     (folder / "model.safetensors").unlink()
@@ -93,33 +97,42 @@ def _write_graph(
 
 FORMATS = {
     COMPRESSED: Format(
-        tuple(compressed.KINDS), (), _write_compressed, compressed.read_compressed, for_gpus=True
+        tuple(compressed.KINDS), dict.fromkeys(compressed.KINDS, (GPTQ, NEAREST)), _write_compressed,
+        compressed.read_compressed, for_gpus=True,
     ),
-    "gguf": Format(tuple(TYPES), tuple(k for k in TYPES if k not in FLOATS), _write_gguf, read_weights),
-    "hf": Format(("f32",), (), _write_folder, lambda model, path: None),
+    "gguf": Format(
+        tuple(TYPES),
+        {
+            kind: (CALIBRATED, NEAREST, GPTQ) if kind in gptq.KINDS else (CALIBRATED, NEAREST)
+            for kind in TYPES if kind not in FLOATS
+        },
+        _write_gguf, read_weights,
+    ),
+    "hf": Format(("f32",), {}, _write_folder, lambda model, path: None),
     "onnx": Format(
-        tuple(onnx.TYPES), (), partial(_write_graph, onnx.write_onnx, ONNX),
+        tuple(onnx.TYPES), {}, partial(_write_graph, onnx.write_onnx, ONNX),
         lambda model, path: onnx.read_onnx(model, path / ONNX),
     ),
     "openvino": Format(
-        tuple(openvino.TYPES), (), partial(_write_graph, openvino.write_openvino, OPENVINO),
+        tuple(openvino.TYPES), {}, partial(_write_graph, openvino.write_openvino, OPENVINO),
         lambda model, path: openvino.read_openvino(model, path / OPENVINO),
     ),
     "torch": Format(
-        torch_int8.KINDS, (), partial(_write_graph, torch_int8.write_torch, TORCH),
+        torch_int8.KINDS, {}, partial(_write_graph, torch_int8.write_torch, TORCH),
         lambda model, path: torch_int8.read_torch(model, path / TORCH), torch_int8.TOLERANCE,
     ),
 }  # fmt: skip
 
 
 def export(
-    project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str = "f32",
+    project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str | None = None,
     rounding: str | None = None, calibrate: int | None = None,
 ) -> Export:  # fmt: skip
     """Write a model folder of our decoder in another format, check it in its engine, and keep it.
 
-    Weights that are rounded are so to their nearest, by what `calibrate` tokens of training text feed them
-    (None: 65,536), or by GPTQ on as many, as `rounding` says (None: calibrated, with 0 tokens nearest).
+    Without a `kind` its weights have the first of the format's types. Those that are rounded are so to their
+    nearest, by what `calibrate` tokens of training text feed them (None: 65,536), or by GPTQ on as many, as
+    `rounding` says (None: the first of the format's; with 0 tokens nearest).
 
     Raises ProjectError for a format, a type or an architecture that cannot be, for tokens to calibrate what
     is not rounded, or an engine that is not installed; CorruptError when the folder is damaged or the export
@@ -128,30 +141,31 @@ def export(
     known = FORMATS.get(to)
     if known is None:
         raise ProjectError(f"there is no format {to!r}", hint=f"name one of {', '.join(FORMATS)}")
+    kind = known.kinds[0] if kind is None else kind
     if kind not in known.kinds:
         raise ProjectError(f"{to} has no type {kind!r}", hint=f"name one of {', '.join(known.kinds)}")
-    if kind not in known.by_text:
-        if rounding or calibrate:
-            what = f"--rounding {rounding}" if rounding else f"{calibrate} calibration tokens"
-            raise ProjectError(
-                f"{to}'s {kind} rounds no weights by text: {what} would change nothing",
-                hint="leave it out, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
-            )
-        return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=0)
-    rounding, calibrate = chosen_rounding(rounding, calibrate)
-    if rounding == GPTQ:
-        if kind not in gptq.KINDS:
-            raise ProjectError(
-                f"GPTQ does not know the blocks of {kind}", hint=f"name one of {', '.join(gptq.KINDS)}"
-            )
-        known = known._replace(write=partial(_write_gguf, rounding=GPTQ))
-    return kept(project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate, rounding=rounding)
+    ways = known.roundings.get(kind, ())
+    if ways:
+        rounding, calibrate = chosen_rounding(rounding, calibrate, ways[0])
+    elif rounding or calibrate:
+        what = f"--rounding {rounding}" if rounding else f"{calibrate} calibration tokens"
+        raise ProjectError(
+            f"{to}'s {kind} rounds no weights by text: {what} would change nothing",
+            hint="leave it out, or give --to gguf and a type of 8 bits or fewer, e.g. --type q8_0",
+        )
+    if rounding and rounding not in ways:
+        raise ProjectError(
+            f"{to}'s {kind} knows no rounding {rounding}", hint=f"name one of {', '.join(ways)}"
+        )
+    return kept(
+        project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate or 0, rounding=rounding or ""
+    )
 
 
-def chosen_rounding(rounding: str | None, calibrate: int | None) -> tuple[str, int]:
+def chosen_rounding(rounding: str | None, calibrate: int | None, usual: str = CALIBRATED) -> tuple[str, int]:
     """How weights are rounded, and by how many tokens of text. Raises ProjectError for what cannot be."""
     if rounding is None:
-        rounding = NEAREST if calibrate == 0 else CALIBRATED
+        rounding = NEAREST if calibrate == 0 else usual
     if rounding not in ROUNDINGS:
         raise ProjectError(f"there is no rounding {rounding!r}", hint=f"name one of {', '.join(ROUNDINGS)}")
     if calibrate is None:
@@ -185,7 +199,7 @@ def kept(
 
     def write(target: Path) -> None:
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
-        path = known.write(model, corpus, target, kind, calibrate)
+        path = known.write(model, corpus, target, kind, rounding, calibrate)
         known.reread(model, path)
         check_weights(before, model.state_dict(), FLOAT_WEIGHTS if kind in FLOATS else ROUNDED_WEIGHTS)
         tolerance = FLOAT_TOLERANCE if kind in FLOATS else known.tolerance

@@ -2,14 +2,16 @@
 
 What counts is the error of the layer's output on text, (w - q) H (w - q)' for a row w with the second
 moments H = E[x x'] of its inputs (Frantar et al., arXiv 2210.17323, algorithm 1). Columns are rounded onto
-llama.cpp's own grids: a block of 32 has the scale that llama.cpp gives what has become of its weights by
-then. No kept library knows these: those that compensate round to scales of their own, which GGUF cannot hold.
+the grids of the format that will hold them: a block has the scale that llama.cpp, or compressed-tensors,
+gives what has become of its weights by then. No kept library knows llama.cpp's grids: those that compensate
+round to scales of their own, which GGUF cannot hold.
 
-Shapes: r rows, c columns, k the BLOCK columns of a block.
+Shapes: r rows, c columns, k the columns of a block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,21 +38,38 @@ def compensated(
     weight_rc: NDArray[np.float32], kind: str, moments_cc: NDArray[np.float32]
 ) -> tuple[NDArray[Any], GGMLQuantizationType]:
     """A matrix in one of KINDS as a file holds it, and its type; `stored` where rows are no whole blocks."""
-    columns = weight_rc.shape[1]
     importance = np.ascontiguousarray(moments_cc.diagonal())
-    if columns % BLOCK:
+    if weight_rc.shape[1] % BLOCK:
         return stored(weight_rc, kind, importance)
-    weights, factor_cc = torch.tensor(weight_rc, dtype=torch.float64), _factor(moments_cc)
-    blocks = []
-    for start in range(0, columns, BLOCK):
-        here, after = slice(start, start + BLOCK), slice(start + BLOCK, columns)
+    blocks: list[tuple[NDArray[Any], GGMLQuantizationType]] = []
+
+    def scales(part_rk: torch.Tensor, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks.append(stored(part_rk.float().numpy(), kind, importance[here]))
+        return _scales(blocks[-1][0], kind)
+
+    codes_rc = in_turn(torch.tensor(weight_rc), moments_cc, BLOCK, LEVELS[kind], scales)
+    parts = zip(torch.split(codes_rc, BLOCK, dim=1), blocks, strict=True)
+    return np.concatenate([_packed(codes, packed, kind) for codes, (packed, _) in parts], 1), blocks[0][1]
+
+
+def in_turn(
+    weight_rc: torch.Tensor, moments_cc: NDArray[np.float32], size: int, levels: NDArray[np.int64],
+    scales: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:  # fmt: skip
+    """Numbers (r, c) of the levels that a matrix is rounded to, `size` columns after `size`.
+
+    `scales` is given what has become of a block's weights (r, k), and their columns; it returns what a level
+    is multiplied by, and what is added, (r,) each.
+    """
+    weights, factor_cc = weight_rc.to(torch.float64, copy=True), _factor(moments_cc)
+    codes = []
+    for start in range(0, weights.shape[1], size):
+        here, after = slice(start, start + size), slice(start + size, None)
         part_rk = weights[:, here]
-        packed, type = stored(part_rk.float().numpy(), kind, importance[here])
-        scale, minimum = _scales(packed, kind)
-        codes_rk, errors_rk = _rounded(part_rk, factor_cc[here, here], LEVELS[kind], scale, minimum)
+        found_rk, errors_rk = _rounded(part_rk, factor_cc[here, here], levels, *scales(part_rk, here))
         weights[:, after] -= errors_rk @ factor_cc[here, after]
-        blocks.append(_packed(codes_rk, packed, kind))
-    return np.concatenate(blocks, axis=1), type
+        codes.append(found_rk)
+    return torch.cat(codes, dim=1)
 
 
 def _factor(moments_cc: NDArray[np.float32]) -> torch.Tensor:

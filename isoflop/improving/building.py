@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop import flops
-from isoflop.export import gptq
-from isoflop.export.gated import export
+from isoflop.export.gated import FORMATS, export
 from isoflop.export.rounders import GPTQ
 from isoflop.improving.probing import probe, thread_counts
 from isoflop.improving.records import Candidate, Probe, Step
@@ -75,10 +74,10 @@ class Builder:
             )  # fmt: skip
             made, step = found.export, ("quantize", found.transform.id)
         else:
-            by_gptq = candidate.format == "gguf" and candidate.kind in gptq.KINDS
+            ways = FORMATS[candidate.format].roundings.get(candidate.kind, ())
             made = export(
                 self.project, self.corpus, folder, to=candidate.format, kind=candidate.kind,
-                rounding=GPTQ if by_gptq else None,
+                rounding=GPTQ if GPTQ in ways else None,
             )  # fmt: skip
             step = ("export", made.id)
         steps.append(Step(kind=step[0], id=step[1], path=made.path, words=candidate.form))

@@ -16,6 +16,7 @@ from isoflop.errors import TrainError
 from isoflop.export import load_pretrained
 from isoflop.export.calibrate import CALIBRATION_TOKENS
 from isoflop.export.gated import FORMATS, Export, export, exportable
+from isoflop.export.rounders import CALIBRATED
 from isoflop.gpt import GPT
 from isoflop.options import check_options
 from isoflop.pipeline import train_model
@@ -136,5 +137,5 @@ def _run(
 def _untrained(model: GPT, corpus: Corpus, kind: str, eval_tokens: int) -> float:
     """The loss of the original in that type, rounded by what text feeds it."""
     with tempfile.TemporaryDirectory() as place:
-        path = FORMATS["gguf"].write(model, corpus, Path(place), kind, CALIBRATION_TOKENS)
+        path = FORMATS["gguf"].write(model, corpus, Path(place), kind, CALIBRATED, CALIBRATION_TOKENS)
         return evaluate_model(path, corpus, eval_tokens=eval_tokens).loss

@@ -271,13 +271,18 @@ class _Trial:
 
     def _written(self, chosen: Chosen, folder: Path) -> Path:
         kinds = {name: choice.kind for name, choice in chosen.items()}
-        return _write(self.model, self.corpus, folder, MIXED, 0, kinds=kinds, rounder=self.rounder)
+        return _write(self.model, self.corpus, folder, MIXED, kinds=kinds, rounder=self.rounder)
 
 
 def _write(
-    model: GPT, corpus: Corpus, folder: Path, kind: str, calibrate: int, *, kinds: Mapping[str, str],
+    model: GPT,
+    corpus: Corpus,
+    folder: Path,
+    kind: str,
+    *_: object,
+    kinds: Mapping[str, str],
     rounder: Rounder,
-) -> Path:  # fmt: skip
+) -> Path:
     path = folder / f"model-{kind}{GGUF}"
     tokenizer, end = tokenizer_of(model.config, corpus)[0], texts.end_token(corpus)
     write_gguf(model, tokenizer, end, path, kind=kinds, rounder=rounder)

@@ -18,15 +18,14 @@ Job = tuple[Path, Result]
 def test_a_student_of_the_projects_model(isoflop, project: Job) -> None:  # type: ignore[no-untyped-def]
     folder, result = project
     words = ("distill", result.model, "--width", 64, "--tokens", 8192, "--project", folder)
+    runs = isoflop("ls", "--json", "--project", folder).out
     before = isoflop(*words, "--dry-run")
     assert before.code == 0, before.err
     assert "which cost as much" in before.out
     assert "taught, the distillation law of busbridge-2025 expects" in before.out
     told = json.loads(isoflop(*words, "--dry-run", "--json").out)
     assert told["verdict"] in before.out
-    assert not [
-        r for r in json.loads(isoflop("ls", "--json", "--project", folder).out) if r["role"] == "distilled"
-    ]
+    assert isoflop("ls", "--json", "--project", folder).out == runs
     plain = isoflop(*words)
     assert plain.code == 0, plain.err
     assert "Transform" in plain.out
