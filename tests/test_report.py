@@ -21,7 +21,7 @@ from isoflop.gain import UNBOUNDED_FLOPS
 from isoflop.laws import Fit
 from isoflop.plots import PALETTE, PICTURES, Scene
 from isoflop.records import Interval, Ladder
-from isoflop.report import render, write_report
+from isoflop.report import render, words, write_report
 from isoflop.trials import Trial, Tuning
 
 
@@ -268,7 +268,7 @@ def test_slider_starts_at_the_plan_on_a_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "told"),
     [
         (8.14, "8.1 s"),
         (59.9, "1 min"),
@@ -278,16 +278,16 @@ def test_slider_starts_at_the_plan_on_a_step() -> None:
         (3e5, "3.47 days"),
     ],
 )
-def test_duration(seconds: float, words: str) -> None:
-    assert report.duration(seconds) == words
+def test_duration(seconds: float, told: str) -> None:
+    assert words.duration(seconds) == told
 
 
 def test_doublings_without_bound_are_not_a_number() -> None:
-    assert report.doublings(-0.284) == "−0.28"
-    assert report.doublings(950.0) == "without bound"
-    assert report.compute(UNBOUNDED_FLOPS) == "more compute than there is"
-    assert report.compute(3.1e12) == "3.1×10¹² FLOP"
+    assert words.doublings(-0.284) == "−0.28"
+    assert words.doublings(950.0) == "without bound"
+    assert words.compute(UNBOUNDED_FLOPS) == "more compute than there is"
+    assert words.compute(3.1e12) == "3.1×10¹² FLOP"
 
 
 def test_size() -> None:
-    assert [report.size(n) for n in (12, 15_400_000, 2.5e9)] == ["12 B", "15.4 MB", "2.5 GB"]
+    assert [words.size(n) for n in (12, 15_400_000, 2.5e9)] == ["12 B", "15.4 MB", "2.5 GB"]
