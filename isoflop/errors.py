@@ -6,6 +6,8 @@ IsoflopError            (a ValueError; the command line prints it and exits 2)
 |-- LadderError         the small runs failed or are too few
 |-- FitError            the table or the law
 |-- TrainError          a run that cannot start or cannot go on
+|-- TrendError          a table of dated facts, a date, a metric, or a growth model
+|-- LayoutError         a cluster, or a model that does not fit on it
 |-- ProjectError        the project folder: ledger, lock, version
 `-- CorruptError        a file whose content is not what was written
 """
@@ -45,6 +47,14 @@ class FitError(IsoflopError):
 
 class TrainError(IsoflopError):
     """A training run cannot start or cannot go on."""
+
+
+class TrendError(IsoflopError):
+    """A table of dated facts, a date or a metric cannot be read, or too few points are left."""
+
+
+class LayoutError(IsoflopError):
+    """An accelerator or a cluster cannot be read, or the model does not fit on it."""
 
 
 class ProjectError(IsoflopError):
