@@ -1,1 +1,1 @@
-"""How the whole industry grows: tables of dated facts, growth models with intervals, and what they cannot say."""
+"""How the whole industry grows: dated facts, growth models with intervals, and what they cannot say."""
