@@ -1,7 +1,7 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
 of models, `quantize` rounds finished ones, `engines` exports them, `evals` scores and times them, `verdict`
-judges them, `improve` searches among all that.
+judges them, `improve` searches among all that; `limit` says where growth ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from isoflop.cli import (
     improve,
     job,
     laws,
+    limit,
     prune,
     quantize,
     runs,
@@ -55,6 +56,7 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(limit.app)
 
 
 def main() -> None:
