@@ -81,7 +81,8 @@ class Growth:
 
     def predict(self, years: Floats) -> Floats:
         """(m,) ln(value); infinite at and after a singularity."""
-        return curves(SHAPES[self.model], self.c[None], self.s[None], self.span, years)[0]
+        shape = SHAPES[self.model]
+        return np.asarray(curves(shape, self.c[None], self.s[None], self.span, years)[0])
 
     def draws(self, at_years: Floats, n: int, rng: np.random.Generator) -> Floats:
         """(n, len(at_years)) of the curve's ln(value): refits of resampled points, without new points' noise.
@@ -169,7 +170,7 @@ def _moments(X: Floats, o: Floats, weights: Floats, wy: Floats) -> tuple[Floats,
 
     Each is one matrix product: the grid's columns side by side.
     """
-    g, n, p = X.shape
+    g, _, p = X.shape
     i, j = np.triu_indices(p)
     half = _times(weights, X[:, :, i] * X[:, :, j])
     G = np.empty((g, half.shape[1], p, p))

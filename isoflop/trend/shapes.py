@@ -89,15 +89,18 @@ class Exponential(Shape):
         return {"rate": float(c[1])}
 
 
-class Quadratic(Exponential):
+class Quadratic(Shape):
     """A rate that changes steadily."""
 
     name, formula = "quadratic", "ln y = a + b t + c t^2"
     linear = ("level", "rate", "curvature")
 
+    def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
+        return np.empty((1, 0))
+
     def basis(self, u: Floats, s: Floats, span: Span) -> Floats:
-        line = super().basis(u, s, span)
-        return np.concatenate([line, line[..., 1:] ** 2], axis=2)
+        at = np.broadcast_to(u, (len(s), len(u)))
+        return _stack(np.ones((len(s), 1)), at, at**2)
 
     def slopes(self, c: Floats, s: Floats, span: Span) -> dict[str, float]:
         return {"first rate": float(c[1] + 2 * c[2] * (span.first - span.centre)),
@@ -114,13 +117,13 @@ class Kinked(Shape):
         return break_grid(u, GRID)[:, None]
 
     def basis(self, u: Floats, s: Floats, span: Span) -> Floats:
-        return _stack(np.ones((len(s), 1)), np.broadcast_to(u, (len(s), len(u))), *_ramps(u, s))
+        return _broken_line(u, s)
 
     def slopes(self, c: Floats, s: Floats, span: Span) -> dict[str, float]:
-        return {f"rate {i + 1}": float(c[1 : 2 + i].sum()) for i in range(len(c) - 1)}
+        return _piece_rates(c)
 
 
-class KinkedTwice(Kinked):
+class KinkedTwice(Shape):
     """Three rates that meet at two breaks."""
 
     name, formula = "kinked-2", "ln y = a + b t + d (t - break 1)+ + e (t - break 2)+"
@@ -131,6 +134,12 @@ class KinkedTwice(Kinked):
         i, j = np.triu_indices(len(at), 1)
         between = np.searchsorted(u, at[j]) - np.searchsorted(u, at[i])
         return np.stack([at[i], at[j]], axis=1)[between >= EDGE]
+
+    def basis(self, u: Floats, s: Floats, span: Span) -> Floats:
+        return _broken_line(u, s)
+
+    def slopes(self, c: Floats, s: Floats, span: Span) -> dict[str, float]:
+        return _piece_rates(c)
 
 
 class Discontinuous(Shape):
@@ -227,6 +236,15 @@ def break_grid(u: Floats, most: int) -> Floats:
 
 def _start(span: Span) -> float:
     return span.first - 1.0 - span.centre
+
+
+def _broken_line(u: Floats, s: Floats) -> Floats:
+    """(g, n, 2 + q) of a line that changes its slope at each break."""
+    return _stack(np.ones((len(s), 1)), np.broadcast_to(u, (len(s), len(u))), *_ramps(u, s))
+
+
+def _piece_rates(c: Floats) -> dict[str, float]:
+    return {f"rate {i + 1}": float(c[1 : 2 + i].sum()) for i in range(len(c) - 1)}
 
 
 def _ramps(u: Floats, s: Floats) -> list[Floats]:
