@@ -17,7 +17,7 @@ import numpy as np
 
 from isoflop.trend.points import Floats
 
-EDGE = 4  # points before the first break, after the last, and between two
+EDGE, EDGE_SHARE = 4, 0.05  # points before the first break, after the last and between two; of all at least
 GRID = 60  # candidate positions of a break where the data have more
 PAIR_GRID = 20  # the same for each of two breaks
 SMOOTH = 0.1  # f of the broken power law: the width of its bend in ln(time)
@@ -50,7 +50,7 @@ class Shape(ABC):
 
     @property
     def least(self) -> int:
-        """Points that a fit needs: AICc exists and every piece has `EDGE` of them."""
+        """Points that a fit needs: AICc exists; pieces need more (`edge`)."""
         return self.k + 2
 
     @abstractmethod
@@ -133,7 +133,7 @@ class KinkedTwice(Shape):
         at = break_grid(u, PAIR_GRID)
         i, j = np.triu_indices(len(at), 1)
         between = np.searchsorted(u, at[j]) - np.searchsorted(u, at[i])
-        return np.stack([at[i], at[j]], axis=1)[between >= EDGE]
+        return np.stack([at[i], at[j]], axis=1)[between >= edge(len(u))]
 
     def basis(self, u: Floats, s: Floats, span: Span) -> Floats:
         return _broken_line(u, s)
@@ -224,10 +224,14 @@ class BrokenPower(Shape):
         return {"bend": float(np.exp(s[0])) + span.first - 1.0}
 
 
+def edge(n: int) -> int:
+    """Points that a piece has at least, of n."""
+    return max(EDGE, round(EDGE_SHARE * n))
+
+
 def break_grid(u: Floats, most: int) -> Floats:
-    """Up to `most` dates midway between points, `EDGE` points or more on either side, even in points."""
-    u = np.sort(u)
-    gaps = np.arange(EDGE, len(u) - EDGE + 1)
+    """Up to `most` dates midway between (n,) sorted points, `edge` or more on either side, even in points."""
+    gaps = np.arange(edge(len(u)), len(u) - edge(len(u)) + 1)
     gaps = gaps[u[gaps] > u[gaps - 1]] if len(gaps) else gaps
     if len(gaps) > most:
         gaps = gaps[np.linspace(0, len(gaps) - 1, most).astype(int)]
