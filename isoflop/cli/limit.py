@@ -36,6 +36,14 @@ def limit(
     assumptions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML of your own in place of the packaged one.")
     ] = None,
+    growth_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="Growth by all growth models of this table's top 10, in place of the assumed rate.",
+        ),
+    ] = None,
     days: Annotated[float | None, count("Days that this machine may compute for the project.")] = None,
     usd: Annotated[float | None, count("Money for machines like this one; needs --usd-per-hour.")] = None,
     usd_per_hour: Annotated[float | None, count("Price of an hour of such a machine.")] = None,
@@ -63,19 +71,11 @@ def limit(
             hint="name one with --project, and leave --industry out",
         )
     assumed = limits.read_assumptions(assumptions)
-    world = limits.industry(assumed, draws=draws, seed=seed, level=interval)
-    own = None
-    if here is not None:
-        own = limits.user(
-            here,
-            assumed,
-            days=days,
-            usd=usd,
-            usd_per_hour=usd_per_hour,
-            draws=draws,
-            seed=seed,
-            level=interval,
-        )
+    own = None if here is None else limits.user(
+        here, assumed, days=days, usd=usd, usd_per_hour=usd_per_hour, draws=draws, seed=seed, level=interval
+    )  # fmt: skip
+    growth = None if growth_table is None else limits.of_table(growth_table)
+    world = limits.industry(assumed, growth=growth, draws=draws, seed=seed, level=interval)
     if plot is not None:
         from isoflop.plots.limits import save_limits
 
@@ -106,6 +106,8 @@ def _show_industry(found: IndustryAnswer) -> None:
         ],
     )
     typer.echo(found.sentence)
+    if found.free > 0:
+        typer.echo(f"In {found.free:.1%} of the draws none binds before {found.horizon:.0f}.")
     for x in found.limits:
         share = "" if x.applies == 1 else f" (in {x.applies:.0%} of the draws)"
         typer.echo(f"- {x.name}: {x.what}{share}")

@@ -7,22 +7,24 @@ made of quantities with their uncertainty (`assumptions.toml`, which a user may 
 
 from isoflop.limits.answers import IndustryAnswer, IndustryLimit, Limit, UserAnswer
 from isoflop.limits.assumptions import LIMITS, Assumptions, Quantity, read_assumptions
-from isoflop.limits.growth import Exponential, GrowthModel
+from isoflop.limits.growth import Averaged, Exponential, fitted, of_table
 from isoflop.limits.industry import industry
 from isoflop.limits.user import Standing, standing, user
 
 __all__ = [
     "LIMITS",
     "Assumptions",
+    "Averaged",
     "Exponential",
-    "GrowthModel",
     "IndustryAnswer",
     "IndustryLimit",
     "Limit",
     "Quantity",
     "Standing",
     "UserAnswer",
+    "fitted",
     "industry",
+    "of_table",
     "read_assumptions",
     "standing",
     "user",

@@ -20,13 +20,15 @@ from isoflop.laws.solve import Array
 from isoflop.limits import conversions
 from isoflop.limits.answers import Band, IndustryAnswer, IndustryLimit, central, first_of
 from isoflop.limits.assumptions import BINDS, LIMITS, Assumptions
-from isoflop.limits.growth import Exponential, GrowthModel
+from isoflop.limits.growth import Averaged, Exponential
+from isoflop.trend.growth import Draws
 
 HORIZON, STEP = 2060.0, 0.1  # years: where looking ends, and the grid between whose points dates interpolate
 FEASIBLE_YEAR = 2030.0  # for which Epoch AI 2024 gave its figures
 BLOCK = 10_000  # draws at once, for memory
 LEAST_DRAWS = 100
 TABLE_POINTS = 64  # of the conversion of tokens, which is all but a power law
+LARGEST = 600.0  # ln FLOP: infinity, at a growth model's singularity, would not interpolate
 LN2 = float(np.log(2.0))
 
 
@@ -122,8 +124,7 @@ class _Met:
 def industry(
     assumptions: Assumptions,
     *,
-    growth: GrowthModel | None = None,
-    growth_words: str | None = None,
+    growth: Averaged | None = None,
     draws: int = 10_000,
     seed: int = 0,
     level: float = 0.9,
@@ -131,8 +132,7 @@ def industry(
     """When each limit binds, which is the first, and how many doublings are left until then.
 
     `growth` (None: the steady rate of the assumptions) says how the largest run grows from the largest known
-    one on; `growth_words` names it. Raises TrendError for fewer than 100 draws, FitError for a level that
-    makes no sense.
+    one on. Raises TrendError for fewer than 100 draws, FitError for a level that makes no sense.
     """
     check_draws(draws)
     check_level(level)
@@ -140,13 +140,11 @@ def industry(
     assert start is not None  # the reader saw to it
     years = np.append(np.arange(start, HORIZON, STEP), HORIZON)
     model = growth or Exponential.of(assumptions)
-    rate = assumptions.quantities["growth.rate"]
-    words = growth_words or f"{rate.low:g} to {rate.high:g}x a year, as assumed"
     rng, law = np.random.default_rng(seed), Fit.of_published(assumptions.law)
     sizes = [min(BLOCK, draws - i) for i in range(0, draws, BLOCK)]
     parts = [_block(Futures(assumptions, law, assumptions.draws(n, rng), years), model, rng) for n in sizes]
     met = _Met(*(np.concatenate(part) for part in zip(*(vars(p).values() for p in parts), strict=True)))
-    return _answer(met, assumptions, level, years, seed, words)
+    return _answer(met, assumptions, level, years, seed, model.words)
 
 
 def check_draws(draws: int) -> None:
@@ -157,9 +155,9 @@ def check_draws(draws: int) -> None:
         )
 
 
-def _block(f: Futures, model: GrowthModel, rng: np.random.Generator) -> _Met:
+def _block(f: Futures, model: Draws, rng: np.random.Generator) -> _Met:
     n, years = len(f.draws["growth.frontier"]), f.years
-    shape = model.draws(years, n, rng)
+    shape = np.minimum(model.draws(years, n, rng), LARGEST)
     growth = f.log("growth.frontier") + shape - shape[:, :1]
     dates, log_flops, feasible = (np.full((n, len(LIMITS)), np.inf) for _ in range(3))
     holds = rng.random((n, len(LIMITS))) < np.array([f.assumptions.applies[name] for name in LIMITS])
