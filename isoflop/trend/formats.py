@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from isoflop.trend.metrics import HARDWARE, MODELS, USER
 
 GIGA = 1e9
+UNNOTED = "that Epoch AI does not call notable"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Format:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of words, by our names
     times: Mapping[str, float] = field(default_factory=dict)  # to our units, 1 if not here
     own: bool = False  # of the package or the user: a bad cell is an error
-    keep: tuple[str, str] | None = None  # only rows whose column has this value
+    keep: tuple[str, str] | None = None  # only rows whose column has this value; "": any
     why_keep: str = ""
 
 
@@ -62,7 +63,7 @@ EPOCH_MODELS = Format(
         "params_total": ("Parameters",),
         "unique_tokens": (
             "Training dataset size (total)", "Training dataset size (datapoints)",
-            "Training dataset size (gradients)",
+            "Training dataset size (gradients)", "(DEPRECATED) Training dataset size (datapoints)",
         ),
         "epochs": ("Epochs",),
         "flops": ("Training compute (FLOP)",),
@@ -74,6 +75,7 @@ EPOCH_MODELS = Format(
         "source": ("Reference", "Link"), "open_weights": ("Open model weights?", "Model accessibility"),
         "params_notes": ("Parameters notes",), "tokens_notes": ("Dataset size notes",),
     },
+    keep=("Notability criteria", ""), why_keep=UNNOTED,
 )  # fmt: skip
 EPOCH_HARDWARE = Format(
     name="Epoch AI ML hardware", kind=HARDWARE,
@@ -111,7 +113,7 @@ NOTABLE = Format(
         "open_weights": ("open_weights",), "source": ("source",), "hardware": ("hardware",),
         "provenance": ("provenance",),
     },
-    keep=("epoch_notable", "yes"), why_keep="that Epoch AI does not call notable",
+    keep=("epoch_notable", "yes"), why_keep=UNNOTED,
 )  # fmt: skip
 ACCELERATORS = Format(
     name="accelerators", kind=HARDWARE,
