@@ -1,7 +1,7 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
 of models, `quantize` rounds finished ones, `engines` exports them, `evals` scores and times them, `verdict`
-judges them, `improve` searches among all that.
+judges them, `improve` searches among all that, `trend` tells how the whole industry grows.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from isoflop.cli import (
     quantize,
     runs,
     transforms,
+    trend,
     tune,
     verdict,
 )
@@ -55,6 +56,7 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(trend.app, name="trend")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from isoflop.trend.cells import bound
 from isoflop.trend.compare import REACH, Backtest, Comparison, Model, backtest, compare
 from isoflop.trend.frontier import Frontier, quantile_line
 from isoflop.trend.growth import Growth, fit_all
-from isoflop.trend.metrics import METRICS
+from isoflop.trend.metrics import METRICS, MODELS, metric_named
 from isoflop.trend.points import Points, decimal_year
 from isoflop.trend.rates import (
     BOOTSTRAPS,
@@ -34,13 +35,14 @@ from isoflop.trend.rates import (
     slopes,
 )
 from isoflop.trend.series import series
-from isoflop.trend.tables import Table
+from isoflop.trend.tables import PACKAGED, Table, read_table
 
 LEAST = 5  # points behind any answer
 FEW_GROUPS = 8  # organisations below which rows are drawn one by one
 QUANTILE, QUANTILE_DRAWS = 0.9, 100  # of the quantile regression
 SIDE_DRAWS = 500  # of the other definitions of the frontier
 SIDE = ("all", "top10", "records")
+SHIFTED = 0.2  # share of draws on one side of the rate, below which that is said
 TESTED = 10  # errors of past forecasts at a horizon, below which it has no band
 
 
@@ -133,6 +135,21 @@ class Question:
         return found
 
 
+def question(
+    metric: str, *, path: Path | None = None, date_column: str | None = None, value_column: str | None = None,
+    since: str | None = None, until: str | None = None, domain: str | None = None, frontier: str = "all",
+) -> tuple[Table, Question]:  # fmt: skip
+    """The table at `path`, or the package's own that states the metric, and the question put to it.
+
+    Raises TrendError, also for a metric that only a table of the user's can state.
+    """
+    if path is None and metric_named(metric).kind not in PACKAGED:
+        raise TrendError(f"The package has no table of {metric}.", hint="Give your own: --table FILE.csv.")
+    kind = METRICS[metric].kind if path is None else MODELS
+    table = read_table(path, kind=kind, date_column=date_column, value_column=value_column)
+    return table, Question.of(table, metric, since=since, until=until, domain=domain, frontier=frontier)
+
+
 def answer(
     table: Table,
     metric: str,
@@ -168,7 +185,7 @@ def answer_to(asked: Question, interval: float = 0.9, seed: int = 0) -> Trend:
     test = backtest(chosen.years, np.log(chosen.values))
     compared = compare(growths, missing, test)
     foreseen = forecasts(growths[compared.chosen], test, interval)
-    rate = rates[main]
+    rate, above = rates[main], float((slopes(tables[main]) > slope).mean())
     return Trend(
         metric=points.metric,
         unit=points.unit,
@@ -196,7 +213,7 @@ def answer_to(asked: Question, interval: float = 0.9, seed: int = 0) -> Trend:
         forecast=foreseen,
         influences=influences(points, since, asked.frontier),
         seed=seed,
-        notes=_notes(points, compared, growths, rate, groups, bool(foreseen)),
+        notes=_notes(points, compared, growths, rate, groups, bool(foreseen), above),
     )
 
 
@@ -257,11 +274,16 @@ def forecasts(growth: Growth, test: Backtest, level: float) -> tuple[Forecast, .
 
 def _notes(
     points: Points, compared: Comparison, growths: Mapping[str, Growth], rate: Rate, groups: int,
-    foreseen: bool,
+    foreseen: bool, above: float,
 ) -> tuple[str, ...]:  # fmt: skip
     notes = [*points.notes, *compared.left_out]
     if rate.bootstrap == "rows":
         notes.append(f"{groups} organisations are too few to be drawn: the interval draws rows one by one.")
+    if not SHIFTED < above < 1 - SHIFTED:
+        notes.append(
+            f"{above:.0%} of the draws lie above the rate itself: drawing {rate.bootstrap} anew shifts this"
+            " frontier, so the interval leans to one side."
+        )
     if not (np.isfinite(rate.doubling_months.low) and np.isfinite(rate.doubling_months.high)):
         notes.append("The rate's interval holds 1 (no growth): the doubling time has no end on that side.")
     if not foreseen:

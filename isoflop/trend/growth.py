@@ -209,23 +209,18 @@ def projected(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> t
 
 
 def _refined(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> Floats:
-    """(q,) shape parameters: the grid's best points, each refined within the grid's box."""
+    """(q,) shape parameters: the grid's best points, each refined between its neighbours."""
     from scipy.optimize import least_squares
 
     rss = np.array([(projected(shape, u, logs, row, span)[1] ** 2).sum() for row in s])
-    low, high = s.min(axis=0), s.max(axis=0) + 1e-9
+    values = [np.unique(column) for column in s.T]
     best, lowest = s[rss.argmin()], rss.min()
     for start in s[np.argsort(rss, kind="stable")[:STARTS]]:
-        found = least_squares(
-            lambda v: projected(shape, u, logs, v, span)[1], np.clip(start, low, high), bounds=(low, high)
-        )
+        at = [int(np.searchsorted(known, v)) for known, v in zip(values, start, strict=True)]
+        low = np.array([known[max(i - 1, 0)] for known, i in zip(values, at, strict=True)])
+        high = np.array([known[min(i + 1, len(known) - 1)] for known, i in zip(values, at, strict=True)])
+        box = (low, np.maximum(high, low + 1e-9))
+        found = least_squares(lambda v: projected(shape, u, logs, v, span)[1], start, bounds=box)
         if 2 * found.cost < lowest:
             best, lowest = found.x, 2 * found.cost
-    return np.asarray(best)
-
-
-def named(growths: Mapping[str, Growth], name: str) -> Growth:
-    """One of several fits. Raises TrendError where the points did not allow it."""
-    if model_named(name).name not in growths:
-        raise TrendError(f"The points do not allow {name} growth.", hint=f"They allow {', '.join(growths)}.")
-    return growths[name]
+    return np.sort(best) if shape.ordered else np.asarray(best)

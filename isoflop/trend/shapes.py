@@ -43,6 +43,7 @@ class Shape(ABC):
     linear: tuple[str, ...]  # names of c
     shape: tuple[str, ...] = ()  # names of s
     smooth: bool = True  # the sum of squares is continuous in s, so that a grid's best can be refined
+    ordered: bool = False  # s are dates, the earliest first
 
     @property
     def k(self) -> int:
@@ -128,6 +129,7 @@ class KinkedTwice(Shape):
 
     name, formula = "kinked-2", "ln y = a + b t + d (t - break 1)+ + e (t - break 2)+"
     linear, shape = ("level", "rate", "change 1", "change 2"), ("break 1", "break 2")
+    ordered = True
 
     def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
         at = break_grid(u, PAIR_GRID)
