@@ -68,19 +68,21 @@ def metric(
     from isoflop.trend.disclosure import disclosure
     from isoflop.trend.specification import specification
 
-    words = {"since": since, "until": until, "domain": domain, "frontier": frontier}
+    if plot is not None:
+        from isoflop.plots.trends import check_kind, save_trend
+
+        check_kind(plot)
+    words: dict[str, Any] = {"since": since, "until": until, "domain": domain, "frontier": frontier}
     read, asked = question(
         context.info_name or "", path=table, date_column=date_column, value_column=value_column, **words
     )
     found = answer_to(asked, interval, seed)
     silent = disclosure(read, found.metric, since, until, domain)
     others = None
-    if choices or plot:
+    if choices or plot is not None:
         others = specification(read, found.metric, level=interval, seed=seed, **words)
-    if plot is not None:
-        from isoflop.plots.trends import save_trend
-
-        save_trend(asked, found, others, plot, dark=dark)
+    if plot is not None and others is not None:
+        save_trend(asked, found, others, plot, in_dark=dark)
         typer.echo(f"drawn: {plot}", err=True)
     if json:
         more = {"disclosure": silent} | ({"choices": others} if choices and others else {})

@@ -7,7 +7,6 @@ found.draws(np.array([2027.0, 2030.0]), 1000, rng)   # (1000, 2) of ln(value)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -223,4 +222,4 @@ def _refined(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> Fl
         found = least_squares(lambda v: projected(shape, u, logs, v, span)[1], start, bounds=box)
         if 2 * found.cost < lowest:
             best, lowest = found.x, 2 * found.cost
-    return np.sort(best) if shape.ordered else np.asarray(best)
+    return np.asarray(best)

@@ -19,7 +19,7 @@ from isoflop.trend.points import Floats
 
 EDGE, EDGE_SHARE = 4, 0.05  # points before the first break, after the last and between two; of all at least
 GRID = 60  # candidate positions of a break where the data have more
-PAIR_GRID = 20  # the same for each of two breaks
+PAIR_GRID = 24  # the same for each of two breaks
 SMOOTH = 0.1  # f of the broken power law: the width of its bend in ln(time)
 
 
@@ -42,8 +42,7 @@ class Shape(ABC):
     formula: str
     linear: tuple[str, ...]  # names of c
     shape: tuple[str, ...] = ()  # names of s
-    smooth: bool = True  # the sum of squares is continuous in s, so that a grid's best can be refined
-    ordered: bool = False  # s are dates, the earliest first
+    smooth: bool = True  # a grid's best s can be refined
 
     @property
     def k(self) -> int:
@@ -129,7 +128,7 @@ class KinkedTwice(Shape):
 
     name, formula = "kinked-2", "ln y = a + b t + d (t - break 1)+ + e (t - break 2)+"
     linear, shape = ("level", "rate", "change 1", "change 2"), ("break 1", "break 2")
-    ordered = True
+    smooth = False  # two breaks refined run into one another: they stay on the grid
 
     def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
         at = break_grid(u, PAIR_GRID)
@@ -149,7 +148,7 @@ class Discontinuous(Shape):
 
     name, formula = "discontinuous", "ln y = a + b t + (t >= break) (jump + d (t - break))"
     linear, shape = ("level", "rate", "jump", "change"), ("break",)
-    smooth = False
+    smooth = False  # the sum of squares jumps with s
 
     def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
         return break_grid(u, GRID)[:, None]
