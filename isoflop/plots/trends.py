@@ -21,7 +21,7 @@ from isoflop.store import disk_errors
 from isoflop.trend.answer import Question, Trend
 from isoflop.trend.growth import fit
 from isoflop.trend.shown import factor
-from isoflop.trend.specification import Choices
+from isoflop.trend.specification import FRONTIERS, Choices
 
 GRID, DRAWS = 120, 400
 KINDS = (".png", ".svg")
@@ -115,7 +115,7 @@ def specification_data(found: Choices) -> SpecificationData:
     """One label for each definition of the frontier, beginning, domain, and kind of row left out."""
     rows = found.choices
     words = [
-        *((c.frontier, [r.frontier == c.frontier for r in rows]) for c in rows),
+        *((f, [r.frontier == f for r in rows]) for f in (*FRONTIERS, *(c.frontier for c in rows))),
         *((f"from {s:.0f}", [r.since == s for r in rows]) for s in sorted({r.since for r in rows})),
         *((f"domain: {c.domain}", [r.domain == c.domain for r in rows]) for c in rows),
         ("without outliers", [not r.outliers for r in rows]),
@@ -137,8 +137,7 @@ def specification_data(found: Choices) -> SpecificationData:
 def draw_trend(ax: Axes, data: TrendData) -> None:
     """Values on a logarithmic axis; the curve is dashed where it forecasts."""
     blue, red, level = PALETTE["accent"], PALETTE["final"], f"{100 * data.level:g}%"
-    points(ax, data.years, data.values, PALETTE["grid"] if len(data.years) > 400 else PALETTE["step1"], "o",
-           "others" if len(data.years) else "_")  # fmt: skip
+    points(ax, data.years, data.values, PALETTE["step1"], "o", "others" if len(data.years) else "_")
     points(ax, data.frontier_years, data.frontier_values, PALETTE["step4"], "o", "fitted")
     past = data.grid <= data.last
     ax.fill_between(data.grid, *data.band, color=blue, alpha=0.18, lw=0, label=f"{level}, the curve")

@@ -18,7 +18,7 @@ from isoflop.laws.likelihood import criteria
 from isoflop.trend.points import Floats
 from isoflop.trend.shapes import SHAPES, Shape, Span
 
-RIDGE = 1e-9  # of the moments' diagonal: a piece that a resampled table leaves empty has coefficient 0
+RIDGE = 1e-12  # of the moments' diagonal: a piece that a resampled table leaves empty has coefficient 0
 STARTS = 3  # grid points from which the shape parameters are refined
 CELLS = 4_000_000  # of X'WX at once
 REFITS = 2000  # bootstrap refits at most; more draws repeat them
@@ -208,18 +208,22 @@ def projected(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> t
 
 
 def _refined(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> Floats:
-    """(q,) shape parameters: the grid's best points, each refined between its neighbours."""
+    """(q,) shape parameters: the grid's best points, each refined in its cell."""
     from scipy.optimize import least_squares
 
     rss = np.array([(projected(shape, u, logs, row, span)[1] ** 2).sum() for row in s])
-    values = [np.unique(column) for column in s.T]
+    sides = [_cells(np.unique(column)) for column in s.T]
     best, lowest = s[rss.argmin()], rss.min()
     for start in s[np.argsort(rss, kind="stable")[:STARTS]]:
-        at = [int(np.searchsorted(known, v)) for known, v in zip(values, start, strict=True)]
-        low = np.array([known[max(i - 1, 0)] for known, i in zip(values, at, strict=True)])
-        high = np.array([known[min(i + 1, len(known) - 1)] for known, i in zip(values, at, strict=True)])
-        box = (low, np.maximum(high, low + 1e-9))
-        found = least_squares(lambda v: projected(shape, u, logs, v, span)[1], start, bounds=box)
+        low, high = np.array([cells[v] for cells, v in zip(sides, start.tolist(), strict=True)]).T
+        found = least_squares(lambda v: projected(shape, u, logs, v, span)[1], start, bounds=(low, high))
         if 2 * found.cost < lowest:
             best, lowest = found.x, 2 * found.cost
     return np.asarray(best)
+
+
+def _cells(values: Floats) -> dict[float, tuple[float, float]]:
+    """Around each of a grid's sorted values, halfway to its neighbours: two breaks cannot pass each other."""
+    middle = (values[1:] + values[:-1]) / 2
+    low, high = np.append(values[0] - 1e-9, middle), np.append(middle, values[-1] + 1e-9)
+    return {float(v): (float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)}

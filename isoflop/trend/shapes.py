@@ -20,6 +20,7 @@ from isoflop.trend.points import Floats
 EDGE, EDGE_SHARE = 4, 0.05  # points before the first break, after the last and between two; of all at least
 GRID = 60  # candidate positions of a break where the data have more
 PAIR_GRID = 24  # the same for each of two breaks
+JUMP_GRID = 200  # the same for a jump, which cannot be refined
 SMOOTH = 0.1  # f of the broken power law: the width of its bend in ln(time)
 
 
@@ -128,7 +129,6 @@ class KinkedTwice(Shape):
 
     name, formula = "kinked-2", "ln y = a + b t + d (t - break 1)+ + e (t - break 2)+"
     linear, shape = ("level", "rate", "change 1", "change 2"), ("break 1", "break 2")
-    smooth = False  # two breaks refined run into one another: they stay on the grid
 
     def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
         at = break_grid(u, PAIR_GRID)
@@ -151,7 +151,7 @@ class Discontinuous(Shape):
     smooth = False  # the sum of squares jumps with s
 
     def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
-        return break_grid(u, GRID)[:, None]
+        return break_grid(u, JUMP_GRID)[:, None]
 
     def basis(self, u: Floats, s: Floats, span: Span) -> Floats:
         after = (u >= s).astype(np.float64)
