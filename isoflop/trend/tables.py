@@ -148,11 +148,13 @@ def read_table(
     kind: str = MODELS,
     date_column: str | None = None,
     value_column: str | None = None,
+    every_row: bool = False,
 ) -> Table:
     """The table of a CSV or TSV file; without a path the package's own of this `kind` (models, hardware).
 
     Formats are known by their columns (`formats.FORMATS`); any other file is a user table, for which the
-    columns of the date and of the value can be named. Raises TrendError that names file, row and column.
+    columns of the date and of the value can be named. Of tables that mark notable models only those are
+    kept, as in published rates, unless `every_row`. Raises TrendError that names file, row and column.
     """
     where = files("isoflop.trend") / "data" / PACKAGED[kind] if path is None else Path(path)
     label = f"the package's {PACKAGED[kind]}" if path is None else str(path)
@@ -166,7 +168,9 @@ def read_table(
     for name in (date_column, value_column):
         if name is not None and name not in cells:
             raise no_column(label, name, columns)
-    cells, notes = _kept(cells, found)
+    notes: tuple[str, ...] = ()
+    if not every_row:
+        cells, notes = _kept(cells, found)
     n = len(next(iter(cells.values())))
     label_column = _first(found.label, cells)
     names = cells[label_column] if label_column else tuple(f"row {i + 1}" for i in range(n))
