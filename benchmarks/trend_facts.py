@@ -1,10 +1,10 @@
 """The package's tables of models and accelerators against other tables of the same things.
 
-    python benchmarks/trend_facts.py ../shared/data/trend/notable_models.csv ../shared/data/trend/accelerators.csv
+    python benchmarks/trend_facts.py FOLDER/notable_models.csv FOLDER/accelerators.csv
 
-Rows are matched by name, those with a size in it also by the name without it. It prints how many match and each disagreement: sizes by more than 10%, tokens,
-compute and cost by more than 1.5x, rates, memory, bandwidth and power by more than 5%, prices by more than
-25%, days by more than 60.
+Rows are matched by name; one with a size in it also without it, if the sizes are near. It prints how many
+match and each disagreement: sizes by more than 10%, tokens, compute and cost by more than 1.5x, rates,
+memory, bandwidth and power by more than 5%, prices by more than 25%, days by more than 60.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ FARTHEST = {  # ratio by which a column may differ
     "params_total": 1.1, "params_active": 1.1, "tokens": 1.5, "flops": 1.5, "cost_usd": 1.5,
     **dict.fromkeys((*RATES, "memory_bytes", "bandwidth_bytes", "tdp_w"), 1.05), "launch_price_usd": 1.25,
 }  # fmt: skip
-MAKERS = ("nvidia", "amd", "google", "intel", "huawei", "amazon", "aws", "meta", "microsoft", "instinct", "geforce",
-          "tesla", "habana", "cloud", "xai")  # fmt: skip
+MAKERS = {
+    "nvidia", "amd", "google", "intel", "huawei", "amazon", "aws", "meta", "microsoft", "instinct", "geforce",
+    "tesla", "habana", "cloud", "xai",
+}  # fmt: skip
 
 
 class Disagreement(Record):
@@ -50,11 +52,11 @@ def plain(name: str) -> str:
 def names_of(table: Table, row: int) -> Iterable[str]:
     """A row's own name and its aliases, then its name without what is in brackets; all plain."""
     name = table.names[row]
-    return map(plain, (name, *table.words("aliases")[row].split(";"), re.sub(r"\(.*?\)", " ", name)))
+    return map(plain, (name, *table.words("aliases")[row].split("|"), re.sub(r"\(.*?\)", " ", name)))
 
 
 def matches(ours: Table, theirs: Table) -> list[tuple[int, int]]:
-    """Rows of one name in both; a whole name is preferred to one without its brackets, then the earlier row."""
+    """Rows of one name in both; a whole name is preferred to one without its brackets, then the earlier."""
     order = sorted(range(len(theirs)), key=lambda i: str(theirs.dates[i] or "9"))
     whole: dict[str, int] = {}
     for i in order:

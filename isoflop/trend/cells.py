@@ -19,6 +19,10 @@ THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 BYTE_UNITS = {**BYTES.units, **RATE.units}
 
 
+def rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
 def missing(cell: str) -> bool:
     return cell.strip().lower() in MISSING
 

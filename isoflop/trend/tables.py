@@ -24,6 +24,7 @@ import numpy as np
 
 from isoflop.errors import TrendError
 from isoflop.trend.cells import day, missing, numbers
+from isoflop.trend.cells import rows as counted
 from isoflop.trend.formats import USERS, Format, format_of
 from isoflop.trend.metrics import HARDWARE, MODELS
 from isoflop.trend.points import Floats, Mask, decimal_year
@@ -123,14 +124,13 @@ class Table:
 
     @cached_property
     def domains(self) -> tuple[frozenset[str], ...]:
-        """Of each row the words for what it handles, in small letters; a translator handles language."""
+        """Of each row the words for what it handles, in small letters."""
         both = zip(self.words("domain"), self.words("domains"), strict=True)
         return tuple(frozenset(_tags(f"{one},{other}")) for one, other in both)
 
 
 def _tags(text: str) -> set[str]:
-    tags = {tag.strip().lower() for tag in re.split(r"[,;]", text)} - {""}
-    return tags | {"language"} if tags & {"translation", "code"} else tags
+    return {tag.strip().lower() for tag in re.split(r"[,;]", text)} - {""}
 
 
 def _filled(first: Floats, second: Floats) -> Floats:
@@ -218,7 +218,7 @@ def _kept(
     column, value = found.keep
     rows = [i for i, cell in enumerate(cells[column]) if (cell == value if value else cell.strip())]
     left = len(cells[column]) - len(rows)
-    note = f"{left} rows {found.why_keep} are left out."
+    note = f"{counted(left)} left out: {found.why_keep}."
     kept = {name: tuple(column_cells[i] for i in rows) for name, column_cells in cells.items()}
     return kept, (note,) if left else ()
 
