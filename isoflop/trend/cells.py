@@ -19,8 +19,8 @@ THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 BYTE_UNITS = {**BYTES.units, **RATE.units}
 
 
-def rows(count: int) -> str:
-    return f"{count} row{'s' * (count != 1)}"
+def counted(rows: int) -> str:
+    return f"{rows} row{'s' * (rows != 1)}"
 
 
 def missing(cell: str) -> bool:

@@ -10,7 +10,7 @@ from datetime import date
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.trend.cells import rows as counted
+from isoflop.trend.cells import counted
 from isoflop.trend.metrics import HARDWARE, MODELS, Metric
 from isoflop.trend.points import Floats, Mask
 from isoflop.trend.tables import Table
@@ -76,6 +76,13 @@ def warnings(table: Table, metric: Metric, rows: NDArray[np.intp]) -> list[str]:
     if table.kind != MODELS:
         return []
     notes = []
+    if metric.column == "params_active":
+        with np.errstate(invalid="ignore"):
+            dense = ratio_to_6nd(table) < 1 / FAR  # nan is not
+        alike = rows[(dense & np.isnan(table.stated("params_active")) & ~table.mixture)[rows]]
+        notes += _named(
+            table, alike, "counted as dense with compute under 6 N D: mixtures, or encoders with decoders"
+        )
     if metric.column == "flops":
         blind = rows[table.mixture[rows] & np.isnan(table.values("params_active")[rows])]
         notes += _named(table, blind, "of mixtures whose active parameters are not stated")

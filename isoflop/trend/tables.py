@@ -23,17 +23,18 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.errors import TrendError
-from isoflop.trend.cells import day, missing, numbers
-from isoflop.trend.cells import rows as counted
+from isoflop.trend.cells import counted, day, missing, numbers
 from isoflop.trend.formats import USERS, Format, format_of
 from isoflop.trend.metrics import HARDWARE, MODELS
 from isoflop.trend.points import Floats, Mask, decimal_year
 
+NEARLY_ALL = 0.99  # of its parameters: with more of them active a model is dense
 PACKAGED = {MODELS: "models.csv", HARDWARE: "accelerators.csv"}  # by kind
-ACTIVE_IN_NAME = re.compile(r"-A(\d+(?:\.\d+)?)B\b")  # of a mixture's name: Qwen3-235B-A22B
-MIXTURE = re.compile(
-    r"\b(moe|mixture[- ]of[- ]experts|mixtral|switch|gshard|glam|experts)\b|-A\d+(\.\d+)?B", re.IGNORECASE
+# Active parameters in billions: of a name (Qwen3-235B-A22B), or of notes on parameters (41B active).
+ACTIVE = re.compile(
+    r"-A(\d+(?:\.\d+)?)B\b|(\d+(?:\.\d+)?)\s?(?:B|billion)\s(?:parameters )?activ(?:e|ated)\b", re.IGNORECASE
 )
+MIXTURE = re.compile(r"\b(moe|mixture[- ]of[- ]experts|experts|mixtral|switch|gshard|glam)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,25 +103,28 @@ class Table:
         if column == "unique_tokens":
             return _filled(found, self.stated("tokens") / self.stated("epochs"))
         if column == "params_active":
-            return _filled(_filled(found, self._active_in_name()), self._dense())
+            return _filled(self._active, np.where(self.mixture, np.nan, self.stated("params_total")))
         if column == "fp16":
             return _filled(found, self.stated("bf16"))
         return found
 
     @cached_property
+    def _active(self) -> Floats:
+        """(n,) active parameters as stated, or else by the row's name or notes."""
+        texts = zip(self.names, self.words("params_notes"), strict=True)
+        found = [ACTIVE.search(" ".join(parts)) for parts in texts]
+        named = np.array([np.nan if hit is None else 1e9 * float(hit[1] or hit[2]) for hit in found])
+        with np.errstate(invalid="ignore"):
+            named[named > NEARLY_ALL * self.stated("params_total")] = np.nan  # the notes spoke of all of them
+        return _filled(self.stated("params_active"), named)
+
+    @cached_property
     def mixture(self) -> Mask:
         """(n,) whether a row is known for a mixture of experts."""
-        active = self.stated("params_active") < self.stated("params_total") * 0.99
-        said = zip(self.names, self.words("params_notes"), strict=True)
-        named: Mask = np.array([bool(MIXTURE.search(" ".join(parts))) for parts in said], dtype=bool)
-        return active | named
-
-    def _dense(self) -> Floats:
-        return np.where(self.mixture, np.nan, self.stated("params_total"))
-
-    def _active_in_name(self) -> Floats:
-        found = [ACTIVE_IN_NAME.search(name) for name in self.names]
-        return np.array([np.nan if hit is None else 1e9 * float(hit[1]) for hit in found])
+        texts = zip(self.names, self.words("params_notes"), strict=True)
+        named: Mask = np.array([bool(MIXTURE.search(" ".join(parts))) for parts in texts], dtype=bool)
+        with np.errstate(invalid="ignore"):
+            return named | (self._active < NEARLY_ALL * self.stated("params_total"))
 
     @cached_property
     def domains(self) -> tuple[frozenset[str], ...]:
@@ -218,6 +222,8 @@ def _kept(
     column, value = found.keep
     rows = [i for i, cell in enumerate(cells[column]) if (cell == value if value else cell.strip())]
     left = len(cells[column]) - len(rows)
+    if not rows:  # a table that does not mark them
+        return cells, ()
     note = f"{counted(left)} left out: {found.why_keep}."
     kept = {name: tuple(column_cells[i] for i in rows) for name, column_cells in cells.items()}
     return kept, (note,) if left else ()
