@@ -10,10 +10,11 @@ import numpy as np
 
 from isoflop.errors import TrendError
 from isoflop.records import Record
-from isoflop.trend.metrics import METRICS
+from isoflop.trend.metrics import METRICS, MODELS
 from isoflop.trend.series import series
 from isoflop.trend.tables import Table
 
+SINCE = "2010"  # rates of models: the window of the published ones
 SAME = 1e-6  # relative difference below which two numbers are one, written twice
 TEXTS = ("confidence", "domain", "open_weights")
 
@@ -114,7 +115,7 @@ def _same(before: object, after: object) -> bool:
     if isinstance(before, float) and isinstance(after, float):
         both_empty = math.isnan(before) and math.isnan(after)
         return both_empty or math.isclose(before, after, rel_tol=SAME)
-    return before == after
+    return str(before).casefold() == str(after).casefold()
 
 
 def _shown(value: object) -> str:
@@ -126,10 +127,10 @@ def _shown(value: object) -> str:
 def _rates(a: Table, b: Table) -> list[Moved]:
     """Rates of every metric that both tables state for at least three rows."""
     out = []
-    own = [b.value_column] if a.value_column and b.value_column else []
-    for name in (*METRICS, *own):
+    since = SINCE if a.kind == MODELS else None
+    for name in [b.value_column] if a.value_column and b.value_column else METRICS:
         try:
-            before, after = series(a, name), series(b, name)
+            before, after = series(a, name, since), series(b, name, since)
         except TrendError:
             continue  # one of them does not state it
         if min(len(before), len(after)) >= 3:

@@ -130,7 +130,7 @@ def _frontier(years: Floats, logs: Floats) -> Floats:
 
 
 def _bound(name: str, factor: float, years: Floats, logs: Floats, centre: Floats) -> SlopeBound:
-    """Ends of the slope over all rows: a silent row after the mean day pulls it up from the top of its reach."""
+    """Ends of the slope over all rows: after the mean day the highest values give the steepest line."""
     _, low, high = ASSUMPTIONS[name]
     reach = math.log(factor)
     pull = years - years.mean()

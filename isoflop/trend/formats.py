@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from isoflop.trend.metrics import HARDWARE, MODELS, USER
 
 GIGA = 1e9
-UNNOTED = "that Epoch AI does not call notable"
+UNNOTED = "not called notable by Epoch AI"
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ def _same(*names: str) -> dict[str, tuple[str, ...]]:
 MODEL_COLUMNS = _same("params_total", "params_active", "tokens", "epochs", "flops", "cost_usd",
                       "hardware_count")  # fmt: skip
 RATES = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8")
-HARDWARE_COLUMNS = _same(*RATES, "memory_bytes", "bandwidth_bytes", "intranode_bytes", "tdp_w",
-                         "launch_price_usd")  # fmt: skip
+HARDWARE_COLUMNS = {
+    **{rate: (f"{rate}_flops", f"{rate}_ops", rate) for rate in RATES},
+    **_same("memory_bytes", "bandwidth_bytes", "intranode_bytes", "tdp_w", "launch_price_usd"),
+}
 
 OUR_MODELS = Format(
     name="isoflop models", kind=MODELS, own=True,
@@ -51,7 +53,7 @@ OUR_HARDWARE = Format(
     signature=(("name",), ("release",), ("bandwidth_bytes",)),
     label=("name",), group=("manufacturer",), date=("release",),
     columns=HARDWARE_COLUMNS,
-    texts=_same("confidence", "source", "aliases"),
+    texts=_same("confidence", "source", "aliases", "announced"),
 )  # fmt: skip
 # Epoch AI, CC BY 4.0; older files say System for Model. Their dataset size counts each datapoint once.
 EPOCH_MODELS = Format(

@@ -10,7 +10,7 @@ from datetime import date
 import numpy as np
 
 from isoflop.errors import TrendError
-from isoflop.trend.cells import bound
+from isoflop.trend.cells import bound, counted
 from isoflop.trend.checks import trusted, warnings
 from isoflop.trend.metrics import METRICS, MODELS, USER, Metric, metric_named
 from isoflop.trend.points import Floats, Mask, Points
@@ -48,10 +48,10 @@ def select(
     values = values_of(table, asked)
     inside = use & np.array([_between(day, first, last) for day in table.dates])
     inside &= _of_domain(table, domain)
-    if asked.language_only and domain is None and table.source("domain") is not None:
+    if asked.language_only and domain is None and table.kind == MODELS:
         language = _of_domain(table, "language")
         others = int((inside & ~language & ~np.isnan(values)).sum())
-        notes += [f"{others} rows left out: they count images or samples, not tokens."] if others else []
+        notes += [f"{counted(others)} left out: images or samples are counted, not tokens."] if others else []
         inside &= language
     return Selection(asked, inside, values, notes)
 
