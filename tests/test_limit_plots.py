@@ -64,7 +64,7 @@ def test_what_is_drawn(world: IndustryAnswer, own: UserAnswer) -> None:
 
 def test_pictures_are_written(world: IndustryAnswer, own: UserAnswer, tmp_path: Path) -> None:
     save_limits(tmp_path / "new" / "a.svg", world, own)
-    save_limits(tmp_path / "b.svg", world, own, dark_page=True)
+    save_limits(tmp_path / "b.svg", world, own, in_dark=True)
     light, dark = ((tmp_path / name).read_text() for name in ("new/a.svg", "b.svg"))
     assert "#fdfdfc" in light
     assert "#14181c" in dark

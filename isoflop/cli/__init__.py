@@ -1,7 +1,8 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
 its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
 of models, `quantize` rounds finished ones, `engines` exports them, `evals` scores and times them, `verdict`
-judges them, `improve` searches among all that; `limit` says where growth ends.
+judges them, `improve` searches among all that, `trend` tells how the whole industry grows, and `limit` where
+that ends.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from isoflop.cli import (
     quantize,
     runs,
     transforms,
+    trend,
     tune,
     verdict,
 )
@@ -56,6 +58,7 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
 
 

@@ -61,6 +61,10 @@ def limit(
     from isoflop import limits
     from isoflop.errors import ProjectError
 
+    if plot is not None:
+        from isoflop.plots.trends import check_kind
+
+        check_kind(plot)
     here = None
     amounts = typed(context, "days", "usd", "usd_per_hour")
     if not industry and (typed(context, "project") or project.exists()):
@@ -79,7 +83,8 @@ def limit(
     if plot is not None:
         from isoflop.plots.limits import save_limits
 
-        save_limits(plot, world, own, dark_page=dark)
+        save_limits(plot, world, own, in_dark=dark)
+        typer.echo(f"drawn: {plot}", err=True)
     if json:
         out({
             "industry": world.model_dump(mode="json"),

@@ -7,7 +7,7 @@ made of quantities with their uncertainty (`assumptions.toml`, which a user may 
 
 from isoflop.limits.answers import IndustryAnswer, IndustryLimit, Limit, UserAnswer
 from isoflop.limits.assumptions import LIMITS, Assumptions, Quantity, read_assumptions
-from isoflop.limits.growth import Averaged, Exponential, fitted, of_table
+from isoflop.limits.growth import Averaged, Exponential, of_table
 from isoflop.limits.industry import industry
 from isoflop.limits.user import Standing, standing, user
 
@@ -22,7 +22,6 @@ __all__ = [
     "Quantity",
     "Standing",
     "UserAnswer",
-    "fitted",
     "industry",
     "of_table",
     "read_assumptions",

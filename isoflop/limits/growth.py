@@ -13,14 +13,10 @@ import numpy as np
 
 from isoflop.laws.solve import Array
 from isoflop.limits.assumptions import Assumptions, Quantity
-from isoflop.trend.frontier import Frontier
+from isoflop.trend.answer import question
 from isoflop.trend.growth import Draws, Growth, fit_all
-from isoflop.trend.points import Points
-from isoflop.trend.rates import Window, as_they_are
-from isoflop.trend.series import series
-from isoflop.trend.tables import read_table
 
-SINCE, FRONTIER = 2018.0, "top10"  # what a table's growth is fitted to, as the published rates are
+SINCE, FRONTIER = "2018", "top10"  # what a table's growth is fitted to, as the published rates are
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,12 @@ class Averaged:
         return rng.permutation(np.concatenate(parts))
 
 
-def fitted(points: Points, label: str) -> Averaged:
-    """Every growth model that the running top 10 since 2018 allows. Raises TrendError for too few points."""
-    tables = as_they_are(points, Window(SINCE), Frontier.named(FRONTIER))
-    rows = np.flatnonzero(tables.weights[0] > 0)
-    found, _ = fit_all(points.years[rows], np.log(points.values[rows]))
-    return Averaged.of(tuple(found.values()), f"the top 10 since {SINCE:.0f} of {label}")
-
-
 def of_table(path: Path) -> Averaged:
-    """Growth of the training compute in a table. Raises TrendError for one that cannot be read."""
-    return fitted(series(read_table(path), "compute"), path.name)
+    """Every growth model of a table's training compute: its running top 10 since 2018.
+
+    Raises TrendError for one that cannot be read or has too few points.
+    """
+    _, asked = question("compute", path=path, since=SINCE, frontier=FRONTIER)
+    points = asked.chosen()
+    found, _ = fit_all(points.years, np.log(points.values))
+    return Averaged.of(tuple(found.values()), f"the {FRONTIER} since {SINCE} of {path.name}")

@@ -12,13 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from isoflop.errors import TrendError
 from isoflop.limits.answers import IndustryAnswer, UserAnswer
 from isoflop.plots.style import PALETTE, SIZE, Array, dark, dress, power
+from isoflop.plots.trends import check_kind
 from isoflop.records import Interval
 from isoflop.store import disk_errors
 
-KINDS = (".svg", ".png")
 BEYOND = 1.0  # years shown after the last interval
 
 
@@ -107,19 +106,16 @@ def draw_spans(ax: Axes, data: Spans, xlabel: str) -> None:
 
 
 def save_limits(
-    path: Path, world: IndustryAnswer, own: UserAnswer | None = None, *, dark_page: bool = False
+    path: Path, world: IndustryAnswer, own: UserAnswer | None = None, *, in_dark: bool = False
 ) -> None:
     """Write the picture: growth, dates below it, and the project's doublings under both.
 
-    Raises TrendError for a name that ends neither in .svg nor .png, ProjectError when it cannot be written.
+    Raises TrendError for another kind of file than PNG or SVG, ProjectError when it cannot be written.
     """
-    if path.suffix.lower() not in KINDS:
-        raise TrendError(f"A picture cannot be {path.name!r}.", hint="End its name with .svg or .png.")
-    with dark() if dark_page else nullcontext():
-        drawn = _figure(world, own)
-    with disk_errors(f"the picture {path}"):
+    check_kind(path)
+    with disk_errors(f"the picture {path}"), dark() if in_dark else nullcontext():
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, dpi=130)
+        _figure(world, own).savefig(path, dpi=130)
 
 
 def _figure(world: IndustryAnswer, own: UserAnswer | None) -> Figure:

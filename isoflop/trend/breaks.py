@@ -1,4 +1,4 @@
-"""Is growth slowing? Changes of the rate with intervals, dates of breaks, and how often breaks are imagined."""
+"""Is growth slowing? Changes of the rate, dates of breaks, and how often breaks are found where none is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isoflop.laws.intervals import tails
+from isoflop.laws.intervals import quantiles
 from isoflop.laws.likelihood import deviance
 from isoflop.records import Interval, Record
 from isoflop.trend.growth import Growth, solve
 from isoflop.trend.points import Floats
 from isoflop.trend.rates import Tables
-from isoflop.trend.shapes import SHAPES, Span
+from isoflop.trend.shapes import SHAPES
 
 DRAWS, SIMULATIONS = 500, 400
 BROKEN = ("kinked", "kinked-2", "discontinuous")
@@ -46,14 +46,12 @@ class Bent(NamedTuple):
     s: Floats
 
 
-def slowing(
-    growths: dict[str, Growth], years: Floats, tables: Tables, level: float, rng: np.random.Generator
-) -> Slowing:
-    """From fits to one window and `tables` of the same points resampled, at (n,) `years`."""
+def slowing(growths: dict[str, Growth], tables: Tables, level: float, rng: np.random.Generator) -> Slowing:
+    """From fits to the frontier in a window, and `tables` of the same points resampled."""
     used = tables.weights.any(axis=0)
-    weights, logs = tables.weights[:DRAWS, used], tables.logs[:DRAWS, used]
+    fewer = Tables(tables.years[used], tables.weights[:DRAWS, used], tables.logs[:DRAWS, used])
     drawn = {
-        name: _bent(growths[name], years[used], Tables(weights, logs))
+        name: _bent(growths[name], fewer)
         for name in (*BROKEN, "quadratic") if name in growths
     }  # fmt: skip
     change = curvature = None
@@ -90,7 +88,7 @@ def false_breaks(
     def bic(name: str) -> Floats:
         shape = SHAPES[name]
         rss = solve(shape, u, y, ones, shape.grid(u, base.logs, base.span), base.span).rss
-        return deviance(np.maximum(rss, 0.0) / 2, n, np.inf) + shape.k * np.log(n)
+        return np.asarray(deviance(np.maximum(rss, 0.0) / 2, n, np.inf) + shape.k * np.log(n))
 
     constant = bic("exponential")
     better = {name: bic(name) < constant for name in BROKEN if name in growths}
@@ -98,17 +96,17 @@ def false_breaks(
     return {name: float(found.mean()) for name, found in better.items()}, some
 
 
-def _bent(growth: Growth, years: Floats, tables: Tables) -> Bent:
+def _bent(growth: Growth, tables: Tables) -> Bent:
     """Refits of resampled tables; the grid of breaks is that of the fit."""
     shape, span = SHAPES[growth.model], growth.span
     s = shape.grid(growth.years - span.centre, growth.logs, span)
-    found = solve(shape, years - span.centre, tables.logs, tables.weights, s, span)
+    found = solve(shape, tables.years - span.centre, tables.logs, tables.weights, s, span)
     return Bent(found.c, s[found.at] + span.centre)
 
 
 def _interval(value: float, drawn: Floats, level: float, of: str) -> Interval:
-    low, high = np.quantile(drawn, tails(level))
-    return Interval(value=value, low=float(low), high=float(high), level=level, of=of)
+    low, high = quantiles(drawn, level)
+    return Interval(value=value, low=low, high=high, level=level, of=of)
 
 
 def _verdict(change: Interval | None, curvature: Interval | None) -> str:

@@ -19,6 +19,10 @@ THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 BYTE_UNITS = {**BYTES.units, **RATE.units}
 
 
+def counted(rows: int) -> str:
+    return f"{rows} row{'s' * (rows != 1)}"
+
+
 def missing(cell: str) -> bool:
     return cell.strip().lower() in MISSING
 

@@ -10,6 +10,7 @@ from datetime import date
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.trend.cells import counted
 from isoflop.trend.metrics import HARDWARE, MODELS, Metric
 from isoflop.trend.points import Floats, Mask
 from isoflop.trend.tables import Table
@@ -20,7 +21,7 @@ RATES = ("fp16", "fp8", "fp4", "int8")
 # Figures of Epoch AI's hardware table of 2026-07 that data sheets contradict: name, columns, why.
 DOUBTFUL = (
     (re.compile(r"MI355X"), ("fp8", "fp4"), "FP8 and FP4 are the MI350X's"),
-    (re.compile(r"RTX 4090"), ("fp16",), "the FP16 rate is with FP16 accumulation"),
+    (re.compile(r"RTX 4090"), ("fp16", "fp8"), "the rate is with FP16 accumulation"),
     (re.compile(r"Gaudi ?3"), RATES, "the rates are below Intel's white paper"),
 )  # fmt: skip
 ANNOUNCED = re.compile(r"announce|expected|upcoming|preliminary", re.IGNORECASE)
@@ -42,11 +43,10 @@ def doubts(table: Table) -> tuple[Doubt, ...]:
 
 
 def _hardware(table: Table) -> Iterable[Doubt]:
-    provenances, confidences = table.words("provenance"), table.words("confidence")
-    for i, (name, day) in enumerate(zip(table.names, table.dates, strict=True)):
-        provenance = provenances[i]
-        ahead = day is not None and day > date.today()
-        if ahead or AHEAD.search(name) or ANNOUNCED.search(f"{provenance} {confidences[i]}"):
+    said = zip(table.names, table.dates, table.words("provenance"), table.words("announced"), strict=True)
+    for i, (name, day, provenance, announced) in enumerate(said):
+        ahead = announced == "yes" or (day is not None and day > date.today())
+        if ahead or AHEAD.search(name) or ANNOUNCED.search(provenance):
             yield Doubt(i, (), "announced only")
         elif provenance.startswith("memory"):
             yield Doubt(i, (), "without a source")
@@ -76,9 +76,16 @@ def warnings(table: Table, metric: Metric, rows: NDArray[np.intp]) -> list[str]:
     if table.kind != MODELS:
         return []
     notes = []
+    if metric.column == "params_active":
+        with np.errstate(invalid="ignore"):
+            dense = ratio_to_6nd(table) < 1 / FAR  # nan is not
+        alike = rows[(dense & np.isnan(table.stated("params_active")) & ~table.mixture)[rows]]
+        notes += _named(
+            table, alike, "counted as dense with compute under 6 N D: mixtures, or encoders with decoders"
+        )
     if metric.column == "flops":
         blind = rows[table.mixture[rows] & np.isnan(table.values("params_active")[rows])]
-        notes += _named(table, blind, "mixtures whose active parameters are not stated")
+        notes += _named(table, blind, "of mixtures whose active parameters are not stated")
     if metric.column in ("tokens", "unique_tokens"):
         said = table.words("tokens_notes")
         notes += _named(table, [i for i in rows if WORDS.search(said[i])], "may count words, not tokens")
@@ -115,4 +122,4 @@ def _named(table: Table, rows: Iterable[int], what: str) -> list[str]:
 def _sentence(names: list[str], what: str) -> str:
     """`3 rows left out: announced only (A, B, ...).`"""
     shown = ", ".join(dict.fromkeys(names[:3])) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} row{'s' * (len(names) != 1)} {what} ({shown})."
+    return f"{counted(len(names))} {what} ({shown})."

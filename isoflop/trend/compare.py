@@ -18,6 +18,7 @@ from isoflop.trend.shapes import SHAPES
 
 MARGIN = 2.0  # of AICc: below it two models are not told apart (Burnham and Anderson 2002, section 2.6)
 ORIGINS, REACH = 10, 3  # at most; years
+NEAR = 1.02  # of forecast errors
 EARLIEST = 12  # points before the first origin
 UNDECIDED = "undecided"
 
@@ -43,7 +44,7 @@ class Comparison(Record):
     models: tuple[Model, ...]
     verdict: str  # a model's name, or UNDECIDED
     why: str
-    chosen: str  # to forecast with: of those within MARGIN of the best AICc, the best forecaster
+    chosen: str  # to forecast with: the simplest within `NEAR` of the best forecaster
     origins: int
     left_out: tuple[str, ...]  # a sentence for each model that the points do not allow
 
@@ -96,9 +97,9 @@ def compare(growths: Mapping[str, Growth], missing: Sequence[str], test: Backtes
     ]  # fmt: skip
     models = sorted(found, key=lambda m: _or_inf(m.aicc))
     verdict, why = _verdict(models)
-    near = [m for m in models if _or_inf(m.aicc) < _or_inf(models[0].aicc) + MARGIN]
-    able = [m for m in near if m.forecast_error is not None and np.isfinite(m.forecast_error)]
-    chosen = min(able or near, key=lambda m: (_or_inf(m.forecast_error), m.k)).name
+    least = min(_or_inf(m.forecast_error) for m in models)
+    able = [m for m in models if _or_inf(m.forecast_error) <= NEAR * least]
+    chosen = min(able, key=lambda m: (m.k, _or_inf(m.forecast_error))).name
     return Comparison(models=tuple(models), verdict=verdict, why=why, chosen=chosen, origins=test.origins,
                       left_out=tuple(missing))  # fmt: skip
 

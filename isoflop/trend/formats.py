@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from isoflop.trend.metrics import HARDWARE, MODELS, USER
 
 GIGA = 1e9
+UNNOTED = "not called notable by Epoch AI"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Format:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of words, by our names
     times: Mapping[str, float] = field(default_factory=dict)  # to our units, 1 if not here
     own: bool = False  # of the package or the user: a bad cell is an error
-    keep: tuple[str, str] | None = None  # only rows whose column has this value
+    keep: tuple[str, str] | None = None  # only rows whose column has this value; "": any
     why_keep: str = ""
 
 
@@ -35,8 +36,10 @@ def _same(*names: str) -> dict[str, tuple[str, ...]]:
 MODEL_COLUMNS = _same("params_total", "params_active", "tokens", "epochs", "flops", "cost_usd",
                       "hardware_count")  # fmt: skip
 RATES = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8")
-HARDWARE_COLUMNS = _same(*RATES, "memory_bytes", "bandwidth_bytes", "intranode_bytes", "tdp_w",
-                         "launch_price_usd")  # fmt: skip
+HARDWARE_COLUMNS = {
+    **{rate: (f"{rate}_flops", f"{rate}_ops", rate) for rate in RATES},
+    **_same("memory_bytes", "bandwidth_bytes", "intranode_bytes", "tdp_w", "launch_price_usd"),
+}
 
 OUR_MODELS = Format(
     name="isoflop models", kind=MODELS, own=True,
@@ -50,7 +53,7 @@ OUR_HARDWARE = Format(
     signature=(("name",), ("release",), ("bandwidth_bytes",)),
     label=("name",), group=("manufacturer",), date=("release",),
     columns=HARDWARE_COLUMNS,
-    texts=_same("confidence", "source", "aliases"),
+    texts=_same("confidence", "source", "aliases", "announced"),
 )  # fmt: skip
 # Epoch AI, CC BY 4.0; older files say System for Model. Their dataset size counts each datapoint once.
 EPOCH_MODELS = Format(
@@ -62,7 +65,7 @@ EPOCH_MODELS = Format(
         "params_total": ("Parameters",),
         "unique_tokens": (
             "Training dataset size (total)", "Training dataset size (datapoints)",
-            "Training dataset size (gradients)",
+            "Training dataset size (gradients)", "(DEPRECATED) Training dataset size (datapoints)",
         ),
         "epochs": ("Epochs",),
         "flops": ("Training compute (FLOP)",),
@@ -74,6 +77,7 @@ EPOCH_MODELS = Format(
         "source": ("Reference", "Link"), "open_weights": ("Open model weights?", "Model accessibility"),
         "params_notes": ("Parameters notes",), "tokens_notes": ("Dataset size notes",),
     },
+    keep=("Notability criteria", ""), why_keep=UNNOTED,
 )  # fmt: skip
 EPOCH_HARDWARE = Format(
     name="Epoch AI ML hardware", kind=HARDWARE,
@@ -111,7 +115,7 @@ NOTABLE = Format(
         "open_weights": ("open_weights",), "source": ("source",), "hardware": ("hardware",),
         "provenance": ("provenance",),
     },
-    keep=("epoch_notable", "yes"), why_keep="that Epoch AI does not call notable",
+    keep=("epoch_notable", "yes"), why_keep=UNNOTED,
 )  # fmt: skip
 ACCELERATORS = Format(
     name="accelerators", kind=HARDWARE,

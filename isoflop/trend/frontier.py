@@ -25,20 +25,21 @@ class Frontier:
     name: str
     top: int = 0
     strict: bool = False  # a record has to be above what there was
+    falls: bool = False  # the best are the smallest, as of prices
 
     @classmethod
-    def named(cls, name: str) -> Frontier:
+    def named(cls, name: str, falls: bool = False) -> Frontier:
         """From all, records, or topK such as top10. Raises TrendError for another word."""
         if name == "all":
             return cls(name)
         if name == "records":
-            return cls(name, 1, strict=True)
+            return cls(name, 1, strict=True, falls=falls)
         found = re.fullmatch(r"top([1-9]\d{0,3})", name)
         if found is None:
             raise TrendError(
                 f"There is no frontier {name!r}.", hint="Use all, records, or topK such as top10."
             )
-        return cls(name, int(found[1]))
+        return cls(name, int(found[1]), falls=falls)
 
     def members(self, years: Floats, logs: Floats, weights: Floats) -> NDArray[np.bool_]:
         """(D, n) whether each point belongs, in each of D tables.
@@ -47,6 +48,8 @@ class Frontier:
         """
         if not self.top:
             return weights > 0
+        if self.falls:
+            logs = -logs
         largest = np.full((len(weights), self.top), -np.inf)  # so far
         least = largest.min(axis=1)  # of them
         belongs = np.zeros(weights.shape, bool)
@@ -69,15 +72,16 @@ class Frontier:
         return belongs
 
 
-def quantile_line(years: Floats, logs: Floats, quantile: float = QUANTILE) -> tuple[float, float]:
-    """Level at the mean date and slope of the line that leaves `quantile` of (n,) points below it.
+def quantile_line(years: Floats, logs: Floats, weights: Floats, quantile: float) -> tuple[float, float]:
+    """Level at the mean date and slope of the line that leaves `quantile` of the (n,) points below it.
 
     Koenker and Bassett 1978: the least sum of tilted absolute residuals; solved as its dual linear program,
-    max y'a with X'a = (1 - quantile) X'1 and 0 <= a <= 1, whose multipliers are the coefficients.
+    max y'a with X'a = (1 - quantile) X'w and 0 <= a <= w, whose multipliers are the coefficients.
     """
     from scipy.optimize import linprog
 
     X = np.stack([np.ones_like(years), years - years.mean()])
-    found = linprog(-logs, A_eq=X, b_eq=(1 - quantile) * X.sum(axis=1), bounds=(0.0, 1.0), method="highs")
+    room = np.stack([np.zeros_like(weights), weights], axis=1)
+    found = linprog(-logs, A_eq=X, b_eq=(1 - quantile) * (X @ weights), bounds=room, method="highs")
     level, slope = -found.eqlin.marginals
     return float(level), float(slope)

@@ -7,7 +7,6 @@ found.draws(np.array([2027.0, 2030.0]), 1000, rng)   # (1000, 2) of ln(value)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,7 +18,7 @@ from isoflop.laws.likelihood import criteria
 from isoflop.trend.points import Floats
 from isoflop.trend.shapes import SHAPES, Shape, Span
 
-RIDGE = 1e-9  # of the moments' diagonal: a piece that a resampled table leaves empty has coefficient 0
+RIDGE = 1e-12  # of the moments' diagonal: a piece that a resampled table leaves empty has coefficient 0
 STARTS = 3  # grid points from which the shape parameters are refined
 CELLS = 4_000_000  # of X'WX at once
 REFITS = 2000  # bootstrap refits at most; more draws repeat them
@@ -209,23 +208,22 @@ def projected(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> t
 
 
 def _refined(shape: Shape, u: Floats, logs: Floats, s: Floats, span: Span) -> Floats:
-    """(q,) shape parameters: the grid's best points, each refined within the grid's box."""
+    """(q,) shape parameters: the grid's best points, each refined in its cell."""
     from scipy.optimize import least_squares
 
     rss = np.array([(projected(shape, u, logs, row, span)[1] ** 2).sum() for row in s])
-    low, high = s.min(axis=0), s.max(axis=0) + 1e-9
+    sides = [_cells(np.unique(column)) for column in s.T]
     best, lowest = s[rss.argmin()], rss.min()
     for start in s[np.argsort(rss, kind="stable")[:STARTS]]:
-        found = least_squares(
-            lambda v: projected(shape, u, logs, v, span)[1], np.clip(start, low, high), bounds=(low, high)
-        )
+        low, high = np.array([cells[v] for cells, v in zip(sides, start.tolist(), strict=True)]).T
+        found = least_squares(lambda v: projected(shape, u, logs, v, span)[1], start, bounds=(low, high))
         if 2 * found.cost < lowest:
             best, lowest = found.x, 2 * found.cost
     return np.asarray(best)
 
 
-def named(growths: Mapping[str, Growth], name: str) -> Growth:
-    """One of several fits. Raises TrendError where the points did not allow it."""
-    if model_named(name).name not in growths:
-        raise TrendError(f"The points do not allow {name} growth.", hint=f"They allow {', '.join(growths)}.")
-    return growths[name]
+def _cells(values: Floats) -> dict[float, tuple[float, float]]:
+    """Around each of a grid's sorted values, halfway to its neighbours: two breaks cannot pass each other."""
+    middle = (values[1:] + values[:-1]) / 2
+    low, high = np.append(values[0] - 1e-9, middle), np.append(middle, values[-1] + 1e-9)
+    return {float(v): (float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from isoflop.errors import TrendError
 
 MODELS, HARDWARE, USER = "models", "hardware", "user"  # kinds of table
+FEWEST_COSTS = 20
 FEWEST_PRICES = 6  # with fewer, published series of prices at fixed quality gave 9x to 900x a year
 
 
@@ -39,7 +40,8 @@ _ALL = (
            language_only=True),
     Metric("unique-tokens", "tokens of the training text, each counted once", "tokens", MODELS,
            "unique_tokens", language_only=True),
-    Metric("cost", "cost of the training compute", "USD", MODELS, "cost_usd"),
+    Metric("cost", "cost of the training compute", "USD", MODELS, "cost_usd", least=FEWEST_COSTS,
+           why_least="few publish a cost, and mostly a low one"),
     Metric("flops-per-second", "peak rate in FP32, without tensor cores", "FLOP/s", HARDWARE, "fp32"),
     Metric("flops-per-second-fp16", "peak dense rate in FP16 or BF16", "FLOP/s", HARDWARE, "fp16"),
     Metric("memory", "memory of a device", "bytes", HARDWARE, "memory_bytes"),

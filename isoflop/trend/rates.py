@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.errors import TrendError
-from isoflop.laws.intervals import clusters_of, pairs_weights
+from isoflop.laws.intervals import clusters_of, pairs_weights, quantiles
 from isoflop.records import Interval, Record
 from isoflop.trend.frontier import Frontier
 from isoflop.trend.points import Floats, Points
@@ -22,24 +22,14 @@ BOOTSTRAPS = {
     "errors": "rows drawn one by one, each value moved by its stated error",
 }
 DRAWS = 2000
-LEAST = 6  # points behind a rate
 INFLUENTIAL, LEFT_OUT = 5, 600  # shown; tried at most
 NEVER = float("inf")
 
 
-class Window(NamedTuple):
-    """Dates whose points are fitted; a frontier knows what came before."""
-
-    since: float = -np.inf
-    until: float = np.inf  # the first date that is out
-
-    def holds(self, years: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return (years >= self.since) & (years < self.until)
-
-
 class Tables(NamedTuple):
-    """D resampled tables as weights: how often a point is there, 0 outside the frontier and window."""
+    """D tables of the same n points: how often a point is there, 0 outside the frontier and window."""
 
+    years: Floats  # (n,)
     weights: Floats  # (D, n)
     logs: Floats  # (D, n), or (1, n)
 
@@ -63,31 +53,33 @@ class Influence(Record):
     change: float  # of the rate, by having the point: rate - rate_without
 
 
-def as_they_are(points: Points, window: Window, frontier: Frontier) -> Tables:
+def as_they_are(points: Points, since: float, frontier: Frontier) -> Tables:
     """The one table that was not resampled."""
-    return _chosen(points, window, frontier, np.ones((1, len(points))), np.log(points.values)[None])
+    return _chosen(points, since, frontier, np.ones((1, len(points))), np.log(points.values)[None])
 
 
 def resampled(
-    points: Points, window: Window, frontier: Frontier, bootstrap: str, draws: int, rng: np.random.Generator
+    points: Points, since: float, frontier: Frontier, bootstrap: str, draws: int, rng: np.random.Generator
 ) -> Tables:
     """`draws` tables by one of BOOTSTRAPS; the frontier is found in each anew."""
+    if not frontier.top:  # what came before the window does not matter
+        points = points.take(np.flatnonzero(points.years >= since))
     n, logs = len(points), np.log(points.values)[None]
     clusters = clusters_of(points.groups, n) if bootstrap == "organisations" else np.arange(n)
     weights = pairs_weights(clusters, draws, rng)
     if bootstrap == "errors":
         logs = logs + points.log_sd * rng.standard_normal((draws, n))
-    return _chosen(points, window, frontier, weights, logs)
+    return _chosen(points, since, frontier, weights, logs)
 
 
-def _chosen(points: Points, window: Window, frontier: Frontier, weights: Floats, logs: Floats) -> Tables:
-    inside = window.holds(points.years)
-    return Tables(weights * (frontier.members(points.years, logs, weights) & inside), logs)
+def _chosen(points: Points, since: float, frontier: Frontier, weights: Floats, logs: Floats) -> Tables:
+    inside = points.years >= since
+    return Tables(points.years, weights * (frontier.members(points.years, logs, weights) & inside), logs)
 
 
-def slopes(years: Floats, tables: Tables) -> Floats:
+def slopes(tables: Tables) -> Floats:
     """(D,) slopes of ln(value) a year, by weighted least squares; nan where a table has one date only."""
-    w, y = tables
+    years, w, y = tables
     u = years - years.mean()
     total, wu = w.sum(axis=1), w @ u
     wy = w * y
@@ -112,8 +104,7 @@ def ends(drawn: Floats, level: float) -> tuple[float, float]:
         raise TrendError(
             "More than half of the resampled tables have too few points for a rate.", hint="Take more points."
         )
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return quantiles(known, level)
 
 
 def doubling(slope: float, low: float, high: float, level: float) -> Interval:
@@ -129,12 +120,12 @@ def doubling(slope: float, low: float, high: float, level: float) -> Interval:
     return Interval(value=months[0], low=months[2], high=months[1], level=level, of="doubling time")
 
 
-def influences(points: Points, window: Window, frontier: Frontier) -> tuple[Influence, ...]:
+def influences(points: Points, since: float, frontier: Frontier) -> tuple[Influence, ...]:
     """The points whose absence moves the rate most; the frontier is found again without each.
 
     Of many points only those are tried whose leverage times residual is largest.
     """
-    whole = as_they_are(points, window, frontier)
+    whole = as_they_are(points, since, frontier)
     rows = np.flatnonzero(whole.weights[0])
     u, y = points.years[rows], whole.logs[0, rows]
     line = np.polyfit(u - u.mean(), y, 1)
@@ -142,8 +133,8 @@ def influences(points: Points, window: Window, frontier: Frontier) -> tuple[Infl
     rows = rows[np.argsort(-pull, kind="stable")[:LEFT_OUT]]
     weights = np.ones((len(rows), len(points)))
     weights[np.arange(len(rows)), rows] = 0
-    without = np.exp(slopes(points.years, _chosen(points, window, frontier, weights, whole.logs)))
-    rate = float(np.exp(slopes(points.years, whole)[0]))
+    without = np.exp(slopes(_chosen(points, since, frontier, weights, whole.logs)))
+    rate = float(np.exp(slopes(whole)[0]))
     order = np.argsort(-np.nan_to_num(np.abs(without - rate)), kind="stable")[:INFLUENTIAL]
     return tuple(
         Influence(name=points.names[rows[i]], year=points.years[rows[i]], value=points.values[rows[i]],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
 
 from isoflop.errors import TrendError
-from isoflop.trend.cells import bound
+from isoflop.trend.cells import bound, counted
 from isoflop.trend.checks import trusted, warnings
 from isoflop.trend.metrics import METRICS, MODELS, USER, Metric, metric_named
 from isoflop.trend.points import Floats, Mask, Points
@@ -19,6 +20,40 @@ from isoflop.trend.tables import Table, no_column
 FACTORS = {"confident": 3.0, "likely": 10.0, "speculative": 31.0}
 UNSTATED = FACTORS["speculative"]  # in tables that state it for other rows
 Z90 = 1.6448536269514722  # half a central 90% interval, in standard deviations
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A metric of a table in a window, before the rows that do not state it are dropped."""
+
+    metric: Metric
+    inside: Mask  # (n,) rows of the table that could state it
+    values: Floats  # (n,), nan where it is not stated
+    notes: list[str]  # what was left out
+
+
+def select(
+    table: Table,
+    metric: str,
+    since: str | date | None = None,
+    until: str | date | None = None,
+    domain: str | None = None,
+) -> Selection:
+    """What `series` chooses from, with the same arguments."""
+    asked = _metric(table, metric)
+    first, last = bound("--since", since, "first"), bound("--until", until, "last")
+    if first is not None and last is not None and first > last:
+        raise TrendError(f"--since {since} is after --until {until}.", hint="Swap them.")
+    use, notes = trusted(table, asked)
+    values = values_of(table, asked)
+    inside = use & np.array([_between(day, first, last) for day in table.dates])
+    inside &= _of_domain(table, domain)
+    if asked.language_only and domain is None and table.kind == MODELS:
+        language = _of_domain(table, "language")
+        others = int((inside & ~language & ~np.isnan(values)).sum())
+        notes += [f"{counted(others)} left out: images or samples are counted, not tokens."] if others else []
+        inside &= language
+    return Selection(asked, inside, values, notes)
 
 
 def series(
@@ -32,24 +67,12 @@ def series(
 
     `metric` is one of `METRICS`, or of a user table a name of its own whose values are in the column that
     `read_table` was told, or in a column of that name. `domain` keeps the rows that handle it, alone or
-    beside others ("language": also multimodal models); "language only" those that handle nothing else, the
-    filter of the published rate of language models. Raises TrendError when no point is left, or fewer than
-    the metric needs.
+    beside others: "language" also multimodal models, as Epoch AI's published rates do, "language only" those
+    that handle nothing else. Raises TrendError when no point is left, or fewer than the metric needs.
     """
-    asked = _metric(table, metric)
-    first, last = bound("--since", since, "first"), bound("--until", until, "last")
-    if first is not None and last is not None and first > last:
-        raise TrendError(f"--since {since} is after --until {until}.", hint="Swap them.")
-    use, notes = trusted(table, asked)
-    inside = np.array([_between(day, first, last) for day in table.dates]) & _of_domain(table, domain)
-    if asked.language_only and domain is None and table.source("domain") is not None:
-        language = _of_domain(table, "language")
-        others = int((use & inside & ~language & ~np.isnan(values_of(table, asked))).sum())
-        notes += [f"{others} rows left out: they count images or samples, not tokens."] if others else []
-        inside &= language
-    values = values_of(table, asked)
-    stated = use & inside & ~np.isnan(values)
-    rows = np.flatnonzero(stated)
+    chosen = select(table, metric, since, until, domain)
+    asked, values = chosen.metric, chosen.values
+    rows = np.flatnonzero(chosen.inside & ~np.isnan(values))
     rows = rows[np.argsort(table.years[rows], kind="stable")]
     if len(rows) == 0:
         raise TrendError(
@@ -71,48 +94,46 @@ def series(
         values=values[rows],
         log_sd=log_sd(table)[rows],
         snapshot=table.snapshot,
-        undisclosed=int((use & inside).sum()) - len(rows),
-        notes=(*table.notes, *notes, *warnings(table, asked, rows)),
+        undisclosed=int(chosen.inside.sum()) - len(rows),
+        notes=(*table.notes, *chosen.notes, *warnings(table, asked, rows)),
     )
 
 
 def _metric(table: Table, name: str) -> Metric:
     """The metric by its name. Raises TrendError where this table cannot state it."""
     if table.kind == USER and (table.value_column or name not in METRICS):
-        column = table.value_column or next((c for c in table.cells if _plain(c) == _plain(name)), None)
-        if column is None:
-            raise no_column(table.path, name, tuple(table.cells))
-        known = METRICS.get(name)
-        if known is None:
-            return Metric(name, "", "", USER, column)
-        return Metric(known.name, known.about, known.unit, USER, column, falls=known.falls, least=known.least,
-                      why_least=known.why_least)  # fmt: skip
+        return _of_user(table, name)
     found = metric_named(name)
-    if found.kind not in (table.kind, USER) and table.kind != USER:
+    if table.kind not in (found.kind, USER):
         raise TrendError(
             f"{table.path} is a table of {table.kind}, which does not state {name}.",
-            hint=f"Give a table of {found.kind}, or none for the package's own.",
+            hint="Give a table of your own." if found.kind == USER else f"Give a table of {found.kind}.",
         )
-    if found.column not in table.cells and table.source(found.column) is None and not _implied(table, found):
-        raise TrendError(
-            f"{table.path} has no column for {name}.",
-            hint=f"Name a column {found.column!r}, or say which it is: --value-column.",
-        )
+    if found.kind == USER:
+        return _of_user(table, name)
+    for column in filter(None, (found.column, found.per)):
+        if np.isnan(table.values(column)).all():
+            raise TrendError(
+                f"{table.path} states no {column!r}, which {name} needs.",
+                hint="Name a column so, or say which it is: --value-column.",
+            )
     return found
 
 
-def _implied(table: Table, metric: Metric) -> bool:
-    return not np.isnan(table.values(metric.column)).all()
+def _of_user(table: Table, name: str) -> Metric:
+    """The metric in a column that the user named, or in one of its own name."""
+    column = table.value_column or next((c for c in table.cells if _plain(c) == _plain(name)), None)
+    if column is None:
+        raise no_column(table.path, name, tuple(table.cells))
+    known = METRICS.get(name, Metric(name, about="", unit="", kind=USER, column=column))
+    return replace(known, kind=USER, column=column, per="", language_only=False)
 
 
 def values_of(table: Table, metric: Metric) -> Floats:
     """(n,) the metric of each row, nan where it is not stated."""
-    if metric.column in table.format.columns:
-        values = table.values(metric.column)
-    elif metric.column in table.cells:
-        values = table.own_column(metric.column)
-    else:
-        values = table.values(metric.column)
+    if metric.kind == USER:
+        return table.own_column(metric.column)
+    values = table.values(metric.column)
     return values / table.values(metric.per) if metric.per else values
 
 

@@ -19,7 +19,8 @@ from isoflop.trend.points import Floats
 
 EDGE, EDGE_SHARE = 4, 0.05  # points before the first break, after the last and between two; of all at least
 GRID = 60  # candidate positions of a break where the data have more
-PAIR_GRID = 20  # the same for each of two breaks
+PAIR_GRID = 24  # the same for each of two breaks
+JUMP_GRID = 200  # the same for a jump, which cannot be refined
 SMOOTH = 0.1  # f of the broken power law: the width of its bend in ln(time)
 
 
@@ -42,7 +43,7 @@ class Shape(ABC):
     formula: str
     linear: tuple[str, ...]  # names of c
     shape: tuple[str, ...] = ()  # names of s
-    smooth: bool = True  # the sum of squares is continuous in s, so that a grid's best can be refined
+    smooth: bool = True  # a grid's best s can be refined
 
     @property
     def k(self) -> int:
@@ -147,10 +148,10 @@ class Discontinuous(Shape):
 
     name, formula = "discontinuous", "ln y = a + b t + (t >= break) (jump + d (t - break))"
     linear, shape = ("level", "rate", "jump", "change"), ("break",)
-    smooth = False
+    smooth = False  # the sum of squares jumps with s
 
     def grid(self, u: Floats, y: Floats, span: Span) -> Floats:
-        return break_grid(u, GRID)[:, None]
+        return break_grid(u, JUMP_GRID)[:, None]
 
     def basis(self, u: Floats, s: Floats, span: Span) -> Floats:
         after = (u >= s).astype(np.float64)

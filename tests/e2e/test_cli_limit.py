@@ -73,7 +73,7 @@ def test_growth_of_a_table(isoflop, tmp_path: Path) -> None:  # type: ignore[no-
     path.write_text("\n".join(["name,organisation,date,flops", *rows]))
     answer = isoflop("limit", "--industry", "--table", path, *FEW)
     assert answer.code == 0, answer.err
-    assert "as the top 10 since 2018 of models.csv" in answer.out
+    assert "as the top10 since 2018 of models.csv" in answer.out
 
 
 def test_bad_input(isoflop, home: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
