@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_a_limit_that_applies_in_half_of_the_draws(tmp_path: Path) -> None:
 
 
 def test_probabilities_add_up_and_a_seed_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isoflop.limits.industry.BLOCK", 300)
+    monkeypatch.setattr(sys.modules[industry.__module__], "BLOCK", 300)
     one, two, other = (industry(read_assumptions(), draws=500, seed=s) for s in (3, 3, 4))
     assert one == two
     assert one.date != other.date

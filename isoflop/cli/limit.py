@@ -128,8 +128,8 @@ def _show_user(found: UserAnswer) -> None:
     typer.echo(found.sentence)
     if found.loss_then is not None and found.doublings.value > 0:
         typer.echo(
-            f"They would bring the loss of a new run from {_loss(found.loss_now)} to {_loss(found.loss_then)}"
-            " nats a token, on fresh text."
+            f"At the best split they bring the loss from {_loss(found.loss_now)} to {_loss(found.loss_then)}"
+            " nats a token, were all text fresh."
         )
     if found.irreducible is not None:
         typer.echo(f"Irreducible, by the law: {_loss(found.irreducible)}")

@@ -82,7 +82,7 @@ def draw_growth(ax: Axes, data: GrowthData) -> None:
     )  # fmt: skip
     ax.axvline(min(data.first.value, edge), color=PALETTE["final"], lw=1.4)
     ax.set_yscale("log")
-    dress(ax, "", None, "largest run, FLOP", loc="upper left")
+    dress(ax, "", None, "largest run, FLOP", loc="lower right")
     ax.yaxis.set_major_locator(LogLocator(numticks=6))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
