@@ -83,7 +83,7 @@ def series(
         raise TrendError(
             f"{table.path} has {len(rows)} points of {asked.name}; fewer than {asked.least} are refused:"
             f" {asked.why_least}.",
-            hint="Give more points of the same quality.",
+            hint="Give a table that states it more often.",
         )
     return Points(
         metric=asked.name,
