@@ -74,7 +74,7 @@ def number(text: str) -> tuple[float, str]:
 
 
 def place(row: int, names: Sequence[str]) -> str:
-    """`row 3 (GPT-3)`, the first under the line of names being 1; a nameless row is called `row 3` already."""
+    """`row 3 (GPT-3)`, the first under the line of names being 1; a nameless row is `row 3` already."""
     where = f"row {row + 1}"
     return where if names[row] == where else f"{where} ({names[row]})"
 
