@@ -95,7 +95,7 @@ def series(
         log_sd=log_sd(table)[rows],
         snapshot=table.snapshot,
         undisclosed=int(chosen.inside.sum()) - len(rows),
-        notes=(*table.notes, *chosen.notes, *warnings(table, asked, rows)),
+        notes=(*table.notes, *chosen.notes, *warnings(table, asked, rows), *filter(None, [asked.caveat])),
     )
 
 
