@@ -54,7 +54,7 @@ _ALL = (
            why_least="on 4 to 9 points the published rates run from 9x to 900x a year"),
     Metric("capability-density", "parameters of a reference model of equal loss or score, per parameter",
            "ratio", USER, "capability_density",
-           caveat="Density also grows by training a small model for longer: compare equal tokens a parameter."),
+           caveat="Density also grows by training a small model for longer: compare equal tokens per N."),
     Metric("algorithmic-progress", "compute that a fixed loss took before, over what it takes now", "ratio",
            USER, "algorithmic_progress"),
     Metric("time-horizon", "length of the tasks that are done half of the time", "minutes", USER,
