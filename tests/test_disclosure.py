@@ -63,6 +63,19 @@ def test_without_silence_nothing_is_open(tmp_path: Path) -> None:
     assert all(b.low == pytest.approx(b.high) == pytest.approx(found.rate_per_year) for b in found.bounds)
 
 
+def test_a_price_that_falls_mirrors_one_that_rises(tmp_path: Path) -> None:
+    rising = "".join(f"{y},{'' if y in SILENT else 3.0 ** (y - 2018)}\n" for y in YEARS)
+    falling = "".join(f"{y},{'' if y in SILENT else 3.0 ** (2018 - y)}\n" for y in YEARS)
+    tables = [
+        read_table(written(tmp_path, f"date,usd\n{rows}", f"{i}.csv"), value_column="usd")
+        for i, rows in enumerate((rising, falling))
+    ]
+    up, down = disclosure(tables[0], "score"), disclosure(tables[1], "inference-price")
+    assert down.rate_per_year == pytest.approx(1 / up.rate_per_year)
+    for one, other in zip(up.bounds, down.bounds, strict=True):
+        assert (other.low, other.high) == pytest.approx((1 / one.high, 1 / one.low))
+
+
 def test_a_wider_factor_opens_the_bounds(table: Table) -> None:
     found = disclosure(table, "compute", factors=(2.0, 20.0))
     width = {(b.assumption, b.factor): b.high / b.low for b in found.bounds}
@@ -70,7 +83,7 @@ def test_a_wider_factor_opens_the_bounds(table: Table) -> None:
 
 
 def test_too_few_stated_rows(table: Table) -> None:
-    with pytest.raises(TrendError, match="1 of 3 rows state compute"):
+    with pytest.raises(TrendError, match="1 of 3 rows state compute, on fewer than three days"):
         disclosure(table, "compute", since="2023")
 
 

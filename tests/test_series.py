@@ -105,6 +105,13 @@ def test_few_prices_are_refused(tmp_path: Path) -> None:
     assert len(series(read_table(path, value_column="usd"), "inference-price")) == 6
 
 
+def test_density_says_what_else_raises_it(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "name,date,capability-density\na,2023-02,1\nb,2024-11,9\n"))
+    points = series(table, "capability-density")
+    assert points.values.tolist() == [1, 9]
+    assert "a small model for longer" in points.notes[-1]
+
+
 def test_costs_of_the_packages_models_are_too_few() -> None:
     with pytest.raises(TrendError, match="few publish a cost"):
         series(read_table(), "cost")

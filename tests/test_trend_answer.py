@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from isoflop.trend.points import Floats, Points
 from isoflop.trend.specification import specification
 from isoflop.trend.tables import Table, read_table
 
-YEARS = np.linspace(2012, 2025, 140)
+YEARS = np.linspace(2012, 2025, 90)
 T = YEARS - 2012
 
 
@@ -39,6 +40,12 @@ def models_csv(path: Path, rows: list[str]) -> Table:
     return read_table(path)
 
 
+@cache
+def constant(interval: float = 0.9, seed: int = 1) -> Trend:
+    """The answer to constant growth."""
+    return answer_to(asked(3 + 1.4 * T + noise()), interval, seed)
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     """Eighty models at 4x a year with two outliers, every third speculative."""
@@ -55,10 +62,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 
 def test_constant_growth_is_not_called_slowing() -> None:
-    found = answer_to(asked(3 + 1.4 * T + noise()))
+    found = constant()
     assert found.interval[0] < np.exp(1.4) < found.interval[1]
-    assert found.rate_per_year == pytest.approx(np.exp(1.4), rel=0.03)
-    assert found.doubling_months == pytest.approx(12 * np.log(2) / 1.4, rel=0.02)
+    assert found.rate_per_year == pytest.approx(np.exp(1.4), rel=0.05)
+    assert found.doubling_months == pytest.approx(12 * np.log(2) / 1.4, rel=0.04)
     assert found.slowing.verdict == NO_EVIDENCE
     assert found.verdict in (UNDECIDED, "exponential")
     assert found.forecast_model in ("exponential", "quadratic", "logistic")
@@ -130,7 +137,7 @@ def test_forecast_bands_hold_new_points() -> None:
 
 
 def test_no_forecast_without_past_ones() -> None:
-    few = answer_to(asked(3 + 1.4 * T[::14] + noise(1)[::14], years=YEARS[::14]))
+    few = answer_to(asked(3 + 1.4 * T[::9] + noise(1)[::9], years=YEARS[::9]))
     assert few.n == 10
     assert few.forecast == ()
     assert any("no forecast" in note for note in few.notes)
@@ -139,9 +146,9 @@ def test_no_forecast_without_past_ones() -> None:
 
 def test_the_verdict_is_undecided_unless_criteria_and_forecasts_agree() -> None:
     def verdict(logs: Floats, errors: dict[str, float]) -> tuple[str, str, str]:
-        growths, _ = fit_all(YEARS, logs)
+        growths = {name: fit(YEARS, logs, name) for name in errors}
         test = Backtest(tuple(errors), np.ones(1), np.array([[e] for e in errors.values()]), 1)
-        found = compare({name: growths[name] for name in errors}, [], test)
+        found = compare(growths, [], test)
         return found.verdict, found.why, found.chosen
 
     bent = 3 + 1.4 * T - 0.9 * np.maximum(T - 6, 0) + noise(1, 0.1)
@@ -150,7 +157,7 @@ def test_the_verdict_is_undecided_unless_criteria_and_forecasts_agree() -> None:
     assert (word, chosen) == (UNDECIDED, "exponential")
     assert "past forecasts favour exponential" in why
     seen = set()
-    for seed in range(12):
+    for seed in range(8):
         logs = 3 + 1.4 * T + 0.005 * T**2 + noise(seed)
         leads = [(fit(YEARS, logs, name).aicc or 0.0, name) for name in ("exponential", "quadratic")]
         (least, best), (next_best, _) = sorted(leads)
@@ -173,22 +180,19 @@ def test_nil_growth_never_doubles_for_sure() -> None:
 
 
 def test_answers_repeat_and_the_seed_moves_them() -> None:
-    question = asked(3 + 1.4 * T + noise())
-    one = answer_to(question, seed=1)
-    assert answer_to(question, seed=1) == one
-    other = answer_to(question, seed=2)
+    one, other, wide = constant(), constant(seed=2), constant(interval=0.99)
+    assert answer_to(asked(3 + 1.4 * T + noise()), seed=1) == one
     assert other.interval != one.interval
     assert other.interval == pytest.approx(one.interval, rel=0.05)
-    wide = answer_to(question, interval=0.99, seed=1)
     assert wide.interval[0] < one.interval[0] < one.interval[1] < wide.interval[1]
 
 
 def test_definitions_stand_side_by_side() -> None:
-    found = answer_to(asked(3 + 1.4 * T + noise(0, 1.0), frontier="top10"))
+    found = answer_to(asked(3 + 0.5 * T + noise(0, 2.0), "top10"))
     named = {d.frontier: d for d in found.definitions}
     assert named.keys() == {"all", "top10", "records", "quantile 0.9"}
     assert named["top10"].rate_per_year == found.rate_per_year
-    assert named["top10"].n == found.n < named["all"].n == found.of == 140
+    assert named["top10"].n == found.n < named["all"].n == found.of == 90
     for d in found.definitions:
         assert d.interval[0] < d.rate_per_year < d.interval[1]
 
@@ -210,7 +214,7 @@ def test_a_falling_metric_halves_and_its_frontier_is_the_cheapest(tmp_path: Path
 def test_few_organisations_are_not_drawn() -> None:
     few = asked(3 + 1.4 * T + noise())
     alike = Question(
-        few.points.__class__(**{**few.points.__dict__, "groups": ("one", "other") * 70}),
+        few.points.__class__(**{**few.points.__dict__, "groups": ("one", "other") * 45}),
         -np.inf,
         few.frontier,
     )

@@ -20,7 +20,7 @@ from isoflop.records import Interval
 from isoflop.store import disk_errors
 from isoflop.trend.answer import Question, Trend
 from isoflop.trend.growth import fit
-from isoflop.trend.shown import factor
+from isoflop.trend.shown import factor, span
 from isoflop.trend.specification import FRONTIERS, Choices
 
 GRID, DRAWS = 120, 400
@@ -208,9 +208,8 @@ def trend_figure(asked: Question, trend: Trend, found: Choices) -> Figure:
     draw_trend(axes[0], trend_data(asked, trend))
     draw_residual(axes[1], residual_data(asked))
     draw_specification(axes[2], axes[3], labels)
-    low, high = trend.interval
     axes[0].set_title(
-        f"{trend.metric}: {factor(trend.rate_per_year)} a year [{factor(low)}, {factor(high)}]",
+        f"{trend.metric}: {factor(trend.rate_per_year)} a year {span(*trend.interval)}",
         color=PALETTE["ink"], fontsize=12.5, loc="left",
     )  # fmt: skip
     return drawn
@@ -220,6 +219,7 @@ def save_trend(asked: Question, trend: Trend, found: Choices, path: Path, *, in_
     """Write the picture. Raises TrendError for another kind of file than PNG or SVG."""
     check_kind(path)
     with disk_errors(f"the picture {path}"), dark() if in_dark else nullcontext():
+        path.parent.mkdir(parents=True, exist_ok=True)
         trend_figure(asked, trend, found).savefig(path, dpi=130)
 
 

@@ -166,13 +166,13 @@ def answer(
     Raises TrendError for what the table does not hold or points that are too few, FitError for an interval
     that is none.
     """
-    check_level(interval)
     asked = Question.of(table, metric, since=since, until=until, domain=domain, frontier=frontier)
     return answer_to(asked, interval, seed)
 
 
 def answer_to(asked: Question, interval: float = 0.9, seed: int = 0) -> Trend:
     """The answer to a question that is put already."""
+    check_level(interval)
     points, since, chosen = asked.points, asked.since, asked.chosen()
     rng = np.random.default_rng(seed)
     inside = points.years >= since

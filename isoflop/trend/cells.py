@@ -16,7 +16,6 @@ from isoflop.trend.points import Floats
 MISSING = {"", "nan", "na", "n/a", "none", "null", "unknown", "-", "–"}
 DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?(?:[T ]\d\d:\d\d.*)?")
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
-BYTE_UNITS = {**BYTES.units, **RATE.units}
 
 
 def counted(rows: int) -> str:
@@ -57,9 +56,9 @@ def bound(label: str, value: str | date | None, part: str) -> date | None:
 
 
 def number(text: str) -> tuple[float, str]:
-    """A number, and "bytes" where it was written with a unit of bytes; "" otherwise, also for 7B.
+    """A number, and "bytes" or "bytes/s" where it has such a unit; "" otherwise, also for 7B: seven billion.
 
-    7B are seven billion. Raises ValueError for anything else.
+    Raises ValueError for anything else.
     """
     text = text.strip()
     head = text.partition(" ")[0]
@@ -68,9 +67,16 @@ def number(text: str) -> tuple[float, str]:
     value, unit = split_unit(text)
     if unit in COUNT.units:
         return value * COUNT.units[unit], ""
-    if unit in BYTE_UNITS:
-        return value * BYTE_UNITS[unit], "bytes"
+    for name, units in (("bytes", BYTES.units), ("bytes/s", RATE.units)):
+        if unit in units:
+            return value * units[unit], name
     raise ValueError(f"{text!r} ends with an unknown unit")
+
+
+def place(row: int, names: Sequence[str]) -> str:
+    """`row 3 (GPT-3)`, the first under the line of names being 1; a nameless row is `row 3` already."""
+    where = f"row {row + 1}"
+    return where if names[row] == where else f"{where} ({names[row]})"
 
 
 def numbers(cells: Sequence[str], column: str, path: str, names: Sequence[str], *, strict: bool) -> Floats:
@@ -95,10 +101,10 @@ def numbers(cells: Sequence[str], column: str, path: str, names: Sequence[str], 
         units.setdefault(unit, i)
         values[i] = value
     if len(units) > 1:
-        plain, given = units[""], units["bytes"]
+        one, other = sorted(units.values())[:2]
         raise TrendError(
-            f"{path}: column {column!r} mixes units: row {given + 1} is {cells[given]!r}, row {plain + 1} is"
-            f" {cells[plain]!r}.",
+            f"{path}: column {column!r} mixes units: row {one + 1} is {cells[one]!r}, row {other + 1} is"
+            f" {cells[other]!r}.",
             hint="Give a unit in every row or in none.",
         )
     return values
@@ -107,7 +113,7 @@ def numbers(cells: Sequence[str], column: str, path: str, names: Sequence[str], 
 def _bad(path: str, row: int, names: Sequence[str], column: str, cell: str, error: ValueError) -> TrendError:
     above = "above zero" in str(error)
     return TrendError(
-        f"{path}: row {row + 1} ({names[row]}), column {column!r} is {cell!r}, which is not a number"
+        f"{path}: {place(row, names)}, column {column!r} is {cell!r}, which is not a number"
         f"{' above zero' if above else ''}.",
         hint="Growth is a ratio: mend the cell, or leave it empty." if above
         else "Write e.g. 7e9, 7B or 80GB, or leave the cell empty.",

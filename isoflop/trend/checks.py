@@ -17,12 +17,11 @@ from isoflop.trend.tables import Table
 
 WORDS = re.compile(r"\bwords\b")
 FAR = 1.5  # ratio of stated compute to 6 N D beyond which a row is not one pass of a dense decoder
-RATES = ("fp16", "fp8", "fp4", "int8")
 # Figures of Epoch AI's hardware table of 2026-07 that data sheets contradict: name, columns, why.
 DOUBTFUL = (
     (re.compile(r"MI355X"), ("fp8", "fp4"), "FP8 and FP4 are the MI350X's"),
     (re.compile(r"RTX 4090"), ("fp16", "fp8"), "the rate is with FP16 accumulation"),
-    (re.compile(r"Gaudi ?3"), RATES, "the rates are below Intel's white paper"),
+    (re.compile(r"Gaudi ?3"), ("fp16", "fp8"), "the rates are below Intel's white paper"),
 )  # fmt: skip
 ANNOUNCED = re.compile(r"announce|expected|upcoming|preliminary", re.IGNORECASE)
 AHEAD = re.compile(r"\b(MI4\d\dX?|VR\d00|Rubin)\b")  # named before anyone could buy one

@@ -103,9 +103,8 @@ def _columns(a: Table, b: Table) -> dict[str, tuple[Sequence[object], Sequence[o
     for column in a.format.columns:
         if a.source(column) is not None and b.source(column) is not None:
             out[column] = (a.stated(column).tolist(), b.stated(column).tolist())
-    for column in TEXTS:
-        if a.source(column) is not None and b.source(column) is not None:
-            out[column] = (a.words(column), b.words(column))
+    if a.format is b.format:  # others have words of their own
+        out |= {column: (a.words(column), b.words(column)) for column in TEXTS if a.source(column)}
     if a.value_column is not None and b.value_column is not None:
         out[b.value_column] = (a.own_column(a.value_column).tolist(), b.own_column(b.value_column).tolist())
     return out

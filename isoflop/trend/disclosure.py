@@ -21,12 +21,12 @@ from isoflop.trend.tables import Table
 
 FACTORS = (3.0, 10.0)
 GROUPS_SHOWN = 10
-ASSUMPTIONS = {  # where a silent row lies, with reach r = ln(factor): from and to, in units of r
+ASSUMPTIONS = {  # where a silent row lies, with reach r = ln(factor): from and to, in units of r of progress
     "about the trend": ("trend", -1.0, 1.0),
-    "above the trend": ("trend", 0.0, 1.0),
-    "below the trend": ("trend", -1.0, 0.0),
+    "ahead of the trend": ("trend", 0.0, 1.0),
+    "behind the trend": ("trend", -1.0, 0.0),
     "about the frontier": ("frontier", -1.0, 1.0),
-    "below the frontier": ("frontier", -1.0, 0.0),
+    "behind the frontier": ("frontier", -1.0, 0.0),
 }
 
 
@@ -77,22 +77,23 @@ def disclosure(
     """Shares of rows that state the metric, and worst-case rates. The arguments of `series`, and how far a
     silent row may lie from the trend or the frontier.
 
-    Raises TrendError where fewer than three rows state it.
+    Raises TrendError where it is stated on fewer than three days.
     """
     chosen = select(table, metric, since, until, domain)
     rows = np.flatnonzero(chosen.inside)
     years, values = table.years[rows], chosen.values[rows]
     known = ~np.isnan(values)
-    if known.sum() < 3:
+    if len(np.unique(years[known])) < 3:
         raise TrendError(
-            f"{int(known.sum())} of {len(rows)} rows state {metric}: too few for a rate.",
+            f"{int(known.sum())} of {len(rows)} rows state {metric}, on fewer than three days: no rate.",
             hint="Widen the window, or give another table.",
         )
-    logs = np.log(values)
-    slope, level = np.polyfit(years[known], logs[known], 1)
-    centres = {"trend": slope * years + level, "frontier": _frontier(years, logs)}
+    sign = -1.0 if chosen.metric.falls else 1.0
+    progress = sign * np.log(values)
+    slope, level = np.polyfit(years[known], progress[known], 1)
+    centres = {"trend": slope * years + level, "frontier": _frontier(years, progress)}
     bounds = [
-        _bound(name, factor, years, logs, centres[ASSUMPTIONS[name][0]])
+        _bound(name, factor, sign, years, progress, centres[ASSUMPTIONS[name][0]])
         for name in ASSUMPTIONS
         for factor in factors
     ]
@@ -102,7 +103,7 @@ def disclosure(
         snapshot=table.snapshot,
         rows=len(rows),
         stated=int(known.sum()),
-        rate_per_year=math.exp(slope),
+        rate_per_year=math.exp(sign * slope),
         by_year=tuple(sorted(_shares([str(int(year)) for year in years], known), key=lambda s: s.label)),
         by_organisation=tuple(sorted(by_organisation, key=lambda s: (-s.rows, s.label))[:GROUPS_SHOWN]),
         bounds=tuple(bounds),
@@ -119,23 +120,28 @@ def _shares(labels: Sequence[str], known: Mask) -> list[Share]:
     ]
 
 
-def _frontier(years: Floats, logs: Floats) -> Floats:
+def _frontier(years: Floats, progress: Floats) -> Floats:
     """(n,) the largest stated value up to each row's day; before the first, that one."""
     order = np.argsort(years, kind="stable")
-    highest = np.fmax.accumulate(logs[order])
+    highest = np.fmax.accumulate(progress[order])
     highest[np.isnan(highest)] = highest[~np.isnan(highest)][0]
     out = np.empty_like(highest)
     out[order] = highest
     return out
 
 
-def _bound(name: str, factor: float, years: Floats, logs: Floats, centre: Floats) -> SlopeBound:
-    """Ends of the slope over all rows: after the mean day the highest values give the steepest line."""
+def _bound(
+    name: str, factor: float, sign: float, years: Floats, progress: Floats, centre: Floats
+) -> SlopeBound:
+    """Ends of the slope over all rows: after the mean day the highest values give the steepest line.
+
+    `progress` is ln(value), negative where the metric falls; nan where a row is silent.
+    """
     _, low, high = ASSUMPTIONS[name]
     reach = math.log(factor)
-    pull = years - years.mean()
-    bottom = np.where(np.isnan(logs), centre + low * reach, logs)
-    top = np.where(np.isnan(logs), centre + high * reach, logs)
-    most = pull @ np.where(pull > 0, top, bottom) / (pull @ pull)
-    least = pull @ np.where(pull > 0, bottom, top) / (pull @ pull)
+    pull = (years - years.mean()) / ((years - years.mean()) ** 2).sum()
+    bottom = np.where(np.isnan(progress), centre + low * reach, progress)
+    top = np.where(np.isnan(progress), centre + high * reach, progress)
+    slopes = [pull @ np.where(pull > 0, top, bottom), pull @ np.where(pull > 0, bottom, top)]
+    least, most = sorted(sign * slope for slope in slopes)
     return SlopeBound(assumption=name, factor=factor, low=math.exp(least), high=math.exp(most))

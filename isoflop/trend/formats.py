@@ -97,7 +97,7 @@ EPOCH_HARDWARE = Format(
         "tdp_w": ("TDP (W)",),
         "launch_price_usd": ("Release price (USD)",),
     },
-    texts={"source": ("Link to datasheet",), "notes": ("Notes",)},
+    texts={"source": ("Link to datasheet",)},
 )  # fmt: skip
 # The project's test tables: Epoch's rows with some columns renamed, derived or added.
 NOTABLE = Format(

@@ -26,10 +26,7 @@ class Metric:
     language_only: bool = False  # other rows count something else in this column
     least: int = 0  # points below which an answer is refused
     why_least: str = ""
-
-
-def _user(name: str, about: str, unit: str, **more: bool | int | str) -> Metric:
-    return Metric(name, about, unit, USER, name.replace("-", "_"), **more)  # type: ignore[arg-type]
+    caveat: str = ""  # a sentence that every answer repeats
 
 
 _ALL = (
@@ -52,14 +49,16 @@ _ALL = (
            per="launch_price_usd"),
     Metric("flops-per-watt", "FP32 rate per watt", "FLOP/s per W", HARDWARE, "fp32", per="tdp_w"),
     Metric("flops-per-watt-fp16", "FP16 rate per watt", "FLOP/s per W", HARDWARE, "fp16", per="tdp_w"),
-    _user("inference-price", "price of a million tokens at a fixed quality", "USD per million tokens",
-          falls=True, least=FEWEST_PRICES,
-          why_least="on 4 to 9 points the published rates run from 9x to 900x a year"),
-    _user("capability-density", "parameters of a reference model of equal loss or score, per parameter;"
-          " training a small model for longer raises it too", "ratio"),
-    _user("algorithmic-progress", "compute that reached a fixed loss before, over that which does now",
-          "ratio"),
-    _user("time-horizon", "length of the tasks that are done half of the time", "minutes"),
+    Metric("inference-price", "price of a million tokens at a fixed quality", "USD per million tokens", USER,
+           "inference_price", falls=True, least=FEWEST_PRICES,
+           why_least="on 4 to 9 points the published rates run from 9x to 900x a year"),
+    Metric("capability-density", "parameters of a reference model of equal loss or score, per parameter",
+           "ratio", USER, "capability_density",
+           caveat="Density also grows by training a small model for longer: compare equal tokens per N."),
+    Metric("algorithmic-progress", "compute that a fixed loss took before, over what it takes now", "ratio",
+           USER, "algorithmic_progress"),
+    Metric("time-horizon", "length of the tasks that are done half of the time", "minutes", USER,
+           "time_horizon"),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 

@@ -83,7 +83,7 @@ def series(
         raise TrendError(
             f"{table.path} has {len(rows)} points of {asked.name}; fewer than {asked.least} are refused:"
             f" {asked.why_least}.",
-            hint="Give more points of the same quality.",
+            hint="Give a table that states it more often.",
         )
     return Points(
         metric=asked.name,
@@ -95,7 +95,7 @@ def series(
         log_sd=log_sd(table)[rows],
         snapshot=table.snapshot,
         undisclosed=int(chosen.inside.sum()) - len(rows),
-        notes=(*table.notes, *chosen.notes, *warnings(table, asked, rows)),
+        notes=(*table.notes, *chosen.notes, *warnings(table, asked, rows), *filter(None, [asked.caveat])),
     )
 
 

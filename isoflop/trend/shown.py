@@ -21,11 +21,21 @@ RECENT = 3  # years whose share of stated rows is told
 
 def factor(rate: float) -> str:
     """Growth a year: 4.69x, or as a percentage where it is small."""
-    return f"{rate:.2f}x" if rate >= 2 or rate <= 0.5 else f"{100 * (rate - 1):+.1f}%"
+    return percent(rate) if 0.5 < rate < 2 else times(rate)
 
 
 def span(low: float, high: float) -> str:
-    return f"[{factor(low)}, {factor(high)}]"
+    """Both ends in one form: percentages only where both are small."""
+    form = percent if low > 0.5 and high < 2 else times
+    return f"[{form(low)}, {form(high)}]"
+
+
+def percent(rate: float) -> str:
+    return f"{100 * (rate - 1):+.1f}%"
+
+
+def times(rate: float) -> str:
+    return f"{rate:.2f}x"
 
 
 def months(value: float) -> str:

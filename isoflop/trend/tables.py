@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.errors import TrendError
-from isoflop.trend.cells import counted, day, missing, numbers
+from isoflop.trend.cells import counted, day, missing, numbers, place
 from isoflop.trend.formats import USERS, Format, format_of
 from isoflop.trend.metrics import HARDWARE, MODELS
 from isoflop.trend.points import Floats, Mask, decimal_year
@@ -254,13 +254,13 @@ def _dates(
         except ValueError:
             if found.own:
                 raise TrendError(
-                    f"{path}: row {i + 1} ({names[i]}), column {column!r} is {cell!r}, which is not a date.",
+                    f"{path}: {place(i, names)}, column {column!r} is {cell!r}, which is not a date.",
                     hint="Write 2024-07-02, 2024-07 or 2024.",
                 ) from None
             known = None
         if known is not None and known > today and found.kind != HARDWARE:
             raise TrendError(
-                f"{path}: row {i + 1} ({names[i]}), column {column!r} is {cell!r}, which lies ahead.",
+                f"{path}: {place(i, names)}, column {column!r} is {cell!r}, which lies ahead.",
                 hint="Mend the date, or drop the row until then.",
             )
         days.append(known)
