@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +20,10 @@ from isoflop.cli import app
 from isoflop.errors import ProjectError
 from isoflop.gain import UNBOUNDED_FLOPS
 from isoflop.laws import Fit
-from isoflop.plots import PALETTE, PICTURES, Scene
+from isoflop.plots import PALETTE, PICTURES, Scene, figure
 from isoflop.records import Interval, Ladder
 from isoflop.report import render, words, write_report
+from isoflop.report.svg import TEMPLATES, svg
 from isoflop.trials import Trial, Tuning
 
 
@@ -129,7 +131,7 @@ def commands() -> list[typer.models.CommandInfo]:
 
 
 def test_every_command_that_the_page_names_is_one() -> None:
-    named = re.findall(r'"isoflop (\w+)"', "".join(p.read_text() for p in report.TEMPLATES.glob("*.j2")))
+    named = re.findall(r'"isoflop (\w+)"', "".join(p.read_text() for p in TEMPLATES.glob("*.j2")))
     assert len(named) > 5
     assert set(named) <= {c.name or getattr(c.callback, "__name__", "") for c in commands()}
 
@@ -208,12 +210,12 @@ def test_a_law_without_a_best_split_has_no_slider(tmp_path: Path) -> None:
 def test_svg_takes_the_page_colours_and_font(tmp_path: Path) -> None:
     scene = Scene.of(make_study(tmp_path))
     for kind in PICTURES:
-        drawing = str(report.svg(kind, scene))
+        drawing = str(svg(kind, partial(figure, kind, scene)))
         assert "var(--ink)" in drawing
         assert not any(colour in drawing for colour in PALETTE.values())
         assert "font-family" not in drawing
         assert "DejaVu" not in drawing
-        assert drawing == str(report.svg(kind, scene))
+        assert drawing == str(svg(kind, partial(figure, kind, scene)))
 
 
 def planned_by_script(law: dict[str, object], budgets: list[float]) -> list[dict[str, dict[str, float]]]:
@@ -221,7 +223,7 @@ def planned_by_script(law: dict[str, object], budgets: list[float]) -> list[dict
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed, so the page's script cannot be run")
-    script = (report.TEMPLATES / "planner.js").read_text()
+    script = (TEMPLATES / "planner.js").read_text()
     script += "\nconst [law, budgets] = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
     script += "\nconsole.log(JSON.stringify(budgets.map((flops) => planner.plan(law, flops))));"
     done = subprocess.run(

@@ -5,17 +5,14 @@ write_report(Project("my-study"))   # my-study/report.html
 
 from __future__ import annotations
 
-import io
-import re
 from dataclasses import dataclass
+from functools import partial
 from math import log2
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import jinja2
-import matplotlib
-from markupsafe import Markup
 
 from isoflop import plots
 from isoflop.errors import IsoflopError
@@ -24,14 +21,13 @@ from isoflop.laws.registry import LAWS
 from isoflop.plots import PALETTE, Scene, power, short
 from isoflop.records import Corpus, Gain, Interval, Ladder, Plan, Result, Run
 from isoflop.report import words
+from isoflop.report.svg import environment, picture
 from isoflop.report.tables import tables
 from isoflop.report.words import LEVEL
 from isoflop.store import Project, atomic_write
 from isoflop.trials import Tuning
-from isoflop.tuning import shown
 from isoflop.verdict_table import notes, sentence
 
-TEMPLATES = Path(__file__).parent / "templates"
 SLIDER_REACH, STEPS = 100, 1000  # the slider ends at about this many times the dearest run
 
 
@@ -60,14 +56,14 @@ def render(project: Project) -> str:
             other_fit=result is not None and scene.fit is not None and scene.fit.digest() != result.fit_id,
             ladder=ladder,
             tuning=tuning,
-            tuned=None if tuning is None or not tuning.better else shown.command(tuning),
+            tuned=_tuned(tuning),
             plan=plan,
             result=result,
             gain=gain,
             final=scene.final,
             forecast=scene.forecast,
             headline=headline(result, scene.final, scene.forecast),
-            pictures={kind: _picture(kind, scene) for kind in plots.PICTURES},
+            pictures={kind: picture(kind, partial(plots.figure, kind, scene)) for kind in plots.PICTURES},
             verdicts=[*notes(scene.verdicts), *map(sentence, scene.verdicts)],
             planner=None if scene.fit is None else planner(scene.fit, scene.final, plan),
             tables=tables(scene, corpus, plan, result, gain, tuning),
@@ -75,10 +71,17 @@ def render(project: Project) -> str:
     )
 
 
+def _tuned(tuning: Tuning | None) -> str | None:
+    """The command that uses what was found to be better."""
+    if tuning is None or not tuning.better:
+        return None
+    from isoflop.tuning import shown  # here: it loads torch, which pages without a search do not need
+
+    return shown.command(tuning)
+
+
 def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    made.undefined = jinja2.StrictUndefined
+    made = environment()
     used = ("span", "doublings", "compute", "duration", "size", "several")
     made.filters |= {"short": short, "power": power} | {name: getattr(words, name) for name in used}
     made.globals["short"] = short
@@ -116,34 +119,6 @@ def headline(result: Result | None, final: Run | None, forecast: Interval | None
     params = made.params if isinstance(made, Result) else made.params_matmul
     seconds = None if final is None else final.seconds_train
     return Headline(made.loss, made.loss_se, made.bpb, params, made.tokens, seconds, inside)
-
-
-# --- Pictures ----------------------------------------------------------------------------------------
-
-
-def _picture(kind: str, scene: Scene) -> Markup:
-    """The picture as inline SVG, or a sentence that says why there is none."""
-    try:
-        return svg(kind, scene)
-    except IsoflopError as error:
-        return Markup('<p class="missing">{} {}</p>').format(error.message, error.hint)
-
-
-def svg(kind: str, scene: Scene) -> Markup:
-    """Inline SVG in the page's colours and font; ids start with the picture's name, so they are unique."""
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": kind}):
-        plots.figure(kind, scene).savefig(file, format="svg", transparent=True)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' (?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", text, count=5)
-    text = re.sub(r'((?:xlink:href|href)="#|id="|url\(#)', rf"\1{kind}-", text).replace("xlink:href", "href")
-    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    text = re.sub(r" font-family:[^;\"]*;?", "", text)
-    for name, colour in PALETTE.items():
-        text = text.replace(colour, f"var(--{name})")
-    return Markup(text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1))
 
 
 # --- The planner -------------------------------------------------------------------------------------

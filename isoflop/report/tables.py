@@ -11,7 +11,6 @@ from isoflop.quantities import cell
 from isoflop.records import Corpus, Gain, Plan, Result, Run
 from isoflop.report.words import LEVEL, size, span
 from isoflop.trials import Tuning
-from isoflop.tuning import shown
 from isoflop.verdict_table import CAPTION, HEAD, row
 
 
@@ -41,8 +40,7 @@ def tables(
     if gain is not None:
         made["gain"] = _gain(gain)
     if tuning is not None:
-        rows = tuple(("", row) for row in shown.rows(tuning))
-        made["trials"] = Table(shown.title(tuning), shown.head(tuning), rows)
+        made["trials"] = _trials(tuning)
     if scene.verdicts:
         judged = tuple(("" if v.accepted else "refused", row(v)) for v in scene.verdicts)
         made["verdicts"] = Table(CAPTION, HEAD, judged)
@@ -95,6 +93,13 @@ def _gain(gain: Gain) -> Table:
     rows = [("", (name, power(flops))) for name, flops in gain.costs.items()]
     rows.append(("total", ("total", power(gain.flops))))
     return Table("Compute counted", ("part", "FLOP"), tuple(rows))
+
+
+def _trials(tuning: Tuning) -> Table:
+    from isoflop.tuning import shown  # here: it loads torch, which pages without a search do not need
+
+    rows = tuple(("", row) for row in shown.rows(tuning))
+    return Table(shown.title(tuning), shown.head(tuning), rows)
 
 
 def _dropped(corpus: Corpus) -> Table:
