@@ -1,4 +1,4 @@
-"""How the whole industry grows: one command a metric, and two snapshots compared."""
+"""How the whole industry grows: one command a metric, the page of all of them, and two snapshots compared."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from isoflop.cli.options import IntervalOption, JsonOption
-from isoflop.terminal import out
+from isoflop.cli.options import IntervalOption, JsonOption, typed
+from isoflop.errors import TrendError
+from isoflop.terminal import Terminal, out
 from isoflop.trend.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -30,9 +31,57 @@ app = typer.Typer(
     no_args_is_help=True,
     help="How fast the industry grows: rate, doubling time, interval, best growth model, evidence of slowing,"
     " forecast.\n\nA metric is one of those below, or a column of your own table.\n\n"
-    "Example: [bold]isoflop trend compute --since 2018 --frontier top10[/bold]",
+    "Example: [bold]isoflop trend compute --since 2018 --frontier top10[/bold], or"
+    " [bold]isoflop trend --all --out trend.html[/bold]",
     rich_markup_mode="rich",
 )
+
+
+@app.callback(invoke_without_command=True)
+def every(
+    context: typer.Context,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Write every metric and the limits as one page.")
+    ] = False,
+    table: Annotated[
+        Path | None, typer.Option("--table", "-t", help="With --all: models. None: the package's own.")
+    ] = None,
+    hardware: Annotated[
+        Path | None, typer.Option(help="With --all: accelerators. None: the package's own.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="With --all: first date. None: models from 2018, all hardware.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="With --all: last date.")] = None,
+    domain: Annotated[str | None, typer.Option(help="With --all: of models.")] = None,
+    frontier: Annotated[str, typer.Option(help="With --all: of models.")] = "top10",
+    page: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="With --all: the page.")] = Path(
+        "trend.html"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="With --all: of bootstraps and draws.")] = 0,
+) -> None:
+    names = typed(context, *(name for name in context.params if name != "whole"))
+    if context.invoked_subcommand is not None:
+        if whole or names:
+            raise TrendError(
+                f"{'--all' if whole else names[0]} stands before {context.invoked_subcommand!r}.",
+                hint="Put a metric's options after it; --all is the page of every metric.",
+            )
+        return
+    if not whole:
+        raise TrendError(
+            f"{names[0]} needs a metric, or --all.",
+            hint="E.g. isoflop trend compute --since 2018, or isoflop trend --all.",
+        )
+    from isoflop.report.trend import check_page, write_trend
+    from isoflop.trend.page import Window, gather
+
+    check_page(page)
+    with Terminal() as terminal:
+        window = Window(since, until, domain, frontier)
+        found = gather(window, table=table, hardware=hardware, seed=seed, progress=terminal)
+        terminal.log(f"the page: {page}")
+    typer.echo(write_trend(found, page))
 
 
 def metric(

@@ -193,6 +193,17 @@ def draw_specification(ax: Axes, below: Axes, data: SpecificationData) -> None:
     below.tick_params(labelsize=8.5)
 
 
+def specification_figure(found: Choices) -> Figure:
+    """The specification curve alone."""
+    data = specification_data(found)
+    width, height = SIZE
+    heights = [0.9, 0.075 * len(data.labels) + 0.25]
+    drawn = Figure(figsize=(width, height * sum(heights)), layout="constrained")
+    above, below = drawn.subplots(2, 1, height_ratios=heights, sharex=True)
+    draw_specification(above, below, data)
+    return drawn
+
+
 def trend_figure(asked: Question, trend: Trend, found: Choices) -> Figure:
     """All of it, one under the other."""
     width, height = SIZE

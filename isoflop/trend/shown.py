@@ -48,15 +48,34 @@ def months(value: float) -> str:
 
 def headline(t: Trend) -> str:
     """Rate, interval and doubling time."""
-    verb = "doubles" if t.doubling_months > 0 else "halves"
-    low, high = sorted(map(abs, t.doubling_interval))
     level = f"{100 * t.level:g}%"
     return (
         f"{t.metric}: {factor(t.rate_per_year)} a year {span(*t.interval)}, {level} by bootstrap of"
-        f" {t.bootstrap}\nit {verb} every {months(t.doubling_months)} [{months(low)}, {months(high)}]\n"
+        f" {t.bootstrap}\nit {verb(t)} every {' '.join(doubling(t))}\n"
         f"n = {t.n} of {t.of} points on the frontier {t.frontier}, {date(t.first)} to {date(t.last)};"
         f" {t.undisclosed} more rows do not state it; snapshot {t.snapshot}"
     )
+
+
+def verb(t: Trend) -> str:
+    return "doubles" if t.doubling_months > 0 else "halves"
+
+
+def doubling(t: Trend) -> tuple[str, str]:
+    """The doubling or halving time, and its interval."""
+    low, high = sorted(map(abs, t.doubling_interval))
+    return months(t.doubling_months), f"[{months(low)}, {months(high)}]"
+
+
+def points_words(t: Trend) -> str:
+    """Which points are fitted: top10, 2018-06 to 2026-02."""
+    return f"{t.frontier}, {date(t.first)} to {date(t.last)}"
+
+
+def change(t: Trend) -> str:
+    """Whether the rate changes, in words."""
+    same = t.slowing.verdict == NO_EVIDENCE
+    return "No evidence that the rate changes" if same else f"Growth is {t.slowing.verdict}"
 
 
 def date(year: float) -> str:
@@ -116,8 +135,7 @@ def sentences(t: Trend) -> list[str]:
         for name, part in (("last rate less the one before", s.change), ("change a year", s.curvature))
         if isinstance(part, Interval)
     ]
-    evidence = "No evidence that the rate changes" if s.verdict == NO_EVIDENCE else f"Growth is {s.verdict}"
-    found.append(f"{evidence}: {', '.join(parts) or 'the points are too few'} (of ln a year).")
+    found.append(f"{change(t)}: {', '.join(parts) or 'the points are too few'} (of ln a year).")
     if s.false_breaks is not None:
         found.append(
             f"BIC prefers some break in {s.false_breaks:.1%} of {s.simulations} series simulated without one."
