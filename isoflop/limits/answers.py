@@ -123,10 +123,11 @@ def ranking(limits: Sequence[Limit]) -> str:
 
 def date_words(found: Interval) -> str:
     """Decimal years, or never."""
-    return f"{_year(found.value)} [{_year(found.low)}, {_year(found.high)}]"
+    return f"{year_words(found.value)} [{year_words(found.low)}, {year_words(found.high)}]"
 
 
-def _year(value: float) -> str:
+def year_words(value: float) -> str:
+    """A decimal year, or never."""
     return f"{value:.1f}" if math.isfinite(value) else "never"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from isoflop.errors import TrendError
 from isoflop.plots.style import PALETTE, SIZE, Array, dark, dress, points, power, short
@@ -157,7 +157,7 @@ def draw_trend(ax: Axes, data: TrendData) -> None:
     tick = power if max(seen) >= LARGE else short
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    dress(ax, "", None, data.unit, loc="upper left")
+    dress(ax, "", None, data.unit, loc="best")
 
 
 def draw_residual(ax: Axes, data: ResidualData) -> None:
@@ -181,7 +181,7 @@ def draw_specification(ax: Axes, below: Axes, data: SpecificationData) -> None:
         points(ax, at[i : i + 1], data.rate[i : i + 1], PALETTE["final"], "D", "as asked")
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=12))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: factor(value)))
     dress(ax, "", None, "rate a year", loc="upper left")
     ax.tick_params(labelbottom=False)
@@ -197,7 +197,7 @@ def specification_figure(found: Choices) -> Figure:
     """The specification curve alone."""
     data = specification_data(found)
     width, height = SIZE
-    heights = [0.9, 0.075 * len(data.labels) + 0.25]
+    heights = [0.8, 0.055 * len(data.labels) + 0.2]
     drawn = Figure(figsize=(width, height * sum(heights)), layout="constrained")
     above, below = drawn.subplots(2, 1, height_ratios=heights, sharex=True)
     draw_specification(above, below, data)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from isoflop.errors import TrendError
 from isoflop.limits import IndustryAnswer
-from isoflop.limits.answers import date_words
+from isoflop.limits.answers import date_words, year_words
 from isoflop.plots import PALETTE, power
 from isoflop.plots.limits import draw_growth, draw_spans, industry_data
 from isoflop.plots.style import SIZE
@@ -27,6 +27,7 @@ from isoflop.report.svg import environment, picture
 from isoflop.report.tables import Table
 from isoflop.store import atomic_write
 from isoflop.trend import shown
+from isoflop.trend.breaks import NO_EVIDENCE
 from isoflop.trend.metrics import HARDWARE, METRICS, MODELS
 from isoflop.trend.page import Answered, Page
 
@@ -65,6 +66,7 @@ def render(page: Page) -> str:
             about=lambda name: _sentence(METRICS[name].about),
             power=power,
             date_words=date_words,
+            year_words=year_words,
             tables=tables(page),
             pictures=pictures(page),
             caption=caption,
@@ -144,23 +146,14 @@ def _table(rows: shown.Rows) -> Table:
 
 def _metrics(page: Page) -> Table:
     level = f"{100 * page.level:g}%"
-    head = (
-        "metric",
-        "points",
-        "n",
-        "rate a year",
-        level,
-        "doubles in",
-        level,
-        "growth model",
-        "rate's change",
-    )
+    head = ("metric", "frontier", "from", "n", f"rate a year, {level}", f"doubles in, {level}",
+            "growth model", "the rate is")  # fmt: skip
     rows = []
     for name, a in page.answered.items():
         t = a.trend
-        doubling, ends = shown.doubling(t)
-        cells = (name, shown.points_words(t), str(t.n), shown.factor(t.rate_per_year),
-                 shown.span(*t.interval), doubling, ends, t.verdict, t.slowing.verdict)  # fmt: skip
+        rate = f"{shown.factor(t.rate_per_year)} {shown.span(*t.interval)}"
+        changes = "–" if t.slowing.verdict == NO_EVIDENCE else t.slowing.verdict
+        cells = (name, t.frontier, shown.date(t.first), str(t.n), rate, shown.doubling(t), t.verdict, changes)
         rows.append(("", cells))
     return Table("Growth of every metric that the tables state", head, tuple(rows))
 
@@ -185,7 +178,7 @@ def _bounds(page: Page) -> Table:
 
 def _limits(found: IndustryAnswer) -> Table:
     rows = tuple(
-        ("", (x.name, x.what, date_words(x.date), _ends(x.doublings, "{:.1f}".format),
+        ("", (x.name, date_words(x.date), _ends(x.doublings, "{:.1f}".format),
               _ends(x.feasible, power), f"{x.first:.0%}"))
         for x in found.limits
     )  # fmt: skip
@@ -193,8 +186,8 @@ def _limits(found: IndustryAnswer) -> Table:
         f"The largest training run, {power(found.frontier.value)} FLOP in {found.start:.1f}, growing"
         f" {found.growth}; {found.draws:,} draws, {100 * found.level:g}%"
     )
-    head = ("limit", "what it is", "binds in", "doublings left", f"FLOP allowed in {found.feasible_year:.0f}",
-            "binds first")  # fmt: skip
+    allowed = f"FLOP allowed in {found.feasible_year:.0f}"
+    head = ("limit", "binds in", "doublings left", allowed, "binds first")
     return Table(title, head, rows)
 
 

@@ -86,12 +86,12 @@ def gather(
     """
     shown, done = progress or Silent(), 0
     tables = {MODELS: read_table(table), HARDWARE: read_table(hardware, kind=HARDWARE)}
-    answered, refused, asked = {}, dict[str, str](), dict[str, Question]()
+    answered, refused, asked = {}, dict[str, TrendError](), dict[str, Question]()
     for metric in METRICS.values():
         try:
             asked[metric.name] = window.question(_table_of(metric, tables), metric)
         except TrendError as error:
-            refused[metric.name] = error.message
+            refused[metric.name] = error
     lead = _lead(asked, refused)
     shown.start("trend", len(asked) + 2)
     for name, question in asked.items():
@@ -101,22 +101,23 @@ def gather(
         except TrendError as error:
             if name == lead:
                 raise
-            refused[name] = error.message
+            refused[name] = error
         done += 1
     shown.update("trend", done, "other choices")
     first = answered[lead]
     words = window.words(first.metric.kind)
     source = _table_of(first.metric, tables)
     choices = _choices(source, lead, first.asked.frontier.name, words, seed)
-    silent = disclosure(source, lead, **words)
+    silent = disclosure(source, lead, words["since"], words["until"], words["domain"])
     shown.update("trend", done + 1, "limits")
     assumed = read_assumptions()
     fitted = None if LEAD not in answered else industry(
         assumed, growth=_growth(answered[LEAD].asked), seed=seed, level=LEVEL
     )  # fmt: skip
     limits = industry(assumed, seed=seed, level=LEVEL)
-    shown.finish("trend", f"{len(answered)} metrics, {len(refused)} refused")
-    return Page(answered, refused, first, choices, silent, limits, fitted, tables, LEVEL, seed)
+    shown.finish("trend", f"{len(answered)} metrics answered, {len(refused)} refused")
+    reasons = {name: error.message for name, error in refused.items()}
+    return Page(answered, reasons, first, choices, silent, limits, fitted, tables, LEVEL, seed)
 
 
 def _table_of(metric: Metric, tables: dict[str, Table]) -> Table:
@@ -124,18 +125,15 @@ def _table_of(metric: Metric, tables: dict[str, Table]) -> Table:
     return tables[HARDWARE if metric.kind == HARDWARE else MODELS]
 
 
-def _lead(asked: dict[str, Question], refused: dict[str, str]) -> str:
-    found = next((name for name in (LEAD, *METRICS) if name in asked and _of_models(name)), None)
+def _lead(asked: dict[str, Question], refused: dict[str, TrendError]) -> str:
+    """Compute, or the first metric of models that can be answered."""
+    found = next(
+        (name for name in (LEAD, *METRICS) if name in asked and METRICS[name].kind != HARDWARE), None
+    )
     if found is None:
-        raise TrendError(
-            f"No metric of models can be answered: {refused[LEAD]}",
-            hint="Widen the window (--since, --until), or take --frontier all.",
-        )
+        why = refused[LEAD]
+        raise TrendError(f"No metric of models can be answered: {why.message}", hint=why.hint)
     return found
-
-
-def _of_models(name: str) -> bool:
-    return METRICS[name].kind != HARDWARE
 
 
 def _choices(

@@ -16,6 +16,7 @@ from isoflop.trend.specification import Choices
 Rows = tuple[str, Sequence[str], Iterable[Sequence[object]]]  # title, columns, rows
 MOST_CHANGES, ENDS = 20, 3  # rows shown of a diff; choices shown at either end
 LONGEST = 40  # letters of a name
+YEARS_FROM = 24  # months: doubling times from here on are told in years
 RECENT = 3  # years whose share of stated rows is told
 
 
@@ -38,20 +39,12 @@ def times(rate: float) -> str:
     return f"{rate:.2f}x"
 
 
-def months(value: float) -> str:
-    """A doubling or halving time without its sign, in months or years."""
-    value = abs(value)
-    if not np.isfinite(value):
-        return "never"
-    return f"{value:.1f} months" if value < 24 else f"{value / 12:.1f} years"
-
-
 def headline(t: Trend) -> str:
     """Rate, interval and doubling time."""
     level = f"{100 * t.level:g}%"
     return (
         f"{t.metric}: {factor(t.rate_per_year)} a year {span(*t.interval)}, {level} by bootstrap of"
-        f" {t.bootstrap}\nit {verb(t)} every {' '.join(doubling(t))}\n"
+        f" {t.bootstrap}\nit {verb(t)} every {doubling(t)}\n"
         f"n = {t.n} of {t.of} points on the frontier {t.frontier}, {date(t.first)} to {date(t.last)};"
         f" {t.undisclosed} more rows do not state it; snapshot {t.snapshot}"
     )
@@ -61,10 +54,12 @@ def verb(t: Trend) -> str:
     return "doubles" if t.doubling_months > 0 else "halves"
 
 
-def doubling(t: Trend) -> tuple[str, str]:
-    """The doubling or halving time, and its interval."""
-    low, high = sorted(map(abs, t.doubling_interval))
-    return months(t.doubling_months), f"[{months(low)}, {months(high)}]"
+def doubling(t: Trend) -> str:
+    """The doubling or halving time with its interval: 6.5 [5.7, 7.7] months, in years from two on."""
+    value, (low, high) = abs(t.doubling_months), sorted(map(abs, t.doubling_interval))
+    unit, size = ("months", 1) if value < YEARS_FROM else ("years", 12)
+    mid, least, most = (f"{v / size:.1f}" if np.isfinite(v) else "never" for v in (value, low, high))
+    return f"{mid} [{least}, {most}] {unit}"
 
 
 def points_words(t: Trend) -> str:

@@ -13,7 +13,7 @@ from e2e.commands import refused
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models.csv, a later snapshot of it, and a table of a user's own metric."""
+    """models.csv, a later snapshot of it, devices.csv, and a table of a user's own metric."""
     folder = tmp_path_factory.mktemp("tables")
     rng = np.random.default_rng(0)
     head = "name,organisation,date,flops,params_total,domain,confidence"
@@ -25,6 +25,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "later.csv").write_text(
         "\n".join([head, *rows[1:], "new,o1,2024-01-09,1e26,7e9,language,likely"])
     )
+    devices = [f"d{i},v{i % 3},{2012 + i // 3}-0{1 + i % 3}-09,{1.1**i:.3g}GB" for i in range(30)]
+    (folder / "devices.csv").write_text("\n".join(["name,manufacturer,release_date,memory_bytes", *devices]))
     days = [f"202{i // 12}-{1 + i % 12:02d}-01,{1.5**i * np.exp(0.1 * rng.standard_normal()):.5g}"
             for i in range(30)]  # fmt: skip
     (folder / "own.csv").write_text("\n".join(["date,minutes of work", *days]))
@@ -74,6 +76,39 @@ def test_the_packages_own_facts(isoflop) -> None:  # type: ignore[no-untyped-def
     found = json.loads(isoflop("trend", "parameters", "--since", "2018", "--json").out)
     assert found["n"] > 100
     assert 1.2 < found["interval"][0] < found["rate_per_year"] < found["interval"][1] < 5
+
+
+def test_the_page_of_all_metrics(isoflop, tables: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    page = tmp_path / "page.html"
+    files = ("--table", tables / "models.csv", "--hardware", tables / "devices.csv")
+    answer = isoflop("trend", "--all", *files, "--since", "2016", "--until", "2022", "--domain", "language",
+                     "--frontier", "records", "--out", page, "--seed", "1")  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert answer.out.strip() == str(page)
+    assert str(page) in answer.err
+    assert "answered" in answer.err
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "on the frontier records, 2016-" in text
+    assert "Seed 1." in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--all", "--out", "page.pdf"), "A page cannot be 'page.pdf'"),
+        (("--all", "--out", "nowhere/page.html"), "no folder nowhere for page.html"),
+        (("--all", "--table", "none.csv"), "none.csv cannot be read"),
+        (("--all", "--since", "soon"), "is 'soon', which is not a date"),
+        (("--all", "--frontier", "best"), "no frontier 'best'"),
+        (("--since", "2018"), "--since needs a metric, or --all"),
+        (("--since", "2018", "compute"), "--since stands before 'compute'"),
+        (("--all", "compute"), "--all stands before 'compute'"),
+    ],
+)
+def test_pages_refused(isoflop, tables: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    hardware = ("--hardware", tables / "devices.csv") if words[0] == "--all" else ()
+    refused(isoflop("trend", *words[:1], *hardware, *words[1:]), says)
 
 
 def test_two_snapshots(isoflop, tables: Path) -> None:  # type: ignore[no-untyped-def]
