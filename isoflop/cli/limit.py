@@ -126,7 +126,7 @@ def _show_user(found: UserAnswer) -> None:
         [(x.name, _doublings(x.doublings), _flops(x.flops), f"{x.first:.0%}") for x in found.limits],
     )
     typer.echo(found.sentence)
-    if found.loss_then is not None and found.doublings.value > 0:
+    if found.loss_then is not None:
         typer.echo(
             f"At the best split they bring the loss from {_loss(found.loss_now)} to {_loss(found.loss_then)}"
             " nats a token, were all text fresh."
