@@ -66,7 +66,7 @@ BAD = {
     "a law of size alone": ([(r'^law = ".*?"', 'law = "kaplan-2020"')], "law", "."),
     "no law": ([(r"^law = .*$", "")], "None", "."),
     "applies": ([applying("chips", 50)], "applies = 50", "from 0 to 1"),
-    "not TOML": ([(r"^law = ", "law : ")], "cannot be read", "Compare"),
+    "not TOML": ([(r"^law = ", "law : ")], "cannot be read", "Copy"),
     "likeliest outside": (
         [(r"^\[latency\.flops\]\nlow = .*\nhigh = .*\nunit.*\n",
           '[latency.binds]\nlow = 2027\nlikeliest = 2040\nhigh = 2034\nunit = "year"\n')],

@@ -55,7 +55,7 @@ EARLIEST, HORIZON = 1950.0, 2060.0  # years of values; looking for limits ends a
 BINDS, YEAR = "binds", "year"  # a limit given by dates, and their unit
 FIELDS = ("low", "high", "likeliest", "unit", "year", "date", "source")
 NEEDED = ("low", "high", "unit", "date", "source")
-HINT = "Compare it with isoflop/limits/assumptions.toml, which is used without --assumptions."
+HINT = "Copy the packaged file and change that: isoflop limit --industry says where it is."
 
 
 class Quantity(Record):
