@@ -211,6 +211,18 @@ def test_a_falling_metric_halves_and_its_frontier_is_the_cheapest(tmp_path: Path
     assert answer(table, "inference-price", frontier="records").interval == found.interval
 
 
+def test_a_decline_slows_by_becoming_flatter() -> None:
+    found = answer_to(asked(30 - 1.4 * T + 0.9 * np.maximum(T - 6, 0) + noise(1)))
+    assert found.rate_per_year < 1
+    assert found.slowing.verdict == SLOWING
+
+
+def test_equal_values_do_not_change_their_rate() -> None:
+    found = answer_to(asked(np.full(len(T), 5.0)))
+    assert found.rate_per_year == pytest.approx(1)
+    assert found.slowing.verdict == NO_EVIDENCE
+
+
 def test_few_organisations_are_not_drawn() -> None:
     few = asked(3 + 1.4 * T + noise())
     alike = Question(
@@ -234,7 +246,8 @@ def test_every_reasonable_choice(table: Table) -> None:
     assert {"all", "top5", "top10", "records", "quantile 0.9"} <= {c.frontier for c in found.choices}
     [mine] = [c for c in found.choices if c.asked]
     plain = answer(table, "compute", since="2016", frontier="top10")
-    assert (mine.n, mine.rate_per_year) == (plain.n, pytest.approx(plain.rate_per_year))
+    assert mine.n == plain.n
+    assert mine.rate_per_year == pytest.approx(plain.rate_per_year)
     without = next(c for c in found.choices if c.frontier == "all" and not c.outliers and c.speculative
                    and c.domain == "any" and c.since == 2016)  # fmt: skip
     kept = next(c for c in found.choices if c.frontier == "all" and c.outliers and c.speculative
