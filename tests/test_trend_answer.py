@@ -147,7 +147,7 @@ def test_no_forecast_without_past_ones() -> None:
 def test_the_verdict_is_undecided_unless_criteria_and_forecasts_agree() -> None:
     def verdict(logs: Floats, errors: dict[str, float]) -> tuple[str, str, str]:
         growths = {name: fit(YEARS, logs, name) for name in errors}
-        test = Backtest(tuple(errors), np.ones(1), np.array([[e] for e in errors.values()]), 1)
+        test = Backtest(tuple(errors), np.zeros(1, int), np.ones(1), np.array([[e] for e in errors.values()]))
         found = compare(growths, [], test)
         return found.verdict, found.why, found.chosen
 
@@ -169,6 +169,21 @@ def test_the_verdict_is_undecided_unless_criteria_and_forecasts_agree() -> None:
     assert UNDECIDED in seen
     assert len(seen) > 1
     assert verdict(bent, {"exponential": -1.0, "kinked": np.inf})[2] == "exponential"
+
+
+def test_forecasters_are_compared_from_origin_to_origin() -> None:
+    origin = np.repeat(np.arange(4), 2)
+    best = np.array([1.0, 1, 2, 2, 1, 1, 2, 2])
+    rows = {
+        "kinked": best,
+        "exponential": best + np.array([0.4, 0.4, -0.3, -0.3, 0.4, 0.4, -0.3, -0.3]),
+        "quadratic": best + 0.1,  # worse everywhere
+        "hyperbolic": np.full(8, np.inf),
+    }
+    test = Backtest(tuple(rows), origin, np.ones(8), np.array([*rows.values()]))
+    assert test.origins == 4
+    assert test.no_worse() == ("kinked", "exponential")
+    assert Backtest((), np.empty(0, int), np.empty(0), np.empty((0, 0))).no_worse() == ()
 
 
 def test_nil_growth_never_doubles_for_sure() -> None:
