@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from isoflop.records import Interval
 from isoflop.trend.answer import Trend
@@ -13,9 +11,10 @@ from isoflop.trend.diff import Diff
 from isoflop.trend.disclosure import Disclosure
 from isoflop.trend.specification import Choices
 
-Rows = tuple[str, Sequence[str], Iterable[Sequence[object]]]  # title, columns, rows
+Rows = tuple[str, Sequence[str], Sequence[Sequence[object]]]  # title, columns, rows
 MOST_CHANGES, ENDS = 20, 3  # rows shown of a diff; choices shown at either end
 LONGEST = 40  # letters of a name
+LONG = 12e4  # months: what is called never
 RECENT = 3  # years whose share of stated rows is told
 
 
@@ -31,7 +30,7 @@ def span(low: float, high: float) -> str:
 
 
 def percent(rate: float) -> str:
-    return f"{100 * (rate - 1):+.1f}%"
+    return f"{round(100 * (rate - 1), 1) + 0.0:+.1f}%"
 
 
 def times(rate: float) -> str:
@@ -41,7 +40,7 @@ def times(rate: float) -> str:
 def months(value: float) -> str:
     """A doubling or halving time without its sign, in months or years."""
     value = abs(value)
-    if not np.isfinite(value):
+    if not value < LONG:
         return "never"
     return f"{value:.1f} months" if value < 24 else f"{value / 12:.1f} years"
 
@@ -65,12 +64,12 @@ def date(year: float) -> str:
 
 
 def tables(t: Trend) -> list[Rows]:
-    """Intervals, definitions, models, breaks, forecast and influences."""
+    """Intervals, definitions, models, breaks, forecast and influences; those that there are."""
     level = f"{100 * t.level:g}%"
     rates = [(f"{t.frontier}, by bootstrap of {r.bootstrap}", t.n, factor(r.per_year.value),
               span(r.per_year.low, r.per_year.high)) for r in t.bootstraps]  # fmt: skip
     rates += [(d.frontier, d.n, factor(d.rate_per_year), span(*d.interval)) for d in t.definitions]
-    return [
+    parts: list[Rows] = [
         ("Rate a year by bootstrap and by frontier", ("frontier", "n", "rate", level), rates),
         _models(t),
         ("Breaks of the rate", ("model", "break", level, "BIC gain", "by chance"), _breaks(t)),
@@ -80,6 +79,7 @@ def tables(t: Trend) -> list[Rows]:
          [(i.name[:LONGEST], date(i.year), f"{i.value:.3g}", factor(i.rate_without), f"{i.change:+.3f}")
           for i in t.influences]),
     ]  # fmt: skip
+    return [(title, columns, rows) for title, columns, rows in parts if rows]
 
 
 def _models(t: Trend) -> Rows:
@@ -124,13 +124,15 @@ def sentences(t: Trend) -> list[str]:
         )
     if t.forecast:
         found.append(
-            f"The forecast is by {t.forecast_model} growth, the simplest that forecast the past best."
+            f"The forecast is by {t.forecast_model} growth, the simplest of those that forecast the past best."
         )
     return found
 
 
 def disclosure_sentences(d: Disclosure) -> list[str]:
     """Who states the metric, and how far the rate of all points may be off."""
+    if d.stated == d.rows:
+        return [f"All {d.rows} rows state it."]
     years = ", ".join(f"{s.label} {s.share:.0%}" for s in d.by_year[-RECENT:])
     widest = max((b for b in d.bounds if b.assumption == "about the trend"), key=lambda b: b.factor)
     return [
