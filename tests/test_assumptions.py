@@ -50,6 +50,7 @@ def test_a_share_does_not_pass_one() -> None:
 BAD = {
     "missing field": ([(r'(\[data\.tokens\]\nlow = .*\nhigh = .*\n)unit.*\n', r"\1")], "no unit", "It needs"),
     "missing year": ([(r"^year = 2025.5\n", "")], "[growth.frontier]", "year"),
+    "a year of two digits": ([(r"^year = 2025.5", "year = 25")], "of the year 25", "2025.5"),
     "missing quantity": ([(r"^\[chips\.share\]$", "[chips.shares]")], "'shares'", "'share'"),
     "unknown limit": ([(r"^\[latency\]$", "[latensy]")], "'latensy'", "'latency'"),
     "no source": ([(r'^source = "Epoch AI 2024: 2 to.*\n', "")], "[spread-power.watts]", "source"),
@@ -65,7 +66,7 @@ BAD = {
     "a law of size alone": ([(r'^law = ".*?"', 'law = "kaplan-2020"')], "law", "."),
     "no law": ([(r"^law = .*$", "")], "None", "."),
     "applies": ([applying("chips", 50)], "applies = 50", "from 0 to 1"),
-    "not TOML": ([(r"^law = ", "law : ")], "cannot be read", "Compare"),
+    "not TOML": ([(r"^law = ", "law : ")], "cannot be read", "Copy"),
     "likeliest outside": (
         [(r"^\[latency\.flops\]\nlow = .*\nhigh = .*\nunit.*\n",
           '[latency.binds]\nlow = 2027\nlikeliest = 2040\nhigh = 2034\nunit = "year"\n')],

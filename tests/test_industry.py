@@ -230,5 +230,5 @@ def test_ours_lie_within_what_epoch_expects_of_2030() -> None:
         (tuple(np.quantile(tokens, [0.05, 0.5, 0.95])), 4e14, 2e16),
     ):
         assert low < ours[1] < high
-        assert ours[0] == pytest.approx(low, rel=0.75)  # an end within a factor of 1.75
-        assert ours[2] > high / 2
+        assert low / 2 < ours[0] < 2 * low
+        assert high / 2 < ours[2] < 2 * high

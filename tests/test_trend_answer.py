@@ -147,7 +147,7 @@ def test_no_forecast_without_past_ones() -> None:
 def test_the_verdict_is_undecided_unless_criteria_and_forecasts_agree() -> None:
     def verdict(logs: Floats, errors: dict[str, float]) -> tuple[str, str, str]:
         growths = {name: fit(YEARS, logs, name) for name in errors}
-        test = Backtest(tuple(errors), np.ones(1), np.array([[e] for e in errors.values()]), 1)
+        test = Backtest(tuple(errors), np.zeros(1, int), np.ones(1), np.array([[e] for e in errors.values()]))
         found = compare(growths, [], test)
         return found.verdict, found.why, found.chosen
 
@@ -169,6 +169,21 @@ def test_the_verdict_is_undecided_unless_criteria_and_forecasts_agree() -> None:
     assert UNDECIDED in seen
     assert len(seen) > 1
     assert verdict(bent, {"exponential": -1.0, "kinked": np.inf})[2] == "exponential"
+
+
+def test_forecasters_are_compared_from_origin_to_origin() -> None:
+    origin = np.repeat(np.arange(4), 2)
+    best = np.array([1.0, 1, 2, 2, 1, 1, 2, 2])
+    rows = {
+        "kinked": best,
+        "exponential": best + np.array([0.4, 0.4, -0.3, -0.3, 0.4, 0.4, -0.3, -0.3]),
+        "quadratic": best + 0.1,  # worse everywhere
+        "hyperbolic": np.full(8, np.inf),
+    }
+    test = Backtest(tuple(rows), origin, np.ones(8), np.array([*rows.values()]))
+    assert test.origins == 4
+    assert test.no_worse() == ("kinked", "exponential")
+    assert Backtest((), np.empty(0, int), np.empty(0), np.empty((0, 0))).no_worse() == ()
 
 
 def test_nil_growth_never_doubles_for_sure() -> None:
@@ -211,6 +226,18 @@ def test_a_falling_metric_halves_and_its_frontier_is_the_cheapest(tmp_path: Path
     assert answer(table, "inference-price", frontier="records").interval == found.interval
 
 
+def test_a_decline_slows_by_becoming_flatter() -> None:
+    found = answer_to(asked(30 - 1.4 * T + 0.9 * np.maximum(T - 6, 0) + noise(1)))
+    assert found.rate_per_year < 1
+    assert found.slowing.verdict == SLOWING
+
+
+def test_equal_values_do_not_change_their_rate() -> None:
+    found = answer_to(asked(np.full(len(T), 5.0)))
+    assert found.rate_per_year == pytest.approx(1)
+    assert found.slowing.verdict == NO_EVIDENCE
+
+
 def test_few_organisations_are_not_drawn() -> None:
     few = asked(3 + 1.4 * T + noise())
     alike = Question(
@@ -234,7 +261,8 @@ def test_every_reasonable_choice(table: Table) -> None:
     assert {"all", "top5", "top10", "records", "quantile 0.9"} <= {c.frontier for c in found.choices}
     [mine] = [c for c in found.choices if c.asked]
     plain = answer(table, "compute", since="2016", frontier="top10")
-    assert (mine.n, mine.rate_per_year) == (plain.n, pytest.approx(plain.rate_per_year))
+    assert mine.n == plain.n
+    assert mine.rate_per_year == pytest.approx(plain.rate_per_year)
     without = next(c for c in found.choices if c.frontier == "all" and not c.outliers and c.speculative
                    and c.domain == "any" and c.since == 2016)  # fmt: skip
     kept = next(c for c in found.choices if c.frontier == "all" and c.outliers and c.speculative

@@ -44,7 +44,7 @@ def limit(
             help="Growth by all growth models of this table's top 10, in place of the assumed rate.",
         ),
     ] = None,
-    days: Annotated[float | None, count("Days that this machine may compute for the project.")] = None,
+    days: Annotated[float | None, count("Days that this machine may compute for the project, e.g. 30.")] = None,
     usd: Annotated[float | None, count("Money for machines like this one; needs --usd-per-hour.")] = None,
     usd_per_hour: Annotated[float | None, count("Price of an hour of such a machine.")] = None,
     draws: Annotated[int, whole("Joint draws of all that is uncertain.")] = 10_000,
@@ -126,7 +126,7 @@ def _show_user(found: UserAnswer) -> None:
         [(x.name, _doublings(x.doublings), _flops(x.flops), f"{x.first:.0%}") for x in found.limits],
     )
     typer.echo(found.sentence)
-    if found.loss_then is not None and found.doublings.value > 0:
+    if found.loss_then is not None:
         typer.echo(
             f"At the best split they bring the loss from {_loss(found.loss_now)} to {_loss(found.loss_then)}"
             " nats a token, were all text fresh."

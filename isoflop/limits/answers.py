@@ -83,7 +83,7 @@ class UserAnswer(Record):
     doublings: Interval  # until the first limit
     irreducible: Interval | None  # the law's E; None in laws without it
     loss_now: Interval  # of a new run at the best split of `flops`
-    loss_then: Interval | None  # and of what can still be bought; None where that is not finite
+    loss_then: Interval | None  # and of what can still be bought; None where that is nothing
     notes: tuple[str, ...]
     snapshot: str  # of the assumptions
 
@@ -92,7 +92,7 @@ class UserAnswer(Record):
         """The answer in words."""
         left = self.doublings
         if math.isinf(left.value):
-            return f"No limit is in sight: {ranking(self.limits)}."
+            return "In most draws no limit is in sight."
         if left.value <= 0:
             return f"Nothing is left to buy: {doublings_words(left)}; {ranking(self.limits)}."
         return f"You can still buy {doublings_words(left)}; {ranking(self.limits)}."

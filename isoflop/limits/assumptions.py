@@ -51,10 +51,11 @@ DATED = {  # what changes with time, so its year must be known
     "growth.frontier", "run.flops_per_joule", "run.usd_per_chip_hour", "data.tokens", "campus-power.watts",
     "spread-power.watts", "chips.made", "money.usd",
 }  # fmt: skip
+EARLIEST, HORIZON = 1950.0, 2060.0  # years of values; looking for limits ends at the horizon
 BINDS, YEAR = "binds", "year"  # a limit given by dates, and their unit
 FIELDS = ("low", "high", "likeliest", "unit", "year", "date", "source")
 NEEDED = ("low", "high", "unit", "date", "source")
-HINT = "Compare it with isoflop/limits/assumptions.toml, which is used without --assumptions."
+HINT = "Copy the packaged file and change that: isoflop limit --industry says where it is."
 
 
 class Quantity(Record):
@@ -155,6 +156,11 @@ def _quantity(place: Path, section: str, name: str, tables: Mapping[str, Any], u
                 hint="Give a value between low and high.",
             )
     year = _positive(place, label, "year", fields["year"]) if "year" in fields else None
+    if year is not None and not EARLIEST <= year < HORIZON:
+        raise TrendError(
+            f"{label} in {place} is of the year {year:g}.",
+            hint=f"Give one from {EARLIEST:.0f} to {HORIZON:.0f}, e.g. 2025.5 for the middle of 2025.",
+        )
     day = fields["date"]
     return Quantity(
         low=low, high=high, likeliest=likeliest, unit=unit, year=year, source=str(fields["source"]),

@@ -19,14 +19,14 @@ from isoflop.laws.result import Fit
 from isoflop.laws.solve import Array
 from isoflop.limits import conversions
 from isoflop.limits.answers import Band, IndustryAnswer, IndustryLimit, central, first_of
-from isoflop.limits.assumptions import BINDS, LIMITS, Assumptions
+from isoflop.limits.assumptions import BINDS, HORIZON, LIMITS, Assumptions
 from isoflop.limits.growth import Averaged, Exponential
 from isoflop.trend.growth import Draws
 
-HORIZON, STEP = 2060.0, 0.1  # years: where looking ends, and the grid between whose points dates interpolate
+STEP = 0.1  # years, of the grid between whose points dates interpolate
 FEASIBLE_YEAR = 2030.0  # for which Epoch AI 2024 gave its figures
 BLOCK = 10_000  # draws at once, for memory
-LEAST_DRAWS = 100
+LEAST_DRAWS, MOST_DRAWS = 100, 1_000_000
 TABLE_POINTS = 64  # of the conversion of tokens, which is all but a power law
 LARGEST = 600.0  # ln FLOP: infinity, at a growth model's singularity, would not interpolate
 LN2 = float(np.log(2.0))
@@ -115,7 +115,7 @@ class _Met:
 
     dates: Array  # (n, limits)
     log_flops: Array  # (n, limits)
-    feasible: Array  # (n, limits) ln FLOP in FEASIBLE_YEAR
+    feasible: Array  # (n, limits) ln FLOP in the feasible year
     holds: NDArray[np.bool_]  # (n, limits) whether the limit is there at all
     start: Array  # (n,) ln FLOP of the largest run
     growth: Array  # (n, whole years)
@@ -132,7 +132,8 @@ def industry(
     """When each limit binds, which is the first, and how many doublings are left until then.
 
     `growth` (None: the steady rate of the assumptions) says how the largest run grows from the largest known
-    one on. Raises TrendError for fewer than 100 draws, FitError for a level that makes no sense.
+    one on. Raises TrendError for fewer than 100 draws or over a million, FitError for a level that makes no
+    sense.
     """
     check_draws(draws)
     check_level(level)
@@ -148,10 +149,12 @@ def industry(
 
 
 def check_draws(draws: int) -> None:
-    """Raises TrendError for too few draws to speak of an interval."""
-    if draws < LEAST_DRAWS:
+    """Raises TrendError for too few draws to speak of an interval, or more than memory holds."""
+    if not LEAST_DRAWS <= draws <= MOST_DRAWS:
+        few = draws < LEAST_DRAWS
         raise TrendError(
-            f"{draws} draws are too few for intervals.", hint=f"Give {LEAST_DRAWS} or more, e.g. 10000."
+            f"{draws:,} draws are too {'few for intervals' if few else 'many to keep'}.",
+            hint=f"Give {LEAST_DRAWS} to {MOST_DRAWS:,}, e.g. 10000.",
         )
 
 
@@ -168,9 +171,14 @@ def _block(f: Futures, model: Draws, rng: np.random.Generator) -> _Met:
         else:
             path = np.broadcast_to(PATHS[name][1](f), growth.shape)
             dates[:, i], log_flops[:, i] = crossing(years, growth, path)
-            feasible[:, i] = path[:, int(np.abs(years - FEASIBLE_YEAR).argmin())]
+            feasible[:, i] = path[:, int(np.abs(years - _feasible_year(years)).argmin())]
     dates[~holds], log_flops[~holds] = np.inf, np.inf
     return _Met(dates, log_flops, feasible, holds, growth[:, 0], growth[:, :: round(1 / STEP)])
+
+
+def _feasible_year(years: Array) -> float:
+    """`FEASIBLE_YEAR`, or the first one where that is over."""
+    return max(FEASIBLE_YEAR, float(years[0]))
 
 
 def crossing(years: Array, growth: Array, limit: Array) -> tuple[Array, Array]:
@@ -219,8 +227,8 @@ def _answer(
     ]  # fmt: skip
     return IndustryAnswer(
         draws=len(earliest), seed=seed, level=level, start=float(years[0]),
-        frontier=central(np.exp(met.start), level, "FLOP"), horizon=HORIZON, feasible_year=FEASIBLE_YEAR,
-        limits=tuple(limits), date=central(earliest, level, "date"),
+        frontier=central(np.exp(met.start), level, "FLOP"), horizon=HORIZON,
+        feasible_year=_feasible_year(years), limits=tuple(limits), date=central(earliest, level, "date"),
         flops=central(np.exp(lowest), level, "FLOP"),
         doublings=central((lowest - met.start) / LN2, level, "doublings"),
         free=float(np.isinf(earliest).mean()), band=_band(met.growth, years[:: round(1 / STEP)], level),

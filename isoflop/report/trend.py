@@ -68,6 +68,7 @@ def render(page: Page) -> str:
             date_words=date_words,
             year_words=year_words,
             tables=tables(page),
+            checks=[_table(rows) for rows in shown.tables(trend)],
             pictures=pictures(page),
             caption=caption,
             pictured=PICTURED,
@@ -123,15 +124,8 @@ def caption(a: Answered) -> str:
 
 def tables(page: Page) -> dict[str, Table]:
     """Every table, by name."""
-    t = page.lead.trend
-    rates, models, breaks, forecast, influences = map(_table, shown.tables(t))
     return {
         "metrics": _metrics(page),
-        "rates": rates,
-        "models": models,
-        "breaks": breaks,
-        "forecast": forecast,
-        "influences": influences,
         "years": _years(page),
         "bounds": _bounds(page),
         "limits": _limits(page.limits),

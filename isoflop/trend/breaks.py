@@ -15,6 +15,7 @@ from isoflop.trend.rates import Tables
 from isoflop.trend.shapes import SHAPES
 
 DRAWS, SIMULATIONS = 500, 400
+NIL = 1e-9  # a change of the rate that is rounding
 BROKEN = ("kinked", "kinked-2", "discontinuous")
 SLOWING, SPEEDING, NO_EVIDENCE = "slowing", "speeding up", "no evidence of a change"
 
@@ -60,6 +61,7 @@ def slowing(growths: dict[str, Growth], tables: Tables, level: float, rng: np.ra
     if "quadratic" in growths:
         value = growths["quadratic"].params["curvature"]
         curvature = _interval(2 * value, 2 * drawn["quadratic"].c[:, 2], level, "difference")
+    verdict = _verdict(change, curvature, growths["exponential"].params["rate"])
     alone, any_break = false_breaks(growths, rng)
     breaks = tuple(
         Break(model=name, bic_gain=growths["exponential"].bic - growths[name].bic, false_rate=alone[name],
@@ -67,7 +69,7 @@ def slowing(growths: dict[str, Growth], tables: Tables, level: float, rng: np.ra
                           for i, at in enumerate(growths[name].s + growths[name].span.centre)))
         for name in BROKEN if name in growths
     )  # fmt: skip
-    return Slowing(verdict=_verdict(change, curvature), change=change, curvature=curvature, breaks=breaks,
+    return Slowing(verdict=verdict, change=change, curvature=curvature, breaks=breaks,
                    false_breaks=any_break, simulations=SIMULATIONS)  # fmt: skip
 
 
@@ -109,11 +111,10 @@ def _interval(value: float, drawn: Floats, level: float, of: str) -> Interval:
     return Interval(value=value, low=low, high=high, level=level, of=of)
 
 
-def _verdict(change: Interval | None, curvature: Interval | None) -> str:
-    """A change is claimed where both intervals lie on one side of zero."""
+def _verdict(change: Interval | None, curvature: Interval | None, rate: float) -> str:
+    """A change is claimed where both intervals lie on one side of zero; a falling value slows by rising."""
     both = [part for part in (change, curvature) if part is not None]
-    if both and all(part.high < 0 for part in both):
-        return SLOWING
-    if both and all(part.low > 0 for part in both):
-        return SPEEDING
+    signs = {(part.low > NIL) - (part.high < -NIL) for part in both}
+    if signs == {1} or signs == {-1}:
+        return SPEEDING if (1 in signs) == (rate >= 0) else SLOWING
     return NO_EVIDENCE

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.records import Record
 from isoflop.trend.growth import Growth, fit_all
@@ -18,7 +19,6 @@ from isoflop.trend.shapes import SHAPES
 
 MARGIN = 2.0  # of AICc: below it two models are not told apart (Burnham and Anderson 2002, section 2.6)
 ORIGINS, REACH = 10, 3  # at most; years
-NEAR = 1.02  # of forecast errors
 EARLIEST = 12  # points before the first origin
 UNDECIDED = "undecided"
 
@@ -44,7 +44,9 @@ class Comparison(Record):
     models: tuple[Model, ...]
     verdict: str  # a model's name, or UNDECIDED
     why: str
-    chosen: str  # to forecast with: the simplest within `NEAR` of the best forecaster
+    chosen: (
+        str  # to forecast with: the simplest that forecast no worse than the best, without an end in reach
+    )
     origins: int
     left_out: tuple[str, ...]  # a sentence for each model that the points do not allow
 
@@ -54,9 +56,13 @@ class Backtest:
     """What rolling origins forecast: one row of `errors` a model of `names`."""
 
     names: tuple[str, ...]
+    origin: NDArray[np.intp]  # (m,) 0, 1, ...: which forecasts were made on one date
     ahead: Floats  # (m,) years from the origin to the point
     errors: Floats  # (models, m) ln(forecast / value)
-    origins: int
+
+    @property
+    def origins(self) -> int:
+        return len(np.unique(self.origin))
 
     def of(self, name: str) -> Floats:
         """(m,) errors of a model; empty where it was not fitted at every origin."""
@@ -66,6 +72,25 @@ class Backtest:
         found = self.of(name)
         return float(np.abs(found).mean()) if len(found) else None
 
+    def no_worse(self) -> tuple[str, ...]:
+        """The best forecaster, and models whose errors exceed its by no more than a standard error.
+
+        The standard error is of the difference from origin to origin (Breiman et al. 1984, section 3.4.3).
+        """
+        size = np.abs(self.errors)
+        finite = [i for i in range(len(self.names)) if len(self.ahead) and np.isfinite(size[i]).all()]
+        if not finite:
+            return ()
+        best = min(finite, key=lambda i: size[i].mean())
+        found = []
+        for i in finite:
+            more = size[i] - size[best]
+            by_origin = np.array([more[self.origin == o].mean() for o in np.unique(self.origin)])
+            slack = by_origin.std(ddof=1) / np.sqrt(len(by_origin)) if len(by_origin) > 1 else 0.0
+            if by_origin.mean() <= slack:
+                found.append(self.names[i])
+        return tuple(found)
+
 
 def backtest(years: Floats, logs: Floats) -> Backtest:
     """Forecasts of the second half of (n,) points in order, from up to `ORIGINS` dates."""
@@ -74,17 +99,19 @@ def backtest(years: Floats, logs: Floats) -> Backtest:
     starts = starts[starts >= min(EARLIEST, len(years))]
     if len(starts) > ORIGINS:
         starts = starts[np.linspace(0, len(starts) - 1, ORIGINS).astype(int)]
-    ahead, errors = [], []
-    for start in starts:
-        origin = years[start - 1]
-        after = slice(start, int(np.searchsorted(years, origin + REACH, side="right")))
+    ahead, errors, origin = [], [], []
+    for i, start in enumerate(starts):
+        begun = years[start - 1]
+        after = slice(start, int(np.searchsorted(years, begun + REACH, side="right")))
         fits, _ = fit_all(years[:start], logs[:start], refine=False)
-        ahead.append(years[after] - origin)
+        ahead.append(years[after] - begun)
+        origin.append(np.full(len(years[after]), i))
         errors.append({name: g.predict(years[after]) - logs[after] for name, g in fits.items()})
     names = tuple(name for name in SHAPES if errors and all(name in e for e in errors))
     rows = [np.concatenate([e[name] for e in errors]) for name in names]
     every = np.concatenate(ahead) if ahead else np.empty(0)
-    return Backtest(names, every, np.array(rows).reshape(len(names), len(every)), len(starts))
+    dates = np.concatenate(origin) if origin else np.empty(0, np.intp)
+    return Backtest(names, dates, every, np.array(rows).reshape(len(names), len(every)))
 
 
 def compare(growths: Mapping[str, Growth], missing: Sequence[str], test: Backtest) -> Comparison:
@@ -96,16 +123,17 @@ def compare(growths: Mapping[str, Growth], missing: Sequence[str], test: Backtes
         for g in growths.values()
     ]  # fmt: skip
     models = sorted(found, key=lambda m: _or_inf(m.aicc))
-    verdict, why = _verdict(models)
-    least = min(_or_inf(m.forecast_error) for m in models)
-    able = [m for m in models if _or_inf(m.forecast_error) <= NEAR * least]
-    chosen = min(able, key=lambda m: (m.k, _or_inf(m.forecast_error))).name
+    able = test.no_worse()
+    verdict, why = _verdict(models, able)
+    last = np.array([max(g.span.last for g in growths.values()) + REACH])
+    able_models = [m for m in models if m.name in able and np.isfinite(growths[m.name].predict(last)[0])]
+    chosen = min(able_models or models, key=lambda m: (m.k, _or_inf(m.forecast_error))).name
     return Comparison(models=tuple(models), verdict=verdict, why=why, chosen=chosen, origins=test.origins,
                       left_out=tuple(missing))  # fmt: skip
 
 
-def _verdict(models: Sequence[Model]) -> tuple[str, str]:
-    """The verdict on models sorted by AICc, and its reason."""
+def _verdict(models: Sequence[Model], able: Sequence[str]) -> tuple[str, str]:
+    """The verdict on models sorted by AICc, and its reason; `able` is `Backtest.no_worse`."""
     best = models[0]
     if len(models) == 1:
         return UNDECIDED, f"The points allow {best.name} growth only."
@@ -113,13 +141,12 @@ def _verdict(models: Sequence[Model]) -> tuple[str, str]:
     near = [m.name for m in models if _or_inf(m.aicc) < _or_inf(best.aicc) + MARGIN]
     if len(near) > 1:
         return UNDECIDED, f"Within {MARGIN:g} of the best AICc: {', '.join(near)}."
-    tested = [m for m in models if m.forecast_error is not None]
-    if not tested:
+    if not able:
         return UNDECIDED, f"AICc favours {best.name}, but the points are too few to test forecasts."
-    forecaster = min(tested, key=lambda m: _or_inf(m.forecast_error))
-    if forecaster.name != best.name:
+    if best.name not in able:
+        forecaster = min(models, key=lambda m: _or_inf(m.forecast_error))
         return UNDECIDED, f"AICc favours {best.name} by {lead:.1f}, past forecasts favour {forecaster.name}."
-    return best.name, f"Best by AICc, by {lead:.1f}, and in forecasts of the past."
+    return best.name, f"Best by AICc, by {lead:.1f}, and no worse than any in forecasts of the past."
 
 
 def _or_inf(value: float | None) -> float:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from isoflop.records import Interval
 from isoflop.trend.answer import Trend
@@ -13,10 +11,10 @@ from isoflop.trend.diff import Diff
 from isoflop.trend.disclosure import Disclosure
 from isoflop.trend.specification import Choices
 
-Rows = tuple[str, Sequence[str], Iterable[Sequence[object]]]  # title, columns, rows
+Rows = tuple[str, Sequence[str], Sequence[Sequence[object]]]  # title, columns, rows
 MOST_CHANGES, ENDS = 20, 3  # rows shown of a diff; choices shown at either end
 LONGEST = 40  # letters of a name
-YEARS_FROM = 24  # months: doubling times from here on are told in years
+YEARS_FROM, LONG = 24, 12e4  # months: doubling times told in years, and as never
 RECENT = 3  # years whose share of stated rows is told
 
 
@@ -32,7 +30,7 @@ def span(low: float, high: float) -> str:
 
 
 def percent(rate: float) -> str:
-    return f"{100 * (rate - 1):+.1f}%"
+    return f"{round(100 * (rate - 1), 1) + 0.0:+.1f}%"
 
 
 def times(rate: float) -> str:
@@ -58,7 +56,7 @@ def doubling(t: Trend) -> str:
     """The doubling or halving time with its interval: 6.5 [5.7, 7.7] months, in years from two on."""
     value, (low, high) = abs(t.doubling_months), sorted(map(abs, t.doubling_interval))
     unit, size = ("months", 1) if value < YEARS_FROM else ("years", 12)
-    mid, least, most = (f"{v / size:.1f}" if np.isfinite(v) else "never" for v in (value, low, high))
+    mid, least, most = (f"{v / size:.1f}" if v < LONG else "never" for v in (value, low, high))
     return f"{mid} [{least}, {most}] {unit}"
 
 
@@ -79,12 +77,12 @@ def date(year: float) -> str:
 
 
 def tables(t: Trend) -> list[Rows]:
-    """Intervals, definitions, models, breaks, forecast and influences."""
+    """Intervals, definitions, models, breaks, forecast and influences; those that there are."""
     level = f"{100 * t.level:g}%"
     rates = [(f"{t.frontier}, by bootstrap of {r.bootstrap}", t.n, factor(r.per_year.value),
               span(r.per_year.low, r.per_year.high)) for r in t.bootstraps]  # fmt: skip
     rates += [(d.frontier, d.n, factor(d.rate_per_year), span(*d.interval)) for d in t.definitions]
-    return [
+    parts: list[Rows] = [
         ("Rate a year by bootstrap and by frontier", ("frontier", "n", "rate", level), rates),
         _models(t),
         ("Breaks of the rate", ("model", "break", level, "BIC gain", "by chance"), _breaks(t)),
@@ -94,6 +92,7 @@ def tables(t: Trend) -> list[Rows]:
          [(i.name[:LONGEST], date(i.year), f"{i.value:.3g}", factor(i.rate_without), f"{i.change:+.3f}")
           for i in t.influences]),
     ]  # fmt: skip
+    return [(title, columns, rows) for title, columns, rows in parts if rows]
 
 
 def _models(t: Trend) -> Rows:
@@ -137,13 +136,15 @@ def sentences(t: Trend) -> list[str]:
         )
     if t.forecast:
         found.append(
-            f"The forecast is by {t.forecast_model} growth, the simplest that forecast the past best."
+            f"The forecast is by {t.forecast_model} growth, the simplest of those that forecast the past best."
         )
     return found
 
 
 def disclosure_sentences(d: Disclosure) -> list[str]:
     """Who states the metric, and how far the rate of all points may be off."""
+    if d.stated == d.rows:
+        return [f"All {d.rows} rows state it."]
     years = ", ".join(f"{s.label} {s.share:.0%}" for s in d.by_year[-RECENT:])
     widest = max((b for b in d.bounds if b.assumption == "about the trend"), key=lambda b: b.factor)
     return [

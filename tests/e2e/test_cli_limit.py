@@ -82,6 +82,7 @@ def test_bad_input(isoflop, home: Path, tmp_path: Path) -> None:  # type: ignore
 
     refused(limit("--industry", "--draws", 99), "99 draws are too few")
     refused(limit("--industry", "--draws", "many"), "--draws")
+    refused(limit("--industry", "--draws", "1B"), "1,000,000,000 draws are too many")
     refused(limit("--industry", "--interval", 1, *FEW), "interval of 1")
     refused(limit("--industry", "--assumptions", tmp_path / "none.toml"), "none.toml", "cannot be read")
     refused(limit("--industry", "--table", tmp_path / "none.csv"), "none.csv")
