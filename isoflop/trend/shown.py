@@ -124,7 +124,7 @@ def sentences(t: Trend) -> list[str]:
         )
     if t.forecast:
         found.append(
-            f"The forecast is by {t.forecast_model} growth, the simplest of those that forecast the past best."
+            f"The forecast is by {t.forecast_model} growth, the simplest of the best forecasters of the past."
         )
     return found
 
