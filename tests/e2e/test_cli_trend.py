@@ -89,7 +89,9 @@ def test_help_names_the_metrics(isoflop) -> None:  # type: ignore[no-untyped-def
     listed = isoflop("trend", "--help").out
     for name in ("parameters", "compute", "flops-per-dollar", "time-horizon", "diff", "Example:"):
         assert name in listed
+    assert "your-column" not in listed
     assert "isoflop trend memory" in isoflop("trend", "memory", "--help").out
+    assert "a column of your own table" in isoflop("trend", "price", "--help").out
 
 
 @pytest.mark.parametrize(
