@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from isoflop.records import Interval
 from isoflop.trend.answer import Trend
-from isoflop.trend.breaks import NO_EVIDENCE
+from isoflop.trend.breaks import NO_EVIDENCE, UNTOLD
 from isoflop.trend.diff import Diff
 from isoflop.trend.disclosure import Disclosure
 from isoflop.trend.specification import Choices
@@ -116,7 +116,10 @@ def sentences(t: Trend) -> list[str]:
         for name, part in (("last rate less the one before", s.change), ("change a year", s.curvature))
         if isinstance(part, Interval)
     ]
-    evidence = "No evidence that the rate changes" if s.verdict == NO_EVIDENCE else f"Growth is {s.verdict}"
+    evidence = {
+        NO_EVIDENCE: "No evidence that the rate changes",
+        UNTOLD: "Whether growth slows cannot be told, the frontier being that of a table's beginning",
+    }.get(s.verdict, f"Growth is {s.verdict}")
     found.append(f"{evidence}: {', '.join(parts) or 'the points are too few'} (of ln a year).")
     if s.false_breaks is not None:
         found.append(
