@@ -20,6 +20,7 @@ from isoflop.records import Interval
 from isoflop.store import disk_errors
 from isoflop.trend.answer import Question, Trend
 from isoflop.trend.growth import fit
+from isoflop.trend.rates import as_they_are
 from isoflop.trend.shown import factor, span
 from isoflop.trend.specification import FRONTIERS, Choices
 
@@ -56,11 +57,7 @@ def trend_data(asked: Question, trend: Trend) -> TrendData:
     grid = np.linspace(trend.first, last, GRID)
     drawn = growth.draws(grid, DRAWS, np.random.default_rng(trend.seed))
     low, high = np.quantile(drawn, [0.5 - trend.level / 2, 0.5 + trend.level / 2], axis=0)
-    members = set(zip(chosen.names, chosen.years.tolist(), strict=True))
-    others = inside & np.array([
-        (name, year) not in members
-        for name, year in zip(asked.points.names, asked.points.years.tolist(), strict=True)
-    ])  # fmt: skip
+    others = inside & (as_they_are(asked.points, asked.since, asked.frontier).weights[0] == 0)
     return TrendData(
         years=asked.points.years[others],
         values=asked.points.values[others],

@@ -39,7 +39,7 @@ def test_a_trend_in_words(isoflop, tables: Path, tmp_path: Path) -> None:  # typ
     for says in (
         "a year [", "doubles every", "on the frontier top10, 2016-01", "by bootstrap of organisations",
         "Growth models", "kinked-2", "Best growth model: ", "series simulated without one", "Forecast",
-        "Largest influences", "100% of 56 rows state it", "reasonable choices", "asked", "quantile 0.9",
+        "Largest influences", "All 56 rows state it", "reasonable choices", "asked", "quantile 0.9",
     ):  # fmt: skip
         assert says in answer.out, says
     assert picture.read_text().startswith("<?xml")
