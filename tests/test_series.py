@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,18 @@ def test_the_packages_models_state_most_metrics() -> None:
             assert len(points) > 100, name
             assert points.undisclosed > 0
             assert (np.diff(points.years) >= 0).all()
+
+
+def test_the_packages_accelerators_state_hardware_metrics() -> None:
+    if not (files("isoflop.trend") / "data/accelerators.csv").is_file():
+        pytest.skip("the package has no accelerators.csv")
+    table = read_table(kind="hardware")
+    assert len(table) >= 60
+    for name, metric in METRICS.items():
+        if metric.kind == "hardware":
+            points = series(table, name)
+            assert len(points) >= 10, name
+            assert rate(points) > 1.1, name
 
 
 def test_compute_far_from_6nd_and_blind_mixtures_are_said() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from isoflop.errors import IsoflopError, TrendError
 from isoflop.trend.answer import Question, Trend, answer, answer_to, forecasts, question
-from isoflop.trend.breaks import NO_EVIDENCE, SLOWING, SPEEDING, false_breaks
+from isoflop.trend.breaks import NO_EVIDENCE, SLOWING, SPEEDING, UNTOLD, false_breaks
 from isoflop.trend.compare import REACH, UNDECIDED, Backtest, backtest, compare
 from isoflop.trend.frontier import Frontier
 from isoflop.trend.growth import fit, fit_all
@@ -230,6 +230,21 @@ def test_a_decline_slows_by_becoming_flatter() -> None:
     found = answer_to(asked(30 - 1.4 * T + 0.9 * np.maximum(T - 6, 0) + noise(1)))
     assert found.rate_per_year < 1
     assert found.slowing.verdict == SLOWING
+
+
+def test_the_beginning_of_a_table_is_not_slowing() -> None:
+    """Growth is constant, but the first points are the frontier for want of others: it looks like slowing."""
+    rng = np.random.default_rng(0)
+    years = np.sort(rng.uniform(2012, 2025, 300))
+    q = asked(3 + 1.4 * (years - 2012) + 2.0 * rng.standard_normal(300), "top10", years)
+    found = answer_to(q)
+    assert q.unsettled()
+    assert any("for want of others" in note for note in found.notes)
+    assert found.slowing.change is not None
+    assert found.slowing.change.high < 0
+    assert found.slowing.verdict == UNTOLD
+    assert not Question(q.points, 2014.0, q.frontier).unsettled()
+    assert not asked(3 + 1.4 * T).unsettled()
 
 
 def test_equal_values_do_not_change_their_rate() -> None:

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from isoflop.trend.specification import Choices
 
 
+COLUMN = "your-column"  # stands for whatever a user's table has
+
+
 class AnyMetric(typer.core.TyperGroup):
     """A subcommand that is none of the known metrics is a column of the user's table."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return super().get_command(ctx, cmd_name) or super().get_command(ctx, next(iter(METRICS)))
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, COLUMN)
 
 
 app = typer.Typer(
@@ -112,7 +115,7 @@ def metric(
     seed: Annotated[int, typer.Option(min=0, help="Of bootstraps and simulations.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Placeholder: each metric's own words are put here."""
+    """Answer for the metric that the command is named after; each has words of its own."""
     from isoflop.trend.answer import answer_to, question
     from isoflop.trend.disclosure import disclosure
     from isoflop.trend.specification import specification
@@ -149,6 +152,12 @@ for _known in METRICS.values():
         help=f"Growth of {_known.about}, in {_known.unit}.\n\n"
         f"Example: [bold]isoflop trend {_known.name} --since 2018 --frontier top10[/bold]",
     )(metric)
+app.command(
+    COLUMN,
+    hidden=True,
+    help="Growth of a column of your own table.\n\n"
+    "Example: [bold]isoflop trend price --table prices.csv --date-column month[/bold]",
+)(metric)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from isoflop.records import Interval
 from isoflop.store import disk_errors
 from isoflop.trend.answer import Question, Trend
 from isoflop.trend.growth import fit
+from isoflop.trend.rates import as_they_are
 from isoflop.trend.shown import factor, span
 from isoflop.trend.specification import FRONTIERS, Choices
 
@@ -56,11 +57,7 @@ def trend_data(asked: Question, trend: Trend) -> TrendData:
     grid = np.linspace(trend.first, last, GRID)
     drawn = growth.draws(grid, DRAWS, np.random.default_rng(trend.seed))
     low, high = np.quantile(drawn, [0.5 - trend.level / 2, 0.5 + trend.level / 2], axis=0)
-    members = set(zip(chosen.names, chosen.years.tolist(), strict=True))
-    others = inside & np.array([
-        (name, year) not in members
-        for name, year in zip(asked.points.names, asked.points.years.tolist(), strict=True)
-    ])  # fmt: skip
+    others = inside & (as_they_are(asked.points, asked.since, asked.frontier).weights[0] == 0)
     return TrendData(
         years=asked.points.years[others],
         values=asked.points.values[others],
@@ -141,8 +138,8 @@ def draw_trend(ax: Axes, data: TrendData) -> None:
     points(ax, data.frontier_years, data.frontier_values, PALETTE["step4"], "o", "fitted")
     past = data.grid <= data.last
     ax.fill_between(data.grid, *data.band, color=blue, alpha=0.18, lw=0, label=f"{level}, the curve")
-    ax.plot(data.grid[past], data.curve[past], color=blue, lw=1.8, label=data.model)
-    ax.plot(data.grid[~past], data.curve[~past], color=blue, lw=1.8, ls=(0, (3, 2)))
+    ax.plot(data.grid[past], data.curve[past], color=blue, lw=1.8, label=data.model, zorder=5)
+    ax.plot(data.grid[~past], data.curve[~past], color=blue, lw=1.8, ls=(0, (3, 2)), zorder=5)
     for i, (year, value) in enumerate(data.forecast):
         reach = [[value.value - value.low], [value.high - value.value]]
         bar = ax.errorbar(
@@ -165,7 +162,7 @@ def draw_residual(ax: Axes, data: ResidualData) -> None:
     ax.axhline(0, color=PALETTE["muted"], lw=1)
     points(ax, data.years, data.residual / np.log(10), PALETTE["step1"], "o")
     ax.plot(data.rolling_years, data.rolling / np.log(10), color=PALETTE["accent"], lw=1.8,
-            label="rolling mean")  # fmt: skip
+            label="rolling mean", zorder=5)  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     dress(ax, "", None, "decades off constant growth", loc="lower right")
 

@@ -16,7 +16,7 @@ import numpy as np
 from isoflop.errors import TrendError
 from isoflop.laws.intervals import check_level, quantiles
 from isoflop.records import Interval, Record
-from isoflop.trend.breaks import Slowing, slowing
+from isoflop.trend.breaks import SLOWING, UNTOLD, Slowing, slowing
 from isoflop.trend.cells import bound
 from isoflop.trend.compare import REACH, Backtest, Comparison, Model, backtest, compare
 from isoflop.trend.frontier import Frontier, quantile_line
@@ -43,6 +43,7 @@ QUANTILE, QUANTILE_DRAWS = 0.9, 100  # of the quantile regression
 SIDE_DRAWS = 500  # of the other definitions of the frontier
 SIDE = ("all", "top10", "records")
 SHIFTED = 0.2  # share of draws on one side of the rate, below which that is said
+SETTLED = 3  # times K points before the window, below which a running top K is still filling up
 TESTED = 10  # errors of past forecasts at a horizon, below which it has no band
 
 
@@ -134,6 +135,15 @@ class Question:
             )
         return found
 
+    def unsettled(self) -> bool:
+        """Whether the frontier is still filling up where the window begins.
+
+        A table's first K points belong to its top K for want of others, so the frontier rises too fast at
+        first: of simulated series of constant growth half then looked as if they slowed (docs/trends.md).
+        """
+        before = int((self.points.years < self.since).sum())
+        return before < max(SETTLED * self.frontier.top, TESTED) if self.frontier.top else False
+
 
 def question(
     metric: str, *, path: Path | None = None, date_column: str | None = None, value_column: str | None = None,
@@ -185,6 +195,9 @@ def answer_to(asked: Question, interval: float = 0.9, seed: int = 0) -> Trend:
     test = backtest(chosen.years, np.log(chosen.values))
     compared = compare(growths, missing, test)
     foreseen = forecasts(growths[compared.chosen], test, interval)
+    evidence = slowing(growths, tables[main], interval, rng)
+    if asked.unsettled() and evidence.verdict == SLOWING:
+        evidence = evidence.model_copy(update={"verdict": UNTOLD})
     rate, above = rates[main], float((slopes(tables[main]) > slope).mean())
     return Trend(
         metric=points.metric,
@@ -208,12 +221,12 @@ def answer_to(asked: Question, interval: float = 0.9, seed: int = 0) -> Trend:
         models=compared.models,
         verdict=compared.verdict,
         why=compared.why,
-        slowing=slowing(growths, tables[main], interval, rng),
+        slowing=evidence,
         forecast_model=compared.chosen,
         forecast=foreseen,
         influences=influences(points, since, asked.frontier),
         seed=seed,
-        notes=_notes(points, compared, growths, rate, groups, bool(foreseen), above),
+        notes=_notes(asked, compared, growths, rate, groups, bool(foreseen), above),
     )
 
 
@@ -273,10 +286,15 @@ def forecasts(growth: Growth, test: Backtest, level: float) -> tuple[Forecast, .
 
 
 def _notes(
-    points: Points, compared: Comparison, growths: Mapping[str, Growth], rate: Rate, groups: int,
+    asked: Question, compared: Comparison, growths: Mapping[str, Growth], rate: Rate, groups: int,
     foreseen: bool, above: float,
 ) -> tuple[str, ...]:  # fmt: skip
-    notes = [*points.notes, *compared.left_out]
+    notes = [*asked.points.notes, *compared.left_out]
+    if asked.unsettled():
+        notes.append(
+            f"Few points came before the window: its first ones are of the frontier {asked.frontier.name} for"
+            " want of others, which makes the rate too high and looks like slowing. Begin it later (--since)."
+        )
     if rate.bootstrap == "rows":
         notes.append(f"{groups} organisations are too few to be drawn: the interval draws rows one by one.")
     if not SHIFTED < above < 1 - SHIFTED:

@@ -18,6 +18,7 @@ DRAWS, SIMULATIONS = 500, 400
 NIL = 1e-9  # a change of the rate that is rounding
 BROKEN = ("kinked", "kinked-2", "discontinuous")
 SLOWING, SPEEDING, NO_EVIDENCE = "slowing", "speeding up", "no evidence of a change"
+UNTOLD = "cannot be told"  # it looks like slowing, as the beginning of a table does
 
 
 class Break(Record):

@@ -44,9 +44,7 @@ class Comparison(Record):
     models: tuple[Model, ...]
     verdict: str  # a model's name, or UNDECIDED
     why: str
-    chosen: (
-        str  # to forecast with: the simplest that forecast no worse than the best, without an end in reach
-    )
+    chosen: str  # forecasts: the simplest of `Backtest.no_worse` that has values `REACH` years on
     origins: int
     left_out: tuple[str, ...]  # a sentence for each model that the points do not allow
 
@@ -96,7 +94,7 @@ def backtest(years: Floats, logs: Floats) -> Backtest:
     """Forecasts of the second half of (n,) points in order, from up to `ORIGINS` dates."""
     begin = max(EARLIEST, len(years) // 2)
     starts = np.unique(np.searchsorted(years, years[begin:]))  # a date's points are forecast together
-    starts = starts[starts >= min(EARLIEST, len(years))]
+    starts = starts[starts >= EARLIEST]
     if len(starts) > ORIGINS:
         starts = starts[np.linspace(0, len(starts) - 1, ORIGINS).astype(int)]
     ahead, errors, origin = [], [], []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from isoflop.records import Interval
 from isoflop.trend.answer import Trend
-from isoflop.trend.breaks import NO_EVIDENCE
+from isoflop.trend.breaks import NO_EVIDENCE, UNTOLD
 from isoflop.trend.diff import Diff
 from isoflop.trend.disclosure import Disclosure
 from isoflop.trend.specification import Choices
@@ -67,8 +67,10 @@ def points_words(t: Trend) -> str:
 
 def change(t: Trend) -> str:
     """Whether the rate changes, in words."""
-    same = t.slowing.verdict == NO_EVIDENCE
-    return "No evidence that the rate changes" if same else f"Growth is {t.slowing.verdict}"
+    return {
+        NO_EVIDENCE: "No evidence that the rate changes",
+        UNTOLD: "Whether growth slows cannot be told, the frontier being that of a table's beginning",
+    }.get(t.slowing.verdict, f"Growth is {t.slowing.verdict}")
 
 
 def date(year: float) -> str:
@@ -136,7 +138,7 @@ def sentences(t: Trend) -> list[str]:
         )
     if t.forecast:
         found.append(
-            f"The forecast is by {t.forecast_model} growth, the simplest of those that forecast the past best."
+            f"The forecast is by {t.forecast_model} growth, the simplest of the best forecasters of the past."
         )
     return found
 

@@ -41,7 +41,7 @@ def test_a_trend_in_words(isoflop, tables: Path, tmp_path: Path) -> None:  # typ
     for says in (
         "a year [", "doubles every", "on the frontier top10, 2016-01", "by bootstrap of organisations",
         "Growth models", "kinked-2", "Best growth model: ", "series simulated without one", "Forecast",
-        "Largest influences", "100% of 56 rows state it", "reasonable choices", "asked", "quantile 0.9",
+        "Largest influences", "All 56 rows state it", "reasonable choices", "asked", "quantile 0.9",
     ):  # fmt: skip
         assert says in answer.out, says
     assert picture.read_text().startswith("<?xml")
@@ -124,7 +124,9 @@ def test_help_names_the_metrics(isoflop) -> None:  # type: ignore[no-untyped-def
     listed = isoflop("trend", "--help").out
     for name in ("parameters", "compute", "flops-per-dollar", "time-horizon", "diff", "Example:"):
         assert name in listed
+    assert "your-column" not in listed
     assert "isoflop trend memory" in isoflop("trend", "memory", "--help").out
+    assert "a column of your own table" in isoflop("trend", "price", "--help").out
 
 
 @pytest.mark.parametrize(
