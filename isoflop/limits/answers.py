@@ -132,5 +132,8 @@ def year_words(value: float) -> str:
 
 
 def doublings_words(found: Interval) -> str:
-    """3.1 doublings [2.0, 4.4]."""
-    return f"{found.value:.1f} doublings [{found.low:.1f}, {found.high:.1f}]"
+    """3.1 doublings [2.0, 4.4]; an end that is infinite in words."""
+    value, low, high = (
+        f"{v:.1f}" if math.isfinite(v) else "no end" for v in (found.value, found.low, found.high)
+    )
+    return f"{value} doublings [{low}, {high}]"

@@ -163,11 +163,11 @@ def _years(page: Page) -> Table:
 
 def _bounds(page: Page) -> Table:
     rows = tuple(
-        ("", (f"{b.assumption}, within {b.factor:g}x", shown.factor(b.low), shown.factor(b.high)))
+        ("", (f"{b.assumption}, within {b.factor:g}x", shown.span(b.low, b.high)))
         for b in page.silent.bounds
     )
     title = f"The rate of all points, {shown.factor(page.silent.rate_per_year)} a year, with the silent rows"
-    return Table(title, ("where they may lie", "least", "most"), rows)
+    return Table(title, ("where they may lie", "the rate could be"), rows)
 
 
 def _limits(found: IndustryAnswer) -> Table:
@@ -202,11 +202,12 @@ def _sources(page: Page) -> Table:
 
 
 def notes(page: Page) -> dict[str, list[str]]:
-    """What is doubtful in the answers: each sentence once, with the metrics that it is about."""
+    """What is doubtful in the answers but the lead's: each sentence once, with the metrics it is about."""
     found: dict[str, list[str]] = {}
     for name, a in page.answered.items():
         for note in a.trend.notes:
-            found.setdefault(note, []).append(name)
+            if a is not page.lead:
+                found.setdefault(note, []).append(name)
     return found
 
 
