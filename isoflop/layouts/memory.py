@@ -49,10 +49,12 @@ def memory(shape: Shape, layouts: Layouts, practice: Practice = MODERN) -> Memor
         return bytes_each * np.where(layouts.zero >= from_stage, divided, held)
 
     kept = activations(shape, layouts, practice)
-    gathered = np.where(layouts.zero == 3, 2 * WEIGHT * _layer_parameters(shape, layouts), 0.0)
+    gathered = np.where(
+        layouts.zero == 3, 2 * WEIGHT * _layer_parameters(shape, layouts), 0.0
+    )  # and the next
     return Memory(
         weights=sharded(3, WEIGHT),
-        gradients=sharded(2, GRADIENT),
+        gradients=sharded(2, GRADIENT) + np.where(layouts.zero >= 2, GRADIENT * _whole(shape, layouts), 0.0),
         optimizer=sharded(1, STATES),
         activations=kept,
         buffers=BUFFERS + gathered,
@@ -74,9 +76,16 @@ def parameters(shape: Shape, layouts: Layouts) -> tuple[Floats, Floats, Floats]:
 
 
 def _layer_parameters(shape: Shape, layouts: Layouts) -> Floats:
+    """(n,) of one layer, whole."""
     dense = (shape.dense_params - shape.vocab * shape.width) / shape.layers
     routed = shape.expert_params / shape.layers / layouts.expert
     return np.asarray((dense + routed) / layouts.tensor)
+
+
+def _whole(shape: Shape, layouts: Layouts) -> Floats:
+    """(n,) parameters whose gradients wait to be sharded: a layer, or in a pipeline a chunk."""
+    chunk = np.where(layouts.pipeline > 1, stage_layers(shape, layouts) / layouts.interleave, 1)
+    return chunk * _layer_parameters(shape, layouts)
 
 
 def stage_layers(shape: Shape, layouts: Layouts) -> Floats:
@@ -117,7 +126,7 @@ def layer_activations(shape: Shape, layouts: Layouts, practice: Practice = MODER
     latent attention keeps its latents. Inputs of linear layers take 1 byte in FP8.
     """
     h, t, e = shape.width, layouts.tensor, practice.linear_bytes
-    spread = (4 + 2 * e + (2 if shape.dropout else 0)) * h
+    spread = (4.0 + 2 * e + (2 if shape.dropout else 0)) * h
     inner = 1.0 * e * (shape.layers - shape.sparse_layers) * 2 * shape.ff
     inner += e * shape.sparse_layers * 2 * (shape.active_experts + shape.shared_experts) * shape.expert_ff
     spread += e * shape.sparse_layers * shape.active_experts * h / shape.layers

@@ -26,9 +26,10 @@ from isoflop.layouts.memory import (
 from isoflop.layouts.shapes import Shape
 
 # Assumed, the same for every machine and run; what they miss goes into the fitted efficiency.
-BUS = 0.8  # share of a link's bandwidth that a collective reaches
-TRAFFIC = 4  # times that kept activations pass through memory: written and read, forward and backward
+BUS = 0.7  # share of a link's bandwidth that a collective reaches
+TRAFFIC = 6  # times that kept activations pass through memory, forward and backward
 OVERLAP = 0.8  # share of the computation beside which data-parallel and expert traffic can hide
+STOLEN = 0.15  # of the computation's speed while traffic hides behind it: 20 of 132 units in DeepSeek-V3
 FP8_SPEED = 1.5  # of linear layers over 16 bits, their scaling counted
 ROUTED_NODES = 4  # nodes that a token's experts are on, at most: DeepSeek-V3 2412.19437
 INTER_LATENCY, INTRA_LATENCY = 5e-6, 1e-6  # seconds a hop of a ring
@@ -83,8 +84,8 @@ def step(
         "recompute": recompute,
         "elementwise": _traffic(shape, layouts, practice) * met / cluster.bandwidth_bytes,
         "tensor": _tensor(shape, cluster, layouts) * met,
-        "experts": np.maximum(_experts(shape, cluster, layouts, practice) * met - hiding, 0.0),
-        "context": np.maximum(_context(shape, cluster, layouts) * met - hiding, 0.0),
+        "experts": _shown(_experts(shape, cluster, layouts, practice) * met, hiding),
+        "context": _shown(_context(shape, cluster, layouts) * met, hiding),
         "stages": _stages(shape, cluster, layouts) * tokens,
     }
     micro = np.sum(np.stack([np.broadcast_to(part, len(layouts)) for part in parts.values()]), axis=0)
@@ -141,11 +142,6 @@ def _collective(cluster: Cluster, size: Floats, group: Ints | Floats, near: Ints
     return np.asarray(np.maximum(inter, intra))
 
 
-def _hops(group: Ints | Floats, near: Ints | Floats) -> Floats:
-    """(n,) seconds of latency of one such ring."""
-    return np.asarray((group / near - 1) * INTER_LATENCY + (near - 1) * INTRA_LATENCY)
-
-
 def _near(cluster: Cluster, group: Ints, inside: Ints) -> Floats:
     """(n,) devices of a group in one node, where `inside` devices of other groups lie between two of them."""
     return np.clip(np.minimum(group, cluster.node_devices // inside), 1, None).astype(float)
@@ -190,31 +186,47 @@ def _stages(shape: Shape, cluster: Cluster, layouts: Layouts) -> Floats:
     return np.asarray(np.where(p > 1, 4.0 * v * shape.width / spread_over(layouts) / link, 0.0))
 
 
-def _data(shape: Shape, cluster: Cluster, layouts: Layouts, hiding: Floats) -> Floats:
-    """(n,) seconds a step that neither the last backward pass nor, of sharded weights, any pass hides.
+def _shown(traffic: Floats, hiding: Floats) -> Floats:
+    """(n,) seconds that traffic adds to a step with `hiding` seconds of computation beside it."""
+    return np.asarray(np.maximum(traffic - hiding, 0.0) + STOLEN * np.minimum(traffic, hiding))
 
-    Gradients are reduced in float32 and weights gathered in 16 bits; ZeRO-3 does both in each micro-batch,
-    gathering twice, layer by layer. Routed experts have fewer copies.
+
+def _data(shape: Shape, cluster: Cluster, layouts: Layouts, hiding: Floats) -> Floats:
+    """(n,) seconds a step that gradients and sharded weights add; `hiding` is of a micro-batch.
+
+    Gradients are reduced in float32, weights gathered in 16 bits, once a step. ZeRO-2 reduces a chunk's
+    gradients whenever the chunk is done with its run of micro-batches, one without a pipeline; ZeRO-3 also
+    gathers in each micro-batch, twice, layer by layer. The backward passes of a last run of interleaved chunks
+    hide the traffic of those that are done. Routed experts have fewer copies.
     """
+    gather, scatter = _copies(shape, cluster, layouts)
+    hops, layers = _hops(cluster, layouts), stage_layers(shape, layouts)
+    m, p, v = layouts.micro_batches, layouts.pipeline, layouts.interleave
+    run = np.where(v > 1, p, 1)  # micro-batches that a chunk meets in a row
+    behind = 2 / 3 * hiding * np.maximum(run * (v - 1) / v, 1)  # the backward pass is two thirds
+    whole = _shown(2 * scatter, behind) + 2 * hops
+    once = _shown(scatter + gather, behind) + 2 * hops
+    rounds = np.ceil(m / run)
+    gradients = rounds * (_shown(scatter, 2 / 3 * hiding * run) + layers * hops) + _shown(gather, behind)
+    weights = m * (_shown(2 * gather + scatter, hiding) + 3 * layers * hops)
+    return np.choose(layouts.zero, [whole, once, gradients, weights])
+
+
+def _copies(shape: Shape, cluster: Cluster, layouts: Layouts) -> tuple[Floats, Floats]:
+    """(n,) seconds to gather the weights of a device from their shards, and to scatter its gradients."""
     copies = layouts.data * layouts.context
-    inside = layouts.tensor
     _, dense, routed = parameters(shape, layouts)
-    out = np.zeros(len(layouts))
-    for size, group, between in (
-        (dense, copies, inside),
-        (routed, copies // layouts.expert, inside * layouts.expert),
-    ):
-        near = _near(cluster, group, between)
-        gather = _collective(cluster, WEIGHT * size, group, near)
-        scatter = _collective(cluster, GRADIENT * size, group, near)
-        out += np.where(layouts.zero == 3, 2 * gather + scatter,
-                        np.where(layouts.zero == 0, 2 * scatter, gather + scatter))  # fmt: skip
-    layers = stage_layers(shape, layouts)
-    hops = _hops(copies, _near(cluster, copies, inside))
-    sharded = layouts.zero == 3
-    each = np.maximum(out - np.where(sharded, 1.0, 2 / 3) * hiding, 0.0)
-    each += np.where(sharded, 3 * layers, 2) * hops
-    return np.asarray(np.where(sharded, layouts.micro_batches, 1) * each)
+    each = _collective(cluster, dense, copies, _near(cluster, copies, layouts.tensor))
+    group = copies // layouts.expert
+    each = each + _collective(cluster, routed, group, _near(cluster, group, layouts.tensor * layouts.expert))
+    return WEIGHT * each, GRADIENT * each
+
+
+def _hops(cluster: Cluster, layouts: Layouts) -> Floats:
+    """(n,) seconds of latency of one ring through all data-parallel copies."""
+    group = layouts.data * layouts.context
+    near = _near(cluster, group, layouts.tensor)
+    return np.asarray((group / near - 1) * INTER_LATENCY + (near - 1) * INTRA_LATENCY)
 
 
 def _optimizer(shape: Shape, cluster: Cluster, layouts: Layouts) -> Floats:
