@@ -15,7 +15,7 @@ from importlib.resources import files
 import numpy as np
 
 from isoflop.errors import LayoutError
-from isoflop.layouts.hardware import Cluster, accelerator
+from isoflop.layouts.hardware import Cluster
 from isoflop.layouts.layouts import RECOMPUTE, Layout, Practice
 from isoflop.layouts.search import Judged, candidates, judge
 from isoflop.layouts.shapes import Shape
@@ -151,11 +151,13 @@ def fitted(runs: Sequence[PublishedRun]) -> float:
     return float(np.median([implied(run.name) for run in runs]))
 
 
-def _of_generation(generation: str, without: str = "") -> tuple[list[PublishedRun], str]:
+def _of_generation(generation: str, without: Sequence[str] = ()) -> tuple[list[PublishedRun], str]:
     """Runs to fit on, and their name."""
-    others = [run for run in published_runs() if run.name != without]
+    others = [run for run in published_runs() if run.name not in without]
     own = [run for run in others if run.cluster.accelerator.generation == generation]
-    return (own, f"{len(own)} of {generation}") if own else (others, f"all {len(others)} others")
+    return (
+        (own, f"{len(own)} runs of {generation}") if own else (others, f"{len(others)} of other generations")
+    )
 
 
 @cache
@@ -165,23 +167,17 @@ def efficiency(generation: str) -> tuple[float, str]:
     return fitted(runs), words
 
 
-def check(run: PublishedRun) -> Checked:
-    """The run against our model, whose efficiency is fitted on the others."""
-    others, words = _of_generation(run.cluster.accelerator.generation, without=run.name)
+def check(run: PublishedRun, without: Sequence[str] = ()) -> Checked:
+    """The run against our model, whose efficiency is fitted without it and without the runs named."""
+    others, words = _of_generation(run.cluster.accelerator.generation, (run.name, *without))
     found = fitted(others)
     all_, i = _judged(run, found)
     return Checked(
         run=run, efficiency=found, fitted_on=words, layout=all_.layouts.one(i), fits=bool(all_.fits[i]),
-        share=_counted(run, all_, i),
-        memory_bytes=float(all_.memory.total[i]),
+        share=_counted(run, all_, i), memory_bytes=float(all_.memory.total[i]),
     )  # fmt: skip
 
 
 def validation() -> list[Checked]:
     """Every published run, each left out of its own fit."""
     return [check(run) for run in published_runs()]
-
-
-def efficiency_for(name: str) -> tuple[float, str]:
-    """Of an accelerator by name; what it was fitted on."""
-    return efficiency(accelerator(name).generation)

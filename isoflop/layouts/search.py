@@ -147,13 +147,19 @@ def judge(
 
 
 def search(
-    shape: Shape, cluster: Cluster, *, sequences: int, efficiency: float, practice: Practice = MODERN
+    shape: Shape,
+    cluster: Cluster,
+    *,
+    sequences: int,
+    efficiency: float,
+    practice: Practice = MODERN,
+    only: Mapping[str, Sequence[int]] | None = None,
 ) -> Found:
     """The best three layouts for a step of about `sequences` sequences, and why other kinds are worse.
 
-    Raises LayoutError, saying what would fit, where no layout does.
+    `only`: see `candidates`. Raises LayoutError, saying what would fit, where no layout does.
     """
-    layouts = candidates(shape, cluster, sequences)
+    layouts = candidates(shape, cluster, sequences, only)
     if not len(layouts):
         raise LayoutError(
             f"No layout divides {cluster.name} and a batch of {sequences} sequences.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 
 from isoflop.errors import LayoutError
 from isoflop.records import Record
@@ -23,13 +23,13 @@ ACTIVE_EXPERTS = 8  # of many: DeepSeek-V3, Qwen3
 class Shape(Record):
     """A decoder. Widths in numbers, `context` in tokens."""
 
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    ff: int  # of a dense layer
-    vocab: int
-    context: int
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    ff: PositiveInt  # of a dense layer
+    vocab: PositiveInt
+    context: PositiveInt
     head_dim: int = 0  # 0: width / heads
     gated: bool = True  # three matrices rather than two
     tied: bool = False
@@ -44,19 +44,11 @@ class Shape(Record):
     kv_cached: int = 0  # numbers cached a token and layer, where it is not keys and values; 0: it is
 
     @model_validator(mode="after")
-    def _checked(self) -> Shape:
-        for name in ("layers", "width", "heads", "kv_heads", "ff", "vocab", "context"):
-            if getattr(self, name) < 1:
-                raise LayoutError(f"{name} is {getattr(self, name)}.", hint="Give 1 or more.")
+    def _divides(self) -> Shape:
         if self.heads % self.kv_heads:
-            raise LayoutError(
-                f"{self.heads} heads cannot share {self.kv_heads} key-value heads.",
-                hint="The first must be a multiple of the second.",
-            )
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads")
         if self.active_experts > self.experts:
-            raise LayoutError(
-                f"{self.active_experts} of {self.experts} experts cannot be active.", hint="Take fewer."
-            )
+            raise ValueError(f"{self.active_experts} of {self.experts} experts cannot be active")
         return self
 
     @property

@@ -196,8 +196,8 @@ def _data(shape: Shape, cluster: Cluster, layouts: Layouts, hiding: Floats) -> F
 
     Gradients are reduced in float32, weights gathered in 16 bits, once a step. ZeRO-2 reduces a chunk's
     gradients whenever the chunk is done with its run of micro-batches, one without a pipeline; ZeRO-3 also
-    gathers in each micro-batch, twice, layer by layer. The backward passes of a last run of interleaved chunks
-    hide the traffic of those that are done. Routed experts have fewer copies.
+    gathers in each micro-batch, twice, layer by layer. The backward passes of a last run of interleaved
+    chunks hide the traffic of those that are done. Routed experts have fewer copies.
     """
     gather, scatter = _copies(shape, cluster, layouts)
     hops, layers = _hops(cluster, layouts), stage_layers(shape, layouts)
