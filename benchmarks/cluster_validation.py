@@ -53,8 +53,8 @@ def summary(checked: Sequence[Checked]) -> list[str]:
     generations = sorted({c.run.cluster.accelerator.generation for c in checked})
     constants = ", ".join(f"{g} {published.efficiency(g)[0]:.1%}" for g in generations)
     return [
-        f"{close} of {len(checked)} runs are within {CLOSE:.0%}; {strict} when all of the paper are left out of"
-        f" the fit. Of the {len(others)} runs that are not of {first}: {sum(c.close for c in others)}.",
+        f"{close} of {len(checked)} runs are within {CLOSE:.0%}; {strict} when all of the paper are left out"
+        f" of the fit. Of the {len(others)} runs that are not of {first}: {sum(c.close for c in others)}.",
         f"{sum(c.fits for c in checked)} of {len(checked)} layouts fit in memory, as they did.",
         f"Share of peak that matrix products reach, fitted on all runs of a generation: {constants}.",
     ]

@@ -77,9 +77,11 @@ def _show(made: ClusterPlan) -> None:
         typer.echo("Other kinds:")
     for failing in made.found.failing[:SHOWN_KINDS]:
         typer.echo(f"- {failing.kind}: {failing.reason}")
+    typer.echo()
     if made.serving:
-        typer.echo()
         _show_serving(made)
+    else:
+        typer.echo("- A node does not hold it in 16 bits: no costs of serving.")
     for note in made.notes:
         typer.echo(f"- {note}")
 

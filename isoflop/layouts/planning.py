@@ -161,7 +161,7 @@ def _notes(law: Fit, shape: Shape, tokens: float) -> list[str]:
     if shape.experts:
         out.append("The law is of dense models, asked for active parameters: experts do better.")
     out.append(
-        f"Days hold {1 - GOODPUT:.0%} for failures. Power is the accelerators', {HOST_SHARE:.0%} of it for hosts,"
-        f" times {PUE:g} for the site; CO2 {GRID_KG_PER_KWH:g} kg a kWh, the world's in 2024."
+        f"Days hold {1 - GOODPUT:.0%} for failures. Power: the accelerators', {HOST_SHARE:.0%} of it for"
+        f" hosts, times {PUE:g} for the site. CO2: {GRID_KG_PER_KWH:g} kg a kWh, the world's in 2024."
     )
     return out

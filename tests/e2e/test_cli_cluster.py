@@ -46,9 +46,15 @@ def test_what_is_printed_names_everything(isoflop) -> None:  # type: ignore[no-u
     for words in (
         "64 experts", "parameters, all", "USD, at 2 an hour (as given)", "energy, MWh", "CO2, t",
         "loss by besiroglu-2024", "The best of", "activations", "Other kinds:", "GB a device at least",
-        "USD per M written", "of dense models",
+        "A node does not hold it", "of dense models",
     ):  # fmt: skip
         assert words in answer.out
+
+
+def test_serving_is_printed_where_a_node_holds_the_model(isoflop) -> None:  # type: ignore[no-untyped-def]
+    out = isoflop("plan", "--cluster", "64xMI300X", "--flops", "1e22").out
+    for words in ("USD per M written", "bandwidth", "of other generations"):
+        assert words in out
 
 
 def test_parameters_and_tokens_can_be_given(isoflop) -> None:  # type: ignore[no-untyped-def]
@@ -77,8 +83,10 @@ def test_our_trainer_takes_the_options_that_are_written(isoflop, tmp_path: Path)
     words = script.split()
     assert "--nproc-per-node 8" in script
     changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    config = Variant.of(Variant().family, changes).config(Variant().family.shape(256, 512), 0)
-    assert config.model.context == 8192
+    variant = Variant.of(Variant().family, changes)
+    shape = variant.shape(256, 512)
+    assert shape.context == 8192
+    assert variant.config(shape, 0).batch_tokens % 8192 == 0
     known = isoflop("train", "--help").out
     for option in {word for word in words[words.index("train") :] if word.startswith("--")}:
         assert option in known
