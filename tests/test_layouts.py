@@ -207,11 +207,19 @@ def test_candidates_use_every_device_and_divide_everything() -> None:
     assert len(found) > 1000
     assert np.all(found.devices == 2048)
     assert np.all(DEEPSEEK_V3.heads % found.tensor == 0)
+    assert np.all(8 % found.tensor == 0)
     assert np.all(DEEPSEEK_V3.experts % found.expert == 0)
     assert np.all((found.data * found.context) % found.expert == 0)
     assert np.all(np.abs(found.sequences / 4096 - 1) <= 0.1)
     rows = {tuple(int(getattr(found, f.name)[i]) for f in fields(found)) for i in range(len(found))}
     assert len(rows) == len(found)
+
+
+def test_tensor_parallel_groups_stay_in_a_node_and_divide_key_value_heads() -> None:
+    shape = shape_for(9.7e10)
+    assert shape.heads % 5 == 0
+    assert set(candidates(shape, Cluster.of(1000, "H100"), 1000).tensor.tolist()) == {1, 2, 4, 8}
+    assert set(candidates(shape, Cluster.of(72, "GB200"), 72).tensor.tolist()) == {1, 2, 4, 8}
 
 
 def test_the_best_is_the_fastest_that_fits_and_others_are_explained() -> None:

@@ -74,8 +74,8 @@ def _show(made: ClusterPlan) -> None:
     typer.echo()
     table("The best, by part", ("memory", "GB a device", "time", "s a step"), _parts(made.found.best[0]))
     if made.found.failing:
-        typer.echo("Other kinds:")
-    for failing in made.found.failing[:SHOWN_KINDS]:
+        typer.echo("Other kinds, the simplest first:")
+    for failing in sorted(made.found.failing, key=lambda f: f.kind.count("+"))[:SHOWN_KINDS]:
         typer.echo(f"- {failing.kind}: {failing.reason}")
     typer.echo()
     if made.serving:
@@ -102,9 +102,9 @@ def _rows(made: ClusterPlan) -> list[tuple[str, str]]:
         ("device-hours", f"{made.device_hours:,.0f}"),
     ]
     if made.usd is not None:
-        rows.append((f"USD, at {cluster.usd_per_hour:g} an hour ({cluster.price_date})", f"{made.usd:,.0f}"))
+        rows.append((f"USD, at {cluster.usd_per_hour:g} an hour ({cluster.price_date})", _large(made.usd)))
     if made.energy_mwh is not None and made.co2_tonnes is not None:
-        rows += [("energy, MWh", f"{made.energy_mwh:,.0f}"), ("CO2, t", f"{made.co2_tonnes:,.0f}")]
+        rows += [("energy, MWh", _large(made.energy_mwh)), ("CO2, t", _large(made.co2_tonnes))]
     if made.loss is not None:
         found = made.loss
         rows.append((f"loss by {made.law}", f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"))
@@ -129,6 +129,10 @@ def _show_serving(made: ClusterPlan) -> None:
         [(f"{s.devices}, {s.batch}", f"{s.tokens_per_second:,.0f}", f"{1e3 * s.token_seconds:.1f}",
           _usd(s.usd_per_million), _usd(s.usd_per_million_prompt), s.bound) for s in made.serving],
     )  # fmt: skip
+
+
+def _large(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _usd(value: float | None) -> str:

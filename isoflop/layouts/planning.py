@@ -18,7 +18,7 @@ DAY = 86_400  # seconds
 FIRST_SHARE = 0.4  # of peak, until a layout says better
 ROUNDS = 6  # of size, layout, share of peak and size again
 BATCH_LAW = "deepseek-2024-batch"
-MOST_BATCH_TOKENS = 16 * 2**20  # what Llama 3 used, 2407.21783: the law of the batch is not followed beyond
+MOST_BATCH_TOKENS = 15_360 * 4096  # of DeepSeek-V3, 2412.19437: the law of the batch is not followed beyond
 CONTEXT = 8192
 TRAINER = {  # what our own trainer can do: copies or FSDP2, blocks computed again or not
     "tensor": [1], "pipeline": [1], "context": [1], "expert": [1], "zero": [0, 3], "recompute": [1, 2],
@@ -96,7 +96,8 @@ def plan_cluster(
         energy_mwh=energy, co2_tonnes=None if energy is None else energy * GRID_KG_PER_KWH,
         loss=_loss(law, shape.active_params, seen), law=law_name, efficiency=share, efficiency_from=words,
         found=found, trainer=_trainer(shape, cluster, batch, share),
-        serving=serving_table(shape, cluster, share), notes=(*cluster.notes, *_notes(law, shape, seen)),
+        serving=serving_table(shape, cluster, share),
+        notes=(*cluster.notes, *_notes(law, shape, seen), *_cost_notes(cluster)),
     )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def _size(
 
 
 def batch_sequences(flops: float, context: int) -> int:
-    """Of a step: DeepSeek LLM's law of the batch (2401.02954, eq. 1), a power of two, 16M tokens at most."""
+    """Of a step: DeepSeek LLM's law of the batch (2401.02954, eq. 1), a power of two, 63M tokens at most."""
     tokens = float(Fit.of_published(BATCH_LAW).loss(x=[flops])[0])
     return int(2 ** max(round(math.log2(min(tokens, MOST_BATCH_TOKENS) / context)), 0))
 
@@ -160,8 +161,19 @@ def _notes(law: Fit, shape: Shape, tokens: float) -> list[str]:
         )
     if shape.experts:
         out.append("The law is of dense models, asked for active parameters: experts do better.")
-    out.append(
-        f"Days hold {1 - GOODPUT:.0%} for failures. Power: the accelerators', {HOST_SHARE:.0%} of it for"
-        f" hosts, times {PUE:g} for the site. CO2: {GRID_KG_PER_KWH:g} kg a kWh, the world's in 2024."
-    )
+    return out
+
+
+def _cost_notes(cluster: Cluster) -> list[str]:
+    """What days, money and energy hold, and what is not known."""
+    out = [f"Days hold {1 - GOODPUT:.0%} for failures."]
+    if cluster.usd_per_hour is None:
+        out.append("No price of a device-hour is known: give --price.")
+    if cluster.watts is None:
+        out.append("The power of a device is not published: no energy.")
+    else:
+        out.append(
+            f"Power: the accelerators', {HOST_SHARE:.0%} of it for hosts, times {PUE:g} for the site. CO2:"
+            f" {GRID_KG_PER_KWH:g} kg a kWh, the world's in 2024."
+        )
     return out

@@ -22,6 +22,8 @@ BEST = 3
 UNEVEN = 1.05  # longest pipeline stage over the mean one, at most
 BATCH_SLACK = 0.1  # a step's sequences may differ by this share from those asked for
 MICRO = (1, 2, 4, 8, 16)
+MOST_TENSOR, MOST_CONTEXT, LEAST_CONTEXT = 64, 32, 8192  # devices, devices, tokens a device
+MOST_CHUNKS = 16  # a pipeline stage
 WORDS = {
     "compute": "matrix products", "recompute": "what is computed again", "elementwise": "memory traffic",
     "tensor": "tensor-parallel all-reduces", "experts": "traffic to experts", "context": "key-value exchange",
@@ -86,7 +88,9 @@ def candidates(
     allowed = _values(shape, cluster) | {name: np.asarray(v) for name, v in (only or {}).items()}
     t, p, c, e = _product(allowed, ("tensor", "pipeline", "context", "expert"))
     data = cluster.devices // (t * p * c)
-    keep = (data * t * p * c == cluster.devices) & (shape.heads % t == 0) & (p <= shape.layers)
+    keep = (data * t * p * c == cluster.devices) & (p <= shape.layers)
+    keep &= (shape.heads % t == 0) & ((shape.kv_heads % t == 0) | (t % shape.kv_heads == 0))
+    keep &= cluster.node_devices % t == 0  # whole groups in a node
     keep &= ((data * c) % e == 0) & (max(shape.experts, 1) % e == 0) & (data <= sequences * (1 + BATCH_SLACK))
     degrees = np.stack([data, t, p, c, e])[:, keep]
     rest = np.stack(_product(allowed, ("micro", "interleave", "zero", "recompute", "sequence")))
@@ -101,14 +105,14 @@ def candidates(
 def _values(shape: Shape, cluster: Cluster) -> dict[str, Ints]:
     """What each field may be."""
     divisors = _divisors(cluster.devices)
-    powers = 2 ** np.arange(6)
+    powers = 2 ** np.arange(MOST_CONTEXT.bit_length())
     return {
-        "tensor": divisors[divisors <= min(cluster.node_devices, 64)],
+        "tensor": divisors[divisors <= min(cluster.node_devices, MOST_TENSOR)],
         "pipeline": divisors[divisors <= shape.layers],
-        "context": powers[powers * 8192 <= max(shape.context, 8192)],
+        "context": powers[powers * LEAST_CONTEXT <= max(shape.context, LEAST_CONTEXT)],
         "expert": _divisors(shape.experts) if shape.experts else np.array([1]),
         "micro": np.array(MICRO),
-        "interleave": np.arange(1, 9),
+        "interleave": np.arange(1, MOST_CHUNKS + 1),
         "zero": np.array([0, 1, 2, 3]),
         "recompute": np.arange(len(RECOMPUTE)),
         "sequence": np.array([1]),
@@ -277,12 +281,12 @@ def _nothing_fits(shape: Shape, cluster: Cluster, all_: Judged, sequences: int) 
         ways.append(f"{enough:,} of these devices hold it")
     largest = _largest_model(shape, cluster, sequences)
     if largest is not None:
-        ways.append(f"a model of {largest:.2g} parameters fits here")
+        ways.append(f"a model of {largest / 1e9:.2g}B parameters fits here")
     return LayoutError(
         f"{shape.params:.3g} parameters do not fit on {cluster.name}: the leanest layout"
-        f" ({all_.layouts.one(i).words}) needs {least / 1e9:.1f} GB a device, of"
+        f" ({all_.layouts.one(i).words}) needs {least / 1e9:,.0f} GB a device, of"
         f" {cluster.memory_bytes / 1e9:.0f}.",
-        hint=(" and ".join(ways) or "take devices with more memory, or a shorter context") + ".",
+        hint=("; ".join(ways) or "Take devices with more memory, or a shorter context") + ".",
     )
 
 
