@@ -53,23 +53,23 @@ def summary(checked: Sequence[Checked]) -> list[str]:
     generations = sorted({c.run.cluster.accelerator.generation for c in checked})
     constants = ", ".join(f"{g} {published.efficiency(g)[0]:.1%}" for g in generations)
     return [
-        f"- {close} of {len(checked)} runs are within {CLOSE:.0%}; {strict} with their papers left out of the fit.",
+        f"- {close} of {len(checked)} runs are within {CLOSE:.0%}; {strict} with their papers left out.",
         f"- {sum(c.close for c in others)} of the {len(others)} that are not of {first} are.",
         f"- {sum(c.fits for c in checked)} of {len(checked)} layouts fit in memory, as they did.",
-        f"- Share of peak that matrix products reach, fitted on all runs of a generation: {constants}.",
+        f"- Share of peak of matrix products, fitted on all runs of a generation: {constants}.",
     ]
 
 
 def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table in Markdown."""
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in cells)]
+    lines = [f"| {' | '.join(row)} |" for row in (head, *cells)]
+    return [lines[0], f"|{'---|' * len(head)}", *lines[1:]]
 
 
 def markdown(checked: Sequence[Checked]) -> str:
     origins = [(c.run.name, c.run.assumed or "nothing", c.run.source, c.run.confidence) for c in checked]
-    return "\n".join([
-        *table(HEAD, rows(checked)), "", *summary(checked), "", *table(("run", "assumed", "source", ""), origins)
-    ])  # fmt: skip
+    told = table(("run", "assumed", "source", ""), origins)
+    return "\n".join([*table(HEAD, rows(checked)), "", *summary(checked), "", *told])
 
 
 def main() -> None:

@@ -119,17 +119,17 @@ def _size(
     law: Fit, flops: float | None, params: float | None, tokens: float | None, experts: int, context: int
 ) -> tuple[Shape, float]:
     """The shape and its tokens: as given, or as the law splits the FLOPs."""
-    if params is None:
-        if tokens is not None and flops is not None:
-            params = flops / 6 / tokens
-        else:
-            assert flops is not None
-            params = plan_law(law, flops).params.value
-    shape = shape_for(params, context=context, experts=experts)
+    if params is not None and tokens is not None:
+        return shape_for(params, context=context, experts=experts), tokens
+    assert flops is not None
     if tokens is None:
-        assert flops is not None
-        tokens = flops / shape.flops_per_token
-    return shape, tokens
+        wanted = plan_law(law, flops).params.value if params is None else params
+        shape = shape_for(wanted, context=context, experts=experts)
+        return shape, flops / shape.flops_per_token
+    wanted = flops / 6 / tokens
+    shape = shape_for(wanted, context=context, experts=experts)
+    more = shape.flops_per_token / (6 * shape.active_params)  # for attention
+    return shape_for(wanted / more, context=context, experts=experts), tokens
 
 
 def batch_sequences(flops: float, context: int) -> int:
