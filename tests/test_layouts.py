@@ -72,7 +72,7 @@ def test_flops_are_narayanans_without_recomputation() -> None:
 def test_a_shape_for_a_size_has_about_that_size(params: float, experts: int) -> None:
     shape = shape_for(params, experts=experts)
     assert shape.active_params == pytest.approx(params, rel=0.06)
-    assert 60 < shape.width / shape.layers < 260
+    assert 50 < shape.width / shape.layers < 200
     assert (shape.params > 2 * shape.active_params) == bool(experts)
 
 
@@ -276,6 +276,7 @@ def test_names_aliases_and_clusters() -> None:
     with pytest.raises(LayoutError, match="no accelerator named 'H1000'") as caught:
         accelerator("H1000")
     assert "H100" in caught.value.hint
+    assert [Cluster.of(144, name).host_devices for name in ("H100", "GB200")] == [8, 4]
     for text in ("H100", "0xH100", "x", "-3xH100"):
         with pytest.raises(LayoutError):
             Cluster.parse(text)

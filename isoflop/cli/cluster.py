@@ -39,9 +39,7 @@ def plan_on(
     for path in written:
         typer.echo(path)
     if written and made.trainer is None:
-        typer.echo(
-            "Not for isoflop train: it has data parallelism and FSDP, by which this model does not fit."
-        )
+        typer.echo("Not for isoflop train: it has GPUs, dense models, data parallelism and FSDP.")
 
 
 def _law(law: str | None, project: Path | None) -> tuple[Fit, str]:

@@ -21,6 +21,7 @@ HOST_SHARE = 0.5  # power of processors, memory, network and fans, a share of th
 PUE = 1.2  # power of the whole site over that of its machines (assumed)
 GRID_KG_PER_KWH = 0.473  # CO2 of the world's electricity in 2024: Ember, Global Electricity Review 2025
 PRECISIONS = ("bf16", "fp16", "fp8", "fp32")
+RACK = 72  # devices that NVIDIA's racks join
 CLUSTER = re.compile(r"\s*([0-9][0-9_,]*)\s*[xX×]\s*(\S.*?)\s*")
 
 
@@ -115,6 +116,11 @@ class Cluster(Record):
     @property
     def name(self) -> str:
         return f"{self.devices:,} x {self.accelerator.name}"
+
+    @property
+    def host_devices(self) -> int:
+        """Of one machine: 4 in a rack of 72, else 8 at most."""
+        return 4 if self.accelerator.node_devices == RACK else min(self.node_devices, 8)
 
     @property
     def watts(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from isoflop.errors import LayoutError
@@ -67,7 +68,7 @@ mode = "{layout.recompute}"
 
 def our_command(plan: ClusterPlan, layout: Layout) -> str:
     """torchrun with options that `isoflop train` has; the project's corpus brings the vocabulary."""
-    nodes = max(plan.cluster.devices // plan.cluster.node_devices, 1)
+    each = math.gcd(plan.cluster.devices, plan.cluster.host_devices)
     shard = " --shard" if layout.zero else ""
     checkpointed = layout.recompute == "full"
     changes = {**_changes(plan.shape), "batch_tokens": layout.sequences * plan.shape.context,
@@ -75,7 +76,7 @@ def our_command(plan: ClusterPlan, layout: Layout) -> str:
     sets = " ".join(f"--set {name}={value}" for name, value in changes.items())
     return f"""#!/bin/sh
 # {plan.cluster.name}: {layout.words}. Run on every node, with HOST the first of them.
-torchrun --nnodes {nodes} --nproc-per-node {plan.cluster.node_devices} \\
+torchrun --nnodes {plan.cluster.devices // each} --nproc-per-node {each} \\
   --rdzv-backend c10d --rdzv-endpoint "$HOST:29400" -m isoflop train --project "$PROJECT" \\
   --width {plan.shape.width} --layers {plan.shape.layers} --tokens {round(plan.tokens)} \\
   --precision bf16 --accumulate {layout.micro_batches}{shard} \\

@@ -20,6 +20,7 @@ ROUNDS = 6  # of size, layout, share of peak and size again
 BATCH_LAW = "deepseek-2024-batch"
 MOST_BATCH_TOKENS = 15_360 * 4096  # of DeepSeek-V3, 2412.19437: the law of the batch is not followed beyond
 CONTEXT = 8192
+GPUS = ("NVIDIA", "AMD")
 TRAINER = {  # what our own trainer can do: copies or FSDP2, blocks computed again or not
     "tensor": [1], "pipeline": [1], "context": [1], "expert": [1], "zero": [0, 3], "recompute": [1, 2],
 }  # fmt: skip
@@ -143,8 +144,8 @@ def _loss(law: Fit, params: float, tokens: float) -> Prediction | None:
 
 
 def _trainer(shape: Shape, cluster: Cluster, sequences: int, share: float) -> Planned | None:
-    """Of a dense model: our trainer has no experts."""
-    if shape.experts:
+    """None for experts and other makes, which our trainer does not have."""
+    if shape.experts or cluster.accelerator.manufacturer not in GPUS:
         return None
     try:
         return search(shape, cluster, sequences=sequences, efficiency=share, only=TRAINER).best[0]

@@ -82,6 +82,8 @@ def candidates(
 ) -> Layouts:
     """Every layout whose degrees divide the devices, heads, layers, experts and the batch of `sequences`.
 
+    Tensor-parallel groups stay in a node, and stages may be uneven by a twentieth.
+
     `only` replaces the values that a field of `Layouts` may have (`data` and `micro_batches` follow from the
     others). A batch may differ by a tenth from `sequences`.
     """
@@ -132,7 +134,7 @@ def _product(allowed: Mapping[str, Ints], names: Sequence[str]) -> list[Ints]:
 
 
 def _sensible(shape: Shape, all_: Layouts, sequences: int) -> np.ndarray:
-    """(n,) those whose batch, stages and chunks divide, and of equal ones the first."""
+    """(n,) those whose batch, stages and chunks divide, and whose ZeRO has copies to shard over."""
     p, v, m = all_.pipeline, all_.interleave, all_.micro_batches
     batch = np.abs(all_.sequences / sequences - 1) <= BATCH_SLACK
     chunks = (v == 1) | ((p > 1) & (p * v <= UNEVEN * shape.layers) & (m >= p))
@@ -292,7 +294,7 @@ def _nothing_fits(shape: Shape, cluster: Cluster, all_: Judged, sequences: int) 
 
 def _lean(shape: Shape, cluster: Cluster, sequences: int) -> bool:
     """Whether any layout with the least of everything fits."""
-    layouts = candidates(shape, cluster, sequences, {"micro": [1], "zero": [3], "recompute": [FULL]})
+    layouts = candidates(shape, cluster, sequences, {"micro": [1], "zero": [0, 3], "recompute": [FULL]})
     return bool((memory(shape, layouts).total <= cluster.memory_bytes).any()) if len(layouts) else False
 
 

@@ -123,7 +123,7 @@ def shape_for(params: float, *, context: int = 8192, experts: int = 0) -> Shape:
     """A shape of about `params` active parameters, by the habits of Llama 3 and DeepSeek-V3.
 
     Heads of 128, 8 of keys and values, feed-forward 3.5 times the width; layers in multiples of 4 from 16 on,
-    of 8 from 64 on. Of all widths in multiples of 128 (1,024 from 2,048 on) it takes the one whose size is
+    of 8 from 64 on. Of all widths in multiples of 256 (1,024 from 2,048 on) it takes the one whose size is
     nearest to `params` and whose width over layers is nearest to 128. With `experts`, 8 of them and a shared
     one take the place of the feed-forward part, each a ninth as wide: as many active parameters, many more in
     all.
@@ -135,7 +135,7 @@ def shape_for(params: float, *, context: int = 8192, experts: int = 0) -> Shape:
         )
     if experts and experts < 2:
         raise LayoutError(f"{experts} expert is a dense model.", hint="Give --experts 8 or more, or none.")
-    widths = [*range(128, 2048, 128), *range(2048, 262_145, 1024)]
+    widths = [*range(256, 2048, 256), *range(2048, 262_145, 1024)]
     shapes = [s for w in widths if (s := _of_width(params, w, context, experts)) is not None]
     return min(shapes, key=lambda s: _distance(s, params))
 
@@ -147,7 +147,7 @@ def _distance(shape: Shape, params: float) -> float:
 
 
 def _of_width(params: float, width: int, context: int, experts: int) -> Shape | None:
-    heads = max(width // HEAD_DIM, 1)
+    heads = width // HEAD_DIM
     ff = int(FF_RATIO * width)
     base = {"width": width, "heads": heads, "kv_heads": math.gcd(KV_HEADS, heads), "ff": ff,
             "vocab": VOCAB, "context": context}  # fmt: skip

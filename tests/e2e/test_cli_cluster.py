@@ -94,6 +94,11 @@ def test_our_trainer_takes_the_options_that_are_written(isoflop, tmp_path: Path)
         assert option in known
 
 
+def test_an_odd_number_of_devices_has_as_many_processes(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert isoflop("plan", "--cluster", "12xH100", "--days", 1, "--launch", tmp_path).code == 0
+    assert "--nnodes 3 --nproc-per-node 4" in (tmp_path / "isoflop.sh").read_text()
+
+
 def test_nothing_is_launched_for_our_trainer_where_it_cannot(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     words = ("--flops", "1e24", "--experts", 64, "--launch", tmp_path)
     assert "Not for isoflop train" in isoflop(*PLAN, *words).out
