@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from isoflop.errors import LayoutError
 from isoflop.layouts.layouts import Layout
 from isoflop.layouts.planning import ClusterPlan
 from isoflop.layouts.shapes import Shape
@@ -16,9 +15,7 @@ OURS = "isoflop.sh"
 
 
 def write_launch(plan: ClusterPlan, folder: Path) -> list[Path]:
-    """Write the files into `folder`, which is made. Raises LayoutError where it is a file."""
-    if folder.is_file():
-        raise LayoutError(f"{folder} is a file.", hint="Name a folder for the launch files.")
+    """Write the files into `folder`, which is made. Raises ProjectError where the disk refuses."""
     files = {TITAN: torchtitan(plan)}
     if plan.trainer is not None:
         files[OURS] = our_command(plan, plan.trainer.layout)

@@ -14,7 +14,6 @@ from importlib.resources import files
 
 import numpy as np
 
-from isoflop.errors import LayoutError
 from isoflop.layouts.hardware import Cluster
 from isoflop.layouts.layouts import RECOMPUTE, Layout, Practice
 from isoflop.layouts.search import Judged, candidates, judge
@@ -114,10 +113,7 @@ def _judged(run: PublishedRun, efficiency: float) -> tuple[Judged, int]:
     """All layouts that agree with what was published, and the fastest that fits, or the leanest."""
     only = {name: [value] for name, value in run.known.items()}
     layouts = candidates(run.shape, run.cluster, run.sequences, only)
-    if not len(layouts):
-        raise LayoutError(
-            f"The layout of {run.name} does not divide its devices.", hint="Mend published.csv."
-        )
+    assert len(layouts), f"the layout of {run.name} does not divide its devices"
     all_ = judge(run.shape, run.cluster, layouts, efficiency, run.practice)
     if all_.fits.any():
         return all_, int(np.where(all_.fits, all_.speed, 0.0).argmax())

@@ -132,4 +132,4 @@ def test_bad_input_is_refused(isoflop, words: Words, said: Said) -> None:  # typ
 def test_a_file_is_no_folder_for_launch_files(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "file"
     path.write_text("")
-    refused(isoflop(*PLAN, "--days", 3, "--launch", path), "is a file")
+    refused(isoflop(*PLAN, "--days", 3, "--launch", path), "cannot be written")
