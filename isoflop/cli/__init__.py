@@ -2,7 +2,7 @@
 its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
-all that.
+all that, `trend` tells how the whole industry grows, and `limit` where that ends.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from isoflop.cli import (
     improve,
     job,
     laws,
+    limit,
     plan,
     prune,
     quantize,
     runs,
     transforms,
+    trend,
     tune,
     verdict,
 )
@@ -58,6 +60,8 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(trend.app, name="trend")
+app.add_typer(limit.app)
 
 
 def main() -> None:

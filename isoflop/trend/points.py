@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Points:
     log_sd: Floats  # of the error of log(value), by its stated confidence; 0: none
     snapshot: str  # hash of the table
     undisclosed: int = 0  # rows of the table in the same window that do not state the metric
+    notes: tuple[str, ...] = ()  # what was left out or is doubtful, in sentences
 
     def __len__(self) -> int:
         return len(self.names)
