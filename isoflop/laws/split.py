@@ -9,10 +9,11 @@ more of them can hurt: a model trained longer loses more when it is quantized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from isoflop.laws.chinchilla import Chinchilla
 from isoflop.laws.observations import complete
@@ -95,11 +96,19 @@ class Split:
         """C_base(L): (m,) FLOPs at the best split that reach `loss` (one, or (m,)); nan where none do."""
         if isinstance(self.law, Chinchilla) and not self.constrained:
             return self.law.compute_for(theta, np.asarray(loss, dtype=np.float64), self.kappa, self.gamma)
+        return self._least(theta, lambda flops: np.asarray(self.optimum(theta, flops)[2] <= loss))
+
+    def compute_for_tokens(self, theta: Array, tokens: float | Array) -> Array:
+        """(m,) FLOPs whose best split trains on `tokens` (one, or (m,)) or more; nan where none do."""
+        return self._least(theta, lambda flops: np.asarray(self.optimum(theta, flops)[1] >= tokens))
+
+    def _least(self, theta: Array, enough: Callable[[Array], npt.NDArray[np.bool_]]) -> Array:
+        """(m,) least FLOPs in `FLOPS_RANGE` that are `enough` (m,); nan where the most are not."""
         low, high = (np.full(len(theta), np.log(end)) for end in FLOPS_RANGE)
-        reached = self.optimum(theta, np.exp(high))[2] <= loss
+        reached = enough(np.exp(high))
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
-            more = ~(self.optimum(theta, np.exp(middle))[2] <= loss)
+            more = ~enough(np.exp(middle))
             low, high = np.where(more, middle, low), np.where(more, high, middle)
         return np.where(reached, np.exp(0.5 * (low + high)), np.nan)
 
