@@ -1,8 +1,8 @@
 """The command line: `job` has the main job's stages, `ablate` judges a change of the recipe, `tune` searches
-its values, `laws` asks laws, `runs` judges tables of runs, `averages`, `transforms` and `prune` make models
-of models, `quantize` rounds finished ones, `engines` exports them, `evals` scores and times them, `verdict`
-judges them, `improve` searches among all that, `trend` tells how the whole industry grows, and `limit` where
-that ends.
+its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
+judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
+ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
+all that, `trend` tells how the whole industry grows, and `limit` where that ends.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from isoflop.cli import (
     job,
     laws,
     limit,
+    plan,
     prune,
     quantize,
     runs,
@@ -49,6 +50,7 @@ app.add_typer(job.app)
 app.add_typer(ablate.app)
 app.add_typer(tune.app)
 app.add_typer(laws.app)
+app.add_typer(plan.app)
 app.add_typer(runs.app)
 app.add_typer(averages.app)
 app.add_typer(transforms.app)

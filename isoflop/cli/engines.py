@@ -15,7 +15,7 @@ from isoflop.cli.options import (
     RoundingOption,
     open_project,
 )
-from isoflop.terminal import out, table
+from isoflop.terminal import Terminal, out, table
 
 app = typer.Typer()
 
@@ -55,8 +55,11 @@ def export(
     from isoflop.pipeline import corpus_of
 
     home = open_project(project)
-    with home.lock():
-        done = write(home, corpus_of(home), model, to=to, kind=kind, rounding=rounding, calibrate=calibrate)
+    with home.lock(), Terminal() as progress:
+        done = write(
+            home, corpus_of(home), model, to=to, kind=kind, rounding=rounding, calibrate=calibrate,
+            progress=progress,
+        )  # fmt: skip
     if json:
         out(done)
         return

@@ -44,9 +44,7 @@ def limit(
             help="Growth by all growth models of this table's top 10, in place of the assumed rate.",
         ),
     ] = None,
-    days: Annotated[
-        float | None, count("Days that this machine may compute for the project, e.g. 30.")
-    ] = None,
+    days: Annotated[float | None, count("Days that this machine may compute for the project.")] = None,
     usd: Annotated[float | None, count("Money for machines like this one; needs --usd-per-hour.")] = None,
     usd_per_hour: Annotated[float | None, count("Price of an hour of such a machine.")] = None,
     draws: Annotated[int, whole("Joint draws of all that is uncertain.")] = 10_000,

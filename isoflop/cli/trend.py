@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,10 +24,28 @@ COLUMN = "your-column"  # stands for whatever a user's table has
 
 
 class AnyMetric(typer.core.TyperGroup):
-    """A subcommand that is none of the known metrics is a column of the user's table."""
+    """One command that goes by the name of any metric, or of a column of the user's table.
+
+    It is built once: nineteen copies would slow every command down.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*METRICS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return super().get_command(ctx, cmd_name) or super().get_command(ctx, COLUMN)
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            return found
+        shared = copy(super().get_command(ctx, COLUMN))
+        if shared is not None and cmd_name in METRICS:
+            known = METRICS[cmd_name]
+            shared.name, shared.hidden = cmd_name, False
+            shared.short_help = f"{known.about[0].upper()}{known.about[1:]}."
+            shared.help = (
+                f"Growth of {known.about}, in {known.unit}.\n\n"
+                f"Example: [bold]isoflop trend {cmd_name} --since 2018 --frontier top10[/bold]"
+            )
+        return shared
 
 
 app = typer.Typer(
@@ -87,6 +106,12 @@ def every(
     typer.echo(write_trend(found, page))
 
 
+@app.command(
+    COLUMN,
+    hidden=True,
+    help="Growth of a column of your own table.\n\n"
+    "Example: [bold]isoflop trend price --table prices.csv --date-column month[/bold]",
+)
 def metric(
     context: typer.Context,
     table: Annotated[
@@ -115,7 +140,7 @@ def metric(
     seed: Annotated[int, typer.Option(min=0, help="Of bootstraps and simulations.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Answer for the metric that the command is named after; each has words of its own."""
+    """Answer for the metric that the command is named after."""
     from isoflop.trend.answer import answer_to, question
     from isoflop.trend.disclosure import disclosure
     from isoflop.trend.specification import specification
@@ -143,21 +168,6 @@ def metric(
     _show(found, silent)
     if choices and others:
         _show_choices(others)
-
-
-for _known in METRICS.values():
-    app.command(
-        _known.name,
-        short_help=f"{_known.about[0].upper()}{_known.about[1:]}.",
-        help=f"Growth of {_known.about}, in {_known.unit}.\n\n"
-        f"Example: [bold]isoflop trend {_known.name} --since 2018 --frontier top10[/bold]",
-    )(metric)
-app.command(
-    COLUMN,
-    hidden=True,
-    help="Growth of a column of your own table.\n\n"
-    "Example: [bold]isoflop trend price --table prices.csv --date-column month[/bold]",
-)(metric)
 
 
 @app.command()

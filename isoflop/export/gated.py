@@ -17,6 +17,7 @@ from isoflop.export.huggingface import save_pretrained, tokenizer_of
 from isoflop.export.parity import Parity, check, check_weights
 from isoflop.export.rounders import CALIBRATED, GPTQ, NEAREST, ROUNDINGS, rounder_of
 from isoflop.gpt import GPT
+from isoflop.progress import Progress, Silent
 from isoflop.records import Corpus, Record, digest
 from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.using import decoder_of
@@ -26,6 +27,7 @@ from isoflop.using import decoder_of
 FLOAT_TOLERANCE, ROUNDED_TOLERANCE = 0.002, 0.03
 # The same of each tensor: 16 bits round by 0.03%, 4 bits by some 10%; another tensor differs by 140%.
 FLOAT_WEIGHTS, ROUNDED_WEIGHTS = 0.001, 0.5
+STAGE = "export"
 
 
 class Export(Record):
@@ -126,7 +128,7 @@ FORMATS = {
 
 def export(
     project: Project, corpus: Corpus, folder: Path, *, to: str = "gguf", kind: str | None = None,
-    rounding: str | None = None, calibrate: int | None = None,
+    rounding: str | None = None, calibrate: int | None = None, progress: Progress | None = None,
 ) -> Export:  # fmt: skip
     """Write a model folder of our decoder in another format, check it in its engine, and keep it.
 
@@ -158,8 +160,9 @@ def export(
             f"{to}'s {kind} knows no rounding {rounding}", hint=f"name one of {', '.join(ways)}"
         )
     return kept(
-        project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate or 0, rounding=rounding or ""
-    )
+        project, corpus, folder, known, to=to, kind=kind, calibrate=calibrate or 0, rounding=rounding or "",
+        progress=progress,
+    )  # fmt: skip
 
 
 def chosen_rounding(rounding: str | None, calibrate: int | None, usual: str = CALIBRATED) -> tuple[str, int]:
@@ -182,7 +185,7 @@ def chosen_rounding(rounding: str | None, calibrate: int | None, usual: str = CA
 
 def kept(
     project: Project, corpus: Corpus, folder: Path, known: Format, *, to: str, kind: str, calibrate: int,
-    rounding: str = "", options: object = None,
+    rounding: str = "", options: object = None, progress: Progress | None = None,
 ) -> Export:  # fmt: skip
     """What `known` writes of a model folder, if it passes the gate; `options` are what else it depends on.
 
@@ -196,16 +199,20 @@ def kept(
     if done is not None and (project.folder / done.path).exists():
         return done
     found: list[tuple[Path, Parity]] = []
+    progress = progress or Silent()
 
     def write(target: Path) -> None:
+        progress.start(STAGE, 2, "steps")
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         path = known.write(model, corpus, target, kind, rounding, calibrate)
         known.reread(model, path)
+        progress.update(STAGE, 1, "written; it is checked in its engine")
         check_weights(before, model.state_dict(), FLOAT_WEIGHTS if kind in FLOATS else ROUNDED_WEIGHTS)
         tolerance = FLOAT_TOLERANCE if kind in FLOATS else known.tolerance
         with open_engine(path) as engine:
             tokenizer = tokenizer_of(model.config, corpus)[0]
             found.append((path.relative_to(target), check(engine, model, tokenizer, corpus, tolerance)))
+        progress.finish(STAGE, "it passed the gate")
 
     artifact = project.add_artifact(f"{to}-{kind}", write)
     (name, parity), home = found[0], project.folder / artifact

@@ -163,8 +163,7 @@ def _years(page: Page) -> Table:
 
 def _bounds(page: Page) -> Table:
     rows = tuple(
-        ("", (f"{b.assumption}, within {b.factor:g}x", shown.span(b.low, b.high)))
-        for b in page.silent.bounds
+        ("", (f"{b.assumption}, within {b.factor:g}x", shown.span(b.low, b.high))) for b in page.silent.bounds
     )
     title = f"The rate of all points, {shown.factor(page.silent.rate_per_year)} a year, with the silent rows"
     return Table(title, ("where they may lie", "the rate could be"), rows)

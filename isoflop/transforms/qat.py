@@ -88,7 +88,9 @@ def train_rounded(
     start = time.perf_counter()
     run = _run(project, corpus, folder, training, config, past, progress)
     assert run.model is not None
-    made = export(project, corpus, project.folder / run.model, kind=training.kind, calibrate=0)
+    made = export(
+        project, corpus, project.folder / run.model, kind=training.kind, calibrate=0, progress=progress
+    )
     scored = source.model_copy(update={"scores": scores_of(model, corpus, eval_tokens)})
     after = evaluate_model(project.folder / made.path, corpus, eval_tokens=eval_tokens)
     change, change_se = None, None

@@ -125,7 +125,7 @@ def quantize(
     known = FORMATS["gguf"]._replace(write=partial(_write, kinds=kinds, rounder=rounder))
     export = kept(
         project, corpus, folder, known, to="gguf", kind=MIXED, calibrate=calibrate, rounding=rounding,
-        options=kinds,
+        options=kinds, progress=progress,
     )  # fmt: skip
     after = evaluate_model(project.folder / export.path, corpus, eval_tokens=eval_tokens)
     read = tokens_read(corpus, model.config.context, _probe_tokens(model))

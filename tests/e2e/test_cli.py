@@ -263,6 +263,8 @@ def test_a_whole_job_of_another_family(isoflop, tmp_path: Path, sources: tuple[s
     runs = json.loads(isoflop("ls", "--project", tmp_path / "p", "--json").out)
     assert {r["config"]["model"]["family"] for r in runs} == {"gpt2"}
     assert isoflop("plan", "--budget", "8e11flops", "--project", tmp_path / "p").code == 0
+    planned = isoflop("plan", "--cluster", "8xA100", "--days", 1, "--project", tmp_path / "p", "--json")
+    assert any("extrapolated" in note for note in json.loads(planned.out)["notes"])
     words = ("train", "--family", "llama", "--project", tmp_path / "p")
     refused(isoflop(*words), "the latest plan is of the family gpt2, not llama")
     words = ("train", "--family", "isoflop", "--project", tmp_path / "p")  # the default, but it was typed

@@ -20,6 +20,7 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
     answer = isoflop("export", result.model, "--type", "q8_0", "--project", folder)
     assert answer.code == 0
     assert "held-out lines with the same tokens" in answer.out
+    assert "export done" in answer.err
     file = answer.out.split()[-1]
     assert Path(file).name == "model-q8_0.gguf"
     scored = isoflop("eval", file, "--tokens", 4096, "--speed", "--json", "--project", folder)
@@ -55,7 +56,7 @@ def test_a_model_is_trained_for_four_bits(project: tuple[Path, Result], isoflop)
         (("export", "MODEL", "--calibrate", 512, "--type", "f16"), "f16 rounds no weights by text"),
         (("export", "MODEL", "--calibrate", 512, "--to", "hf"), "f32 rounds no weights by text"),
         (("export", "MODEL", "--rounding", "awq", "--type", "q4_0"), "no rounding 'awq'"),
-        (("export", "MODEL", "--rounding", "gptq", "--type", "q6_k"), "does not know the blocks of q6_k"),
+        (("export", "MODEL", "--rounding", "gptq", "--type", "q6_k"), "q6_k knows no rounding gptq"),
         (("quantize", "MODEL", "--train", "20k", "--max-bytes", "1MB"), "not rounded by limits"),
         (("quantize", "MODEL", "--train", "20k", "--type", "q6_k"), "no run is trained for weights"),
         (("quantize", "MODEL", "--type", "q4_0", "--max-bytes", "1MB"), "--type q4_0 is for --train"),
