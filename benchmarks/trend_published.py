@@ -14,7 +14,8 @@ import argparse
 import csv
 import math
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from isoflop.trend.rates import as_they_are, ends, resampled, slopes
 from isoflop.trend.tables import Table, read_table
 
 LEVEL, DRAWS, SEED = 0.9, 2000, 0
+WIDTH = 118  # of lines of text
 FILES = {MODELS: "notable_models.csv", HARDWARE: "accelerators.csv"}
 FORMS: dict[str, tuple[str, Callable[[float], float], str]] = {
     # A form of figures: how to find one, what a slope of ln(value) a year is in it, how ours is written.
@@ -234,15 +236,15 @@ def answered(case: Case, tables: Tables) -> tuple[list[str], str]:
 def limits_lines(tables: Tables, found: IndustryAnswer) -> list[list[str]]:
     """The two published limits beside ours."""
     limits = {limit.name: limit for limit in found.limits}
-    parts: dict[str, tuple[Interval, Callable[[float], str]]] = {
-        "data stock": (limits["data"].date, "{:.1f}".format),
-        "2030 feasible run": (limits["campus-power"].feasible, power),
+    parts: dict[str, tuple[str, Interval, Callable[[float], str]]] = {
+        "data stock": ("when data bind", limits["data"].date, "{:.1f}".format),
+        "2030 feasible run": ("FLOP by power of one campus", limits["campus-power"].feasible, power),
     }
     lines = []
     for name in LIMITS:
-        row, (interval, words) = tables.row(name), parts[name]
+        row, (what, interval, words) = tables.row(name), parts[name]
         value, low, high = map(words, (interval.value, interval.low, interval.high))
-        lines.append([name, row["published"], row["ci"], f"{value} [{low}, {high}]"])
+        lines.append([name, row["published"], row["ci"], f"{what}: {value} [{low}, {high}]"])
     return lines
 
 
@@ -251,27 +253,30 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(textwrap.fill(f"- {line}", WIDTH, subsequent_indent="  ") for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     tables = Tables(parser.parse_args().folder)
-    asked = {case.row for case in CASES} | set(LIMITS) | set(NOT_ASKED)
-    assert asked == {row["metric"] for row in tables.published}, "a row of headline_figures.csv is forgotten"
     answers = [answered(case, tables) for case in CASES]
     head = ["figure", "window", "published", "its interval", "shared table, 90%", "n", "agrees",
             "our facts, 90%", "n", "agrees"]  # fmt: skip
     print(markdown(head, [cells for cells, _ in answers]))
-    print("\nWhere the shared table and the published figure differ:\n")
-    print("\n".join(f"- {why}" for _, why in answers if why))
+    yes = sum(cells[6].startswith("yes") for cells, _ in answers)
+    print(f"\n{yes} of {len(answers)} agree on the shared tables. Where they differ:\n")
+    print(bullets(why for _, why in answers if why))
     print("\nLimits, whose assumptions rest on the same sources, so they are no independent evidence:\n")
     found = industry(read_assumptions(), seed=SEED, level=LEVEL)
     print(markdown(["figure", "published", "its interval", "ours, 90%"], limits_lines(tables, found)))
     print("\nNot asked:\n")
-    print("\n".join(f"- {name}: {why}." for name, why in NOT_ASKED.items()))
+    print(bullets(f"{name}: {why}." for name, why in NOT_ASKED.items()))
     snapshots = [f"{Path(t.path).name} `{t.snapshot}`" for t in tables.read.values()]
-    print(f"\nSnapshots: {', '.join(snapshots)}.")
+    print("", textwrap.fill(f"Snapshots: {', '.join(snapshots)}.", WIDTH), sep="\n")
 
 
 if __name__ == "__main__":

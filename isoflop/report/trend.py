@@ -29,7 +29,7 @@ from isoflop.store import atomic_write
 from isoflop.trend import shown
 from isoflop.trend.breaks import NO_EVIDENCE
 from isoflop.trend.metrics import HARDWARE, METRICS, MODELS
-from isoflop.trend.page import Answered, Page
+from isoflop.trend.page import LEAD, Answered, Page
 
 PICTURED = ("compute", "parameters", "tokens", "flops-per-second", "memory", "bandwidth")
 KINDS = (".html", ".htm")
@@ -75,8 +75,19 @@ def render(page: Page) -> str:
             hardware=HARDWARE,
             models=MODELS,
             notes=notes(page),
+            largest=largest_run(page),
         )
     )
+
+
+def largest_run(page: Page) -> tuple[str, float] | None:
+    """Name and FLOPs of the largest run that the table states in the window; None without compute."""
+    found = page.answered.get(LEAD)
+    if found is None:
+        return None
+    points = found.asked.points
+    i = int(points.values.argmax())
+    return points.names[i], float(points.values[i])
 
 
 # --- Pictures ----------------------------------------------------------------------------------------
