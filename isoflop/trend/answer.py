@@ -139,7 +139,7 @@ class Question:
         """Whether the frontier is still filling up where the window begins.
 
         A table's first K points belong to its top K for want of others, so the frontier rises too fast at
-        first: of simulated series of constant growth half then looked as if they slowed (docs/trends.md).
+        first: of simulated series of constant growth half then looked as if they slowed (docs/trend.md).
         """
         before = int((self.points.years < self.since).sum())
         return before < max(SETTLED * self.frontier.top, TESTED) if self.frontier.top else False
