@@ -14,7 +14,7 @@ from test_report import Page as Html
 
 from isoflop.errors import TrendError
 from isoflop.plots import PALETTE
-from isoflop.report.trend import PICTURED, render
+from isoflop.report.trend import PICTURED, check_page, render
 from isoflop.trend.answer import answer
 from isoflop.trend.metrics import METRICS
 from isoflop.trend.page import Page, Window, gather
@@ -133,6 +133,24 @@ def test_tables_that_answer_nothing_are_refused(tmp_path: Path) -> None:
         gather(Window(since="2020", until="2018"), table=models(tmp_path), hardware=devices(tmp_path))
     with pytest.raises(TrendError, match="cannot be read"):
         gather(Window(), table=models(tmp_path), hardware=tmp_path / "none.csv")
+    with pytest.raises(TrendError, match="is a table of models"):
+        gather(Window(), table=models(tmp_path), hardware=models(tmp_path))
+
+
+def test_a_window_that_ends_early_says_nothing_of_growth_from_now_on(tmp_path: Path) -> None:
+    early = gather(
+        Window("2016", "2021", frontier="records"), table=models(tmp_path), hardware=devices(tmp_path)
+    )
+    assert early.lead.metric.name == "compute"
+    assert early.limits_fitted is None
+    assert "And were the largest run" not in render(early)
+
+
+def test_a_page_cannot_be_a_folder_or_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    for name in ("page.html", "page.png"):
+        with pytest.raises(TrendError, match="A page cannot be"):
+            check_page(tmp_path / name)
 
 
 def test_the_page_loads_no_torch() -> None:

@@ -28,7 +28,7 @@ from isoflop.report.tables import Table
 from isoflop.store import atomic_write
 from isoflop.trend import shown
 from isoflop.trend.breaks import NO_EVIDENCE
-from isoflop.trend.metrics import HARDWARE, METRICS, MODELS
+from isoflop.trend.metrics import METRICS
 from isoflop.trend.page import LEAD, Answered, Page
 
 PICTURED = ("compute", "parameters", "tokens", "flops-per-second", "memory", "bandwidth")
@@ -38,7 +38,7 @@ FEW = 8  # disclosed rows of a year below which its share says little
 
 def check_page(path: Path) -> None:
     """Raises TrendError unless a page can be written to a file of that name: before the work, not after."""
-    if path.suffix.lower() not in KINDS:
+    if path.suffix.lower() not in KINDS or path.is_dir():
         raise TrendError(f"A page cannot be {path.name!r}.", hint="Name it FILE.html.")
     if not path.parent.is_dir():
         raise TrendError(
@@ -72,8 +72,6 @@ def render(page: Page) -> str:
             pictures=pictures(page),
             caption=caption,
             pictured=PICTURED,
-            hardware=HARDWARE,
-            models=MODELS,
             notes=notes(page),
             largest=largest_run(page),
         )

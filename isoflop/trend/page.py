@@ -66,7 +66,7 @@ class Page:
     choices: Choices | None  # of the lead's rate; None where no choice leaves points enough
     silent: Disclosure  # about the lead
     limits: IndustryAnswer  # growth at the rate that is assumed
-    limits_fitted: IndustryAnswer | None  # growth as fitted on this page; None without compute
+    limits_fitted: IndustryAnswer | None  # as fitted on this page; None without compute of today
     tables: dict[str, Table]  # by kind
     level: float
     seed: int
@@ -86,6 +86,8 @@ def gather(
     """
     shown, done = progress or Silent(), 0
     tables = {MODELS: read_table(table), HARDWARE: read_table(hardware, kind=HARDWARE)}
+    if tables[HARDWARE].kind == MODELS:
+        raise TrendError(f"{hardware} is a table of models.", hint="Give it as --table.")
     answered, refused, asked = {}, dict[str, TrendError](), dict[str, Question]()
     for metric in METRICS.values():
         try:
@@ -111,7 +113,8 @@ def gather(
     silent = disclosure(source, lead, words["since"], words["until"], words["domain"])
     shown.update("trend", done + 1, "limits")
     assumed = read_assumptions()
-    fitted = None if LEAD not in answered else industry(
+    # A window that ends early says nothing about growth from the largest run on.
+    fitted = None if LEAD not in answered or window.until is not None else industry(
         assumed, growth=_growth(answered[LEAD].asked), seed=seed, level=LEVEL
     )  # fmt: skip
     limits = industry(assumed, seed=seed, level=LEVEL)
