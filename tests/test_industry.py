@@ -117,6 +117,21 @@ def test_what_binds_from_the_start_is_behind(tmp_path: Path) -> None:
     assert found.doublings.value == pytest.approx(np.log2(7.2937668e24 / 5e26), abs=1e-3)
 
 
+class Over:
+    """Growth whose singularity has passed before the first year."""
+
+    def draws(self, at_years: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        return np.full((n, len(at_years)), np.nan)
+
+
+def test_growth_past_its_singularity_meets_every_limit_at_once() -> None:
+    over = Averaged([Over()], np.ones(1), "over")
+    found = industry(read_assumptions(), growth=over, draws=200)
+    latency = next(limit for limit in found.limits if limit.name == "latency")
+    assert latency.date.value == 2025.5
+    assert found.free == 0.0
+
+
 def test_no_limit_no_date(tmp_path: Path) -> None:
     found = answer(tmp_path, *STEADY, *only())
     assert found.limits == ()

@@ -14,10 +14,10 @@ from test_report import Page as Html
 
 from isoflop.errors import TrendError
 from isoflop.plots import PALETTE
+from isoflop.report.gathered import Page, Window, gather
 from isoflop.report.trend import PICTURED, check_page, render
 from isoflop.trend.answer import answer
 from isoflop.trend.metrics import METRICS
-from isoflop.trend.page import Page, Window, gather
 from isoflop.trend.tables import read_table
 
 

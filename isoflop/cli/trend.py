@@ -95,8 +95,8 @@ def every(
             f"{names[0]} needs a metric, or --all.",
             hint="E.g. isoflop trend compute --since 2018, or isoflop trend --all.",
         )
+    from isoflop.report.gathered import Window, gather
     from isoflop.report.trend import check_page, write_trend
-    from isoflop.trend.page import Window, gather
 
     check_page(page)
     with Terminal() as terminal:

@@ -160,8 +160,10 @@ def check_draws(draws: int) -> None:
 
 def _block(f: Futures, model: Draws, rng: np.random.Generator) -> _Met:
     n, years = len(f.draws["growth.frontier"]), f.years
-    shape = np.minimum(model.draws(years, n, rng), LARGEST)
-    growth = f.log("growth.frontier") + shape - shape[:, :1]
+    shape = np.nan_to_num(model.draws(years, n, rng), nan=LARGEST, neginf=-LARGEST)
+    shape, over = np.minimum(shape, LARGEST), shape[:, :1] >= LARGEST
+    # Where a table's growth has passed its singularity by now, whatever limit there is binds at once.
+    growth = f.log("growth.frontier") + np.where(over, shape, shape - shape[:, :1])
     dates, log_flops, feasible = (np.full((n, len(LIMITS)), np.inf) for _ in range(3))
     holds = rng.random((n, len(LIMITS))) < np.array([f.assumptions.applies[name] for name in LIMITS])
     for i, name in enumerate(LIMITS):

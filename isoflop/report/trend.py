@@ -1,4 +1,4 @@
-"""The page of the whole trend: what `isoflop.trend.page` gathers as one HTML file that opens offline.
+"""The page of the whole trend: what `gathered` gathers as one HTML file that opens offline.
 
 write_trend(gather(Window(since="2018")), Path("trend.html"))
 """
@@ -23,13 +23,13 @@ from isoflop.plots.limits import draw_growth, draw_spans, industry_data
 from isoflop.plots.style import SIZE
 from isoflop.plots.trends import draw_residual, draw_trend, residual_data, specification_figure, trend_data
 from isoflop.records import Interval
+from isoflop.report.gathered import LEAD, Answered, Page
 from isoflop.report.svg import environment, picture
 from isoflop.report.tables import Table
 from isoflop.store import atomic_write
 from isoflop.trend import shown
 from isoflop.trend.breaks import NO_EVIDENCE
 from isoflop.trend.metrics import METRICS
-from isoflop.trend.page import LEAD, Answered, Page
 
 PICTURED = ("compute", "parameters", "tokens", "flops-per-second", "memory", "bandwidth")
 KINDS = (".html", ".htm")
