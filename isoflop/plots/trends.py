@@ -217,7 +217,8 @@ def trend_figure(asked: Question, trend: Trend, found: Choices) -> Figure:
     draw_residual(axes[1], residual_data(asked))
     draw_specification(axes[2], axes[3], labels)
     axes[0].set_title(
-        f"{trend.metric}: {factor(trend.rate_per_year)} a year {span(*trend.interval)}",
+        f"{trend.metric}: {factor(trend.rate_per_year, *trend.interval)} a year "
+        f"{span(*trend.interval, trend.rate_per_year)}",
         color=PALETTE["ink"], fontsize=12.5, loc="left",
     )  # fmt: skip
     return drawn

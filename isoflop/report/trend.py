@@ -117,7 +117,7 @@ def _one(draw: Callable[..., None], *data: Any) -> Figure:
 def caption(a: Answered) -> str:
     """What a metric's picture shows, in words."""
     t = a.trend
-    rate = f"{shown.factor(t.rate_per_year)} a year {shown.span(*t.interval)}"
+    rate = f"{shown.factor(t.rate_per_year, *t.interval)} a year {shown.span(*t.interval, t.rate_per_year)}"
     text = f"{rate}, n = {t.n}, {shown.points_words(t)}."
     if not t.forecast:
         return f"{text} Past forecasts do not allow one of the future."
@@ -154,7 +154,7 @@ def _metrics(page: Page) -> Table:
     rows = []
     for name, a in page.answered.items():
         t = a.trend
-        rate = f"{shown.factor(t.rate_per_year)} {shown.span(*t.interval)}"
+        rate = f"{shown.factor(t.rate_per_year, *t.interval)} {shown.span(*t.interval, t.rate_per_year)}"
         changes = "–" if t.slowing.verdict == NO_EVIDENCE else t.slowing.verdict
         cells = (name, t.frontier, shown.date(t.first), str(t.n), rate, shown.doubling(t), t.verdict, changes)
         rows.append(("", cells))

@@ -18,15 +18,18 @@ YEARS_FROM, LONG = 24, 12e4  # months: doubling times told in years, and as neve
 RECENT = 3  # years whose share of stated rows is told
 
 
-def factor(rate: float) -> str:
-    """Growth a year: 4.69x, or as a percentage where it is small."""
-    return percent(rate) if 0.5 < rate < 2 else times(rate)
+def factor(rate: float, *beside: float) -> str:
+    """Growth a year: 4.69x, or as a percentage where it is small, as are those it stands beside."""
+    return percent(rate) if _small(rate, *beside) else times(rate)
 
 
-def span(low: float, high: float) -> str:
-    """Both ends in one form: percentages only where both are small."""
-    form = percent if low > 0.5 and high < 2 else times
-    return f"[{form(low)}, {form(high)}]"
+def span(low: float, high: float, *beside: float) -> str:
+    """Both ends in one form, that of the rate beside them."""
+    return f"[{factor(low, high, *beside)}, {factor(high, low, *beside)}]"
+
+
+def _small(*rates: float) -> bool:
+    return min(rates) > 0.5 and max(rates) < 2
 
 
 def percent(rate: float) -> str:
@@ -37,12 +40,17 @@ def times(rate: float) -> str:
     return f"{rate:.2f}x"
 
 
+def _rate(rate: float, interval: tuple[float, float]) -> tuple[str, str]:
+    """Two cells."""
+    return factor(rate, *interval), span(*interval, rate)
+
+
 def headline(t: Trend) -> str:
     """Rate, interval and doubling time."""
     level = f"{100 * t.level:g}%"
     return (
-        f"{t.metric}: {factor(t.rate_per_year)} a year {span(*t.interval)}, {level} by bootstrap of"
-        f" {t.bootstrap}\nit {verb(t)} every {doubling(t)}\n"
+        f"{t.metric}: {factor(t.rate_per_year, *t.interval)} a year {span(*t.interval, t.rate_per_year)},"
+        f" {level} by bootstrap of {t.bootstrap}\nit {verb(t)} every {doubling(t)}\n"
         f"n = {t.n} of {t.of} points on the frontier {t.frontier}, {date(t.first)} to {date(t.last)};"
         f" {t.undisclosed} more rows do not state it; snapshot {t.snapshot}"
     )
@@ -81,9 +89,11 @@ def date(year: float) -> str:
 def tables(t: Trend) -> list[Rows]:
     """Intervals, definitions, models, breaks, forecast and influences; those that there are."""
     level = f"{100 * t.level:g}%"
-    rates = [(f"{t.frontier}, by bootstrap of {r.bootstrap}", t.n, factor(r.per_year.value),
-              span(r.per_year.low, r.per_year.high)) for r in t.bootstraps]  # fmt: skip
-    rates += [(d.frontier, d.n, factor(d.rate_per_year), span(*d.interval)) for d in t.definitions]
+    rates: list[tuple[object, ...]] = []
+    for r in t.bootstraps:
+        ends = (r.per_year.low, r.per_year.high)
+        rates.append((f"{t.frontier}, by bootstrap of {r.bootstrap}", t.n, *_rate(r.per_year.value, ends)))
+    rates += [(d.frontier, d.n, *_rate(d.rate_per_year, d.interval)) for d in t.definitions]
     parts: list[Rows] = [
         ("Rate a year by bootstrap and by frontier", ("frontier", "n", "rate", level), rates),
         _models(t),
@@ -162,7 +172,7 @@ def choices(found: Choices) -> Rows:
     near = {*range(min(ENDS, n)), n // 2, *range(max(n - ENDS, 0), n)}
     rows = [
         (f"{c.frontier}, from {date(c.since)}, {c.domain}", "" if c.outliers else "no",
-         "" if c.speculative else "no", c.n, factor(c.rate_per_year), span(*c.interval), "asked" * c.asked)
+         "" if c.speculative else "no", c.n, *_rate(c.rate_per_year, c.interval), "asked" * c.asked)
         for i, c in enumerate(found.choices) if i in near or c.asked
     ]  # fmt: skip
     columns = ("choice", "outliers", "speculative", "n", "rate", f"{100 * found.level:g}%", "")
