@@ -122,6 +122,14 @@ def plan(
             _show_plan(made, budget)
         return
     _refuse(typed(context, "budget", "project", "seed"), with_fit=True)
+    _plan_by(law, flops, others, interval, limits, json=json)
+
+
+def _plan_by(
+    law: str, flops: float | None, others: list[str] | None, interval: float, limits: dict[str, Any], *,
+    json: bool,
+) -> None:  # fmt: skip
+    """By a law alone."""
     from isoflop.errors import BudgetError
     from isoflop.laws.planning import plan_law
     from isoflop.laws.saved import load, numbers

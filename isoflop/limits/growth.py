@@ -15,6 +15,7 @@ from isoflop.laws.solve import Array
 from isoflop.limits.assumptions import Assumptions, Quantity
 from isoflop.trend.answer import question
 from isoflop.trend.growth import Draws, Growth, fit_all
+from isoflop.trend.points import Points
 
 SINCE, FRONTIER = "2018", "top10"  # what a table's growth is fitted to, as the published rates are
 
@@ -47,6 +48,12 @@ class Averaged:
     words: str
 
     @classmethod
+    def of_points(cls, points: Points, label: str) -> Averaged:
+        """Every growth model that the points allow."""
+        found, _ = fit_all(points.years, np.log(points.values))
+        return cls.of(tuple(found.values()), label)
+
+    @classmethod
     def of(cls, found: Sequence[Growth], label: str) -> Averaged:
         """By Akaike weights exp(-AICc/2): Burnham and Anderson 2002, section 2.9."""
         aicc = np.array([np.inf if g.aicc is None else g.aicc for g in found])
@@ -69,6 +76,4 @@ def of_table(path: Path) -> Averaged:
     Raises TrendError for one that cannot be read or has too few points.
     """
     _, asked = question("compute", path=path, since=SINCE, frontier=FRONTIER)
-    points = asked.chosen()
-    found, _ = fit_all(points.years, np.log(points.values))
-    return Averaged.of(tuple(found.values()), f"the {FRONTIER} since {SINCE} of {path.name}")
+    return Averaged.of_points(asked.chosen(), f"the {FRONTIER} since {SINCE} of {path.name}")

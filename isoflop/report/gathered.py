@@ -9,20 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from isoflop.errors import TrendError
 from isoflop.limits import Averaged, IndustryAnswer, industry, read_assumptions
+from isoflop.limits.growth import FRONTIER, SINCE
 from isoflop.progress import Progress, Silent
 from isoflop.trend.answer import Question, Trend, answer_to
 from isoflop.trend.disclosure import Disclosure, disclosure
-from isoflop.trend.growth import fit_all
 from isoflop.trend.metrics import HARDWARE, METRICS, MODELS, Metric
 from isoflop.trend.specification import Choices, specification
 from isoflop.trend.tables import Table, read_table
 
 LEAD = "compute"
-SINCE, FRONTIER = "2018", "top10"  # of models, where the user says nothing: as the published rates
+FITTED = "the growth models fitted on this page"
 LEVEL = 0.9
 
 
@@ -115,7 +113,7 @@ def gather(
     assumed = read_assumptions()
     # A window that ends early says nothing about growth from the largest run on.
     fitted = None if LEAD not in answered or window.until is not None else industry(
-        assumed, growth=_growth(answered[LEAD].asked), seed=seed, level=LEVEL
+        assumed, growth=Averaged.of_points(answered[LEAD].asked.chosen(), FITTED), seed=seed, level=LEVEL
     )  # fmt: skip
     limits = industry(assumed, seed=seed, level=LEVEL)
     shown.finish("trend", f"{len(answered)} metrics answered, {len(refused)} refused")
@@ -146,10 +144,3 @@ def _choices(
         return specification(table, metric, frontier=frontier, level=LEVEL, seed=seed, **words)
     except TrendError:
         return None
-
-
-def _growth(asked: Question) -> Averaged:
-    """Every growth model of the points of compute, in the shares of its AICc."""
-    points = asked.chosen()
-    found, _ = fit_all(points.years, np.log(points.values))
-    return Averaged.of(tuple(found.values()), "the growth models fitted on this page")

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from isoflop.errors import TrendError
 from isoflop.trend.points import Floats
 
-QUANTILE = 0.9  # of the quantile regression
-
 
 @dataclass(frozen=True)
 class Frontier:

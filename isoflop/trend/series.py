@@ -6,6 +6,7 @@ import difflib
 import math
 from dataclasses import dataclass, replace
 from datetime import date
+from statistics import NormalDist
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from isoflop.trend.tables import Table, no_column
 # Epoch AI states its confidence as 90% intervals: within a factor 3, 10, or 31 either way.
 FACTORS = {"confident": 3.0, "likely": 10.0, "speculative": 31.0}
 UNSTATED = FACTORS["speculative"]  # in tables that state it for other rows
-Z90 = 1.6448536269514722  # half a central 90% interval, in standard deviations
+Z90 = NormalDist().inv_cdf(0.95)  # half a central 90% interval, in standard deviations
 
 
 @dataclass(frozen=True)

@@ -159,10 +159,10 @@ def disclosure_sentences(d: Disclosure) -> list[str]:
         return [f"All {d.rows} rows state it."]
     years = ", ".join(f"{s.label} {s.share:.0%}" for s in d.by_year[-RECENT:])
     widest = max((b for b in d.bounds if b.assumption == "about the trend"), key=lambda b: b.factor)
+    mid, ends = _rate(d.rate_per_year, (widest.low, widest.high))
     return [
         f"{d.stated / d.rows:.0%} of {d.rows} rows state it (lately {years}). With the others anywhere within"
-        f" {widest.factor:g}x of the trend of all points, its rate of {factor(d.rate_per_year)} could be"
-        f" {span(widest.low, widest.high)}."
+        f" {widest.factor:g}x of the trend of all points, its rate of {mid} could be {ends}."
     ]
 
 
@@ -180,10 +180,10 @@ def choices(found: Choices) -> Rows:
 
 
 def choices_sentence(found: Choices) -> str:
-    low, high = found.span()
+    mid, ends = _rate(found.median, found.span())
     return (
-        f"Over {len(found.choices)} choices the rate's median is {factor(found.median)}, nine of ten lie in"
-        f" {span(low, high)}; {found.left_out} leave too few points."
+        f"Over {len(found.choices)} choices the rate's median is {mid}, nine of ten lie in {ends};"
+        f" {found.left_out} leave too few points."
     )
 
 
