@@ -8,6 +8,7 @@ IsoflopError            (a ValueError; the command line prints it and exits 2)
 |-- TrainError          a run that cannot start or cannot go on
 |-- TrendError          a table of dated facts, a date, a metric, or a growth model
 |-- LayoutError         a cluster, or a model that does not fit on it
+|-- AdaptError          task data, a base model, or a method that does not fit
 |-- ProjectError        the project folder: ledger, lock, version
 `-- CorruptError        a file whose content is not what was written
 """
@@ -55,6 +56,10 @@ class TrendError(IsoflopError):
 
 class LayoutError(IsoflopError):
     """An accelerator or a cluster cannot be read, or the model does not fit on it."""
+
+
+class AdaptError(IsoflopError):
+    """Task data cannot be read or learned from, or a base model or a method does not fit the task."""
 
 
 class ProjectError(IsoflopError):

@@ -1,0 +1,1 @@
+"""A base model and examples in, the best adapted model that a budget buys out."""
