@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from isoflop.tasks.protocol import Role
 
 SAMPLE = 1000  # rows that a column is known by
-UNUSABLE_SHARE = 0.1  # of the rows: above it numbers that are none are an error
 
 
 @quiet()
@@ -52,13 +51,14 @@ def with_roles(
 def _chosen(
     rows: Dataset, roles: Sequence[Role], given: Mapping[str, str], notes: list[str]
 ) -> dict[str, str]:
+    _must_exist(rows, [*given.values()])
     chosen = dict(given)
     values = _sample(rows)
     for role in roles:
-        if role.name not in chosen:
-            named = _by_name(role, rows, values, chosen)
-            if named:
-                chosen[role.name] = named
+        if role.name in given:
+            _must_fit(role, rows, values, given[role.name])
+        elif named := _by_name(role, rows, values, chosen):
+            chosen[role.name] = named
     for role in roles:
         if role.name not in chosen and not role.optional:
             chosen[role.name] = _by_content(role, rows, values, chosen)
@@ -67,6 +67,15 @@ def _chosen(
                 f"{KINDS[role.holds].says}"
             )
     return chosen
+
+
+def _must_fit(role: Role, rows: Dataset, values: Mapping[str, list[Any]], column: str) -> None:
+    kind = KINDS[role.holds]
+    if not kind.fits(values[column]):
+        raise AdaptError(
+            f"the column {column!r} of {_place(rows)} does not hold {kind.says}",
+            hint=f"--map {role.name}=COLUMN with one that does",
+        )
 
 
 def _by_name(role: Role, rows: Dataset, values: Mapping[str, list[Any]], chosen: Mapping[str, str]) -> str:
@@ -91,7 +100,8 @@ def _by_content(role: Role, rows: Dataset, values: Mapping[str, list[Any]], chos
         raise _ambiguous(role, rows, found)
     if not found:
         raise AdaptError(
-            f"{_place(rows)} has no column for {role.name}; it has {', '.join(rows.column_names)}",
+            f"{_place(rows)} has no column of {KINDS[role.holds].says} for {role.name}; "
+            f"it has {', '.join(rows.column_names)}",
             hint=f"--map {role.name}=COLUMN",
         )
     return found[0]
@@ -151,7 +161,7 @@ def _formed(rows: Dataset, roles: Sequence[Role]) -> Dataset:
             for name, holds in made.items()
         }
 
-    return rows.map(form, batched=True, features=Features(features))
+    return rows.map(form, batched=True, features=Features(features), load_from_cache_file=False)
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -176,11 +186,6 @@ def _without_empty(rows: Dataset, roles: Sequence[Role], notes: list[str]) -> Da
             [value is not None for value in undecoded(rows.select_columns([role.name]))[role.name]]
         )
         lost = int((good & ~has).sum())
-        if role.holds == "number" and lost > UNUSABLE_SHARE * len(rows):
-            raise AdaptError(
-                f"{lost} of {len(rows)} rows of {_place(rows)} have no number for {role.name}",
-                hint=f"--map {role.name}=COLUMN with a column of numbers",
-            )
         if lost:
             notes.append(f"{lost} of {len(rows)} rows have no {role.name} and are left out")
         good &= has

@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", {}),
 }  # fmt: skip
 PACKED = (".gz", ".zst", ".bz2")
+SEEN = 100  # rows by which a column of paths is known
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def _with_media(rows: Dataset, source: Path, reading: Reading) -> Dataset:
     folder = source if source.is_dir() else source.parent
     for column, feature in dict(rows.features).items():
         kind = {Image: "image", Audio: "audio"}.get(type(feature), "")
-        if not kind and feature == Value("string") and len(rows):
-            kind = _kind(rows[0][column])
+        if not kind and feature == Value("string"):
+            kind = _kind(rows[:SEEN][column])
             if kind:
                 rows = rows.map(_beside, batched=True, fn_kwargs={"column": column, "folder": str(folder)})
         if kind:
@@ -194,9 +195,12 @@ def _with_media(rows: Dataset, source: Path, reading: Reading) -> Dataset:
     return rows
 
 
-def _kind(value: Any) -> str:
-    suffix = Path(value).suffix.lower() if isinstance(value, str) and "\n" not in value else ""
-    return "image" if suffix in IMAGES else "audio" if suffix in SOUNDS else ""
+def _kind(values: Sequence[str | None]) -> str:
+    """Of strings that all end as paths to images do, or to sounds; "" of others."""
+    suffixes = {Path(value).suffix.lower() for value in values if value}
+    return (
+        "" if not suffixes else "image" if suffixes <= {*IMAGES} else "audio" if suffixes <= {*SOUNDS} else ""
+    )
 
 
 def _beside(rows: Any, column: str, folder: str) -> dict[str, list[str | None]]:
