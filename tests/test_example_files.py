@@ -63,6 +63,11 @@ def test_tables(tmp_path: Path) -> None:
     assert read(tmp_path / "a.txt") == ([{"text": "one"}, {"text": "two"}], [])
 
 
+def test_a_long_text_is_no_error(tmp_path: Path) -> None:
+    rows = [{"text": "word " * 40_000, "label": "x"}]
+    assert read(table(tmp_path / "a.csv", rows))[0] == rows
+
+
 def test_a_column_without_a_name(tmp_path: Path) -> None:
     path = tmp_path / "indexed.csv"
     path.write_text("\ufeff,text\n0,a\n1,b\n")

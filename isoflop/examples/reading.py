@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", {}),
 }  # fmt: skip
 PACKED = (".gz", ".zst", ".bz2")
+LONGEST = 1 << 30  # characters of a cell
 SEEN = 100  # rows by which a column of paths is known
 
 
@@ -150,7 +151,7 @@ def _table(path: Path, reading: Reading) -> Dataset:
             builder, data_files={"train": glob.escape(str(path.resolve()))}, split="train",
             cache_dir=str(reading.cache), **options,
         )  # fmt: skip
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError, csv.Error) as error:
         raise AdaptError(
             f"{path} cannot be read as {_suffix(path)}: {_first(error.__cause__ or error)}",
             hint="mend the file; texts are in UTF-8",
@@ -165,9 +166,13 @@ def _strings(path: Path, sep: str) -> Any:
     import pyarrow
     from datasets import Features, Value
 
+    limit = csv.field_size_limit(LONGEST)
     with io.TextIOWrapper(pyarrow.input_stream(str(path), compression="detect"), "utf-8-sig") as text:
         lines = csv.reader(text, delimiter=sep)
-        names, first = next(lines, []), next(lines, [])
+        try:
+            names, first = next(lines, []), next(lines, [])
+        finally:
+            csv.field_size_limit(limit)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its first line names {'columns twice' if names else 'no column'}")
     if len(first) > len(names):
