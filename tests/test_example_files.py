@@ -21,7 +21,11 @@ from isoflop.errors import AdaptError
 from isoflop.examples import read_audio, read_examples, with_roles
 from isoflop.tasks.classification import LABEL, TEXT
 
-ROWS = [{"text": "good, “really”\nso", "label": "007"}, {"text": "NA", "label": "None"}, {"text": "", "label": "x"}]
+ROWS = [
+    {"text": "good, “really”\nso", "label": "007"},
+    {"text": "NA", "label": "None"},
+    {"text": "", "label": "x"},
+]
 
 
 def read(*sources: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -96,12 +100,16 @@ def test_names_of_files_say_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", b"text,label\nx,y\nx,y,z\n", "cannot be read as .csv: .*Expected 2 fields in line 3, saw 3"),
-        ("a.csv", b"text,label\nx,y,z\nx,y,z\n", "its second line has 3 fields, and its first names 2"),
+        (
+            "a.csv",
+            b"text,label\nx,y\nx,y,z\n",
+            "cannot be read as .csv: .*Expected 2 fields in line 3, saw 3",
+        ),
+        ("a.csv", b"text,label\nx,y,z\nx,y,z\n", "its first row has 3 fields, and 2 are named"),
         ("a.csv", b"text,text\nx,y\n", "its first line names columns twice"),
         ("a.csv", b"", "its first line names no column"),
         ("a.csv", "text,label\nschön,y\n".encode("latin-1"), "can't decode byte"),
-        ("a.csv", b"text,label\n", "has no rows in train"),
+        ("a.csv", b"text,label\n", "it has no row below its names"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "cannot be read as .jsonl"),
         ("a.parquet", b"PAR1 no", "cannot be read as .parquet"),
         ("a.csv.gz", b"no gzip", "cannot be read as .csv"),
@@ -172,7 +180,10 @@ def test_txt_files_alone_are_texts_where_there_are_some(tmp_path: Path) -> None:
 def test_folders_that_are_splits(tmp_path: Path) -> None:
     parts = {f"{split}/{label}/1.txt": b"x" for split in ("train", "test") for label in ("a", "b")}
     found = read_examples([files(tmp_path / "whole", parts)])
-    assert {split: rows["label"] for split, rows in found.items()} == {"train": ["a", "b"], "test": ["a", "b"]}
+    assert {split: rows["label"] for split, rows in found.items()} == {
+        "train": ["a", "b"],
+        "test": ["a", "b"],
+    }
     flat = {"train/rows.csv": b"text,label\nx,y\n", "val/rows.csv": b"text,label\nz,y\n"}
     assert list(read_examples([files(tmp_path / "flat", flat)])) == ["train", "validation"]
 
@@ -198,7 +209,9 @@ def test_images_by_class(tmp_path: Path) -> None:
     assert rows[38]["image"].getpixel((0, 0)) == (19, 19, 19)
     for i in range(1, 5):
         (tmp_path / "dog" / f"{i:02}.png").write_bytes(b"no image")
-    with pytest.raises(AdaptError, match=r"5 of 40 files of .* cannot be read: 00.JPG, 01.png, 02.png \.\.\."):
+    with pytest.raises(
+        AdaptError, match=r"5 of 40 files of .* cannot be read: 00.JPG, 01.png, 02.png \.\.\."
+    ):
         read_examples([tmp_path])
 
 
@@ -217,7 +230,7 @@ def test_images_of_a_table(tmp_path: Path) -> None:
     rows.save_to_disk(tmp_path / "saved")
     assert read_examples([tmp_path / "saved"])["train"][1]["image"].size == (5, 6)
     table(tmp_path / "metadata.csv", [{"image": "gone.png", "label": 1}])
-    with pytest.raises(AdaptError, match="1 of 1 files of .*metadata.csv cannot be read: gone.png"):
+    with pytest.raises(AdaptError, match=r"1 of 1 files of .*metadata.csv cannot be read: gone.png"):
         read_examples([tmp_path / "metadata.csv"])
 
 
@@ -252,8 +265,8 @@ def test_sounds_of_a_table(tmp_path: Path) -> None:
 def test_sounds_held_by_the_rows(tmp_path: Path) -> None:
     tone(tmp_path / "a.wav")
     held = {"bytes": (tmp_path / "a.wav").read_bytes(), "path": "a.wav"}
-    features = datasets.Features({"audio": datasets.Audio(decode=False), "text": datasets.Value("string")})
-    Dataset.from_list([{"audio": held, "text": "hi"}], features=features).to_parquet(tmp_path / "a.parquet")
+    made = Dataset.from_list([{"audio": held, "text": "hi"}])
+    made.cast_column("audio", datasets.Audio(decode=False)).to_parquet(tmp_path / "a.parquet")
     rows, _ = read(tmp_path / "a.parquet")
     assert np.array_equal(read_audio(rows[0]["audio"], 8000), read_audio(tmp_path / "a.wav", 8000))
 
@@ -273,7 +286,7 @@ def test_sounds_of_another_rate_are_resampled(tmp_path: Path) -> None:
 
 def test_sounds_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"no sound")
-    with pytest.raises(AdaptError, match="a.wav cannot be read"):
+    with pytest.raises(AdaptError, match=r"a.wav cannot be read"):
         read_audio(tmp_path / "a.wav", 16000)
 
 
@@ -330,12 +343,12 @@ def test_a_translation_memory_reads_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     entity = f' [<!ENTITY word SYSTEM "{(tmp_path / "secret").as_uri()}">]'
     (tmp_path / "a.tmx").write_text(TMX.format(entity=entity, word="&word;"))
-    with pytest.raises(AdaptError, match="1 of 1 files of .*a.tmx cannot be read"):
+    with pytest.raises(AdaptError, match=r"1 of 1 files of .*a.tmx cannot be read"):
         read_examples([tmp_path / "a.tmx"])
 
 
 def test_a_folder_keeps_what_was_read(tmp_path: Path) -> None:
-    """In the folder that is named, and not where `datasets` keeps its own; a file that changed is read again."""
+    """In the folder that is named, not where `datasets` keeps its own; a file that changed is read again."""
     path = table(tmp_path / "a.csv", ROWS)
     kept = tmp_path / "kept"
     assert read_examples([path], cache=kept)["train"].cache_files[0]["filename"].startswith(str(kept))

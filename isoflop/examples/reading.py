@@ -170,13 +170,15 @@ def _strings(path: Path, sep: str) -> Any:
     with io.TextIOWrapper(pyarrow.input_stream(str(path), compression="detect"), "utf-8-sig") as text:
         lines = csv.reader(text, delimiter=sep)
         try:
-            names, first = next(lines, []), next(lines, [])
+            names, first = next(lines, []), next((line for line in lines if line), [])
         finally:
             csv.field_size_limit(limit)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its first line names {'columns twice' if names else 'no column'}")
+    if not first:
+        raise ValueError("it has no row below its names")
     if len(first) > len(names):
-        raise ValueError(f"its second line has {len(first)} fields, and its first names {len(names)}")
+        raise ValueError(f"its first row has {len(first)} fields, and {len(names)} are named")
     # What pandas calls a column without a name
     return Features({name or f"Unnamed: {at}": Value("string") for at, name in enumerate(names)})
 
