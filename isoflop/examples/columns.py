@@ -10,6 +10,7 @@ import numpy as np
 from isoflop.errors import AdaptError
 from isoflop.examples.generated import quiet
 from isoflop.examples.kinds import KINDS
+from isoflop.examples.media import undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,15 +131,6 @@ def _sample(rows: Dataset) -> dict[str, list[Any]]:
     return {name: [value for value in values if value is not None] for name, values in found.items()}
 
 
-def undecoded(rows: Dataset) -> Dataset:
-    from datasets import Audio, Image
-
-    for column, feature in rows.features.items():
-        if isinstance(feature, Image | Audio):
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
-
-
 def _formed(rows: Dataset, roles: Sequence[Role]) -> Dataset:
     """Each role in its form; None where a row has none."""
     from datasets import Features, Image, Value
@@ -182,9 +174,9 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
 def _without_empty(rows: Dataset, roles: Sequence[Role], notes: list[str]) -> Dataset:
     good = np.ones(len(rows), bool)
     for role in roles:
-        has = np.array(
-            [value is not None for value in undecoded(rows.select_columns([role.name]))[role.name]]
-        )
+        there = undecoded(rows.select_columns([role.name])).iter(SAMPLE)
+        values = (value is not None for batch in there for value in batch[role.name])
+        has = np.fromiter(values, bool, len(rows))
         lost = int((good & ~has).sum())
         if lost:
             notes.append(f"{lost} of {len(rows)} rows have no {role.name} and are left out")
