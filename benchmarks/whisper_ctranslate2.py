@@ -62,14 +62,13 @@ def variables(path: Path) -> dict[str, NDArray[Any]]:
         if (version, kind) != (VERSION, KIND):
             raise ValueError(f"{path} is {kind} in version {version}: this reads {KIND} in version {VERSION}")
         stored = dict(_variable(file) for _ in range(count))
-        for _ in range(_number(file, "I")):
-            name = _string(file)
-            stored[name] = stored[_string(file)]
-    return {
+        aliases = {_string(file): _string(file) for _ in range(_number(file, "I"))}
+    found = {
         name: array / stored[f"{name}_scale"][..., None] if f"{name}_scale" in stored else array
         for name, array in stored.items()
         if not name.endswith("_scale")
     }
+    return found | {name: found[meant] for name, meant in aliases.items() if meant in found}
 
 
 def _number(file: BinaryIO, type: str) -> int:
@@ -92,13 +91,13 @@ def weights(found: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     made = {}
     for side in ("encoder", "decoder"):
         made[f"{side}.embed_positions.weight"] = found[f"{side}/position_encodings/encodings"]
-        for ours, theirs in LEAVES.items():
-            if ours in ("gamma", "beta"):
-                made[f"{side}.layer_norm.{theirs}"] = found[f"{side}/layer_norm/{ours}"]
-            else:
-                made |= {f"encoder.conv{n}.{theirs}": found[f"encoder/conv{n}/{ours}"] for n in (1, 2)}
+        made[f"{side}.layer_norm.weight"] = found[f"{side}/layer_norm/gamma"]
+        made[f"{side}.layer_norm.bias"] = found[f"{side}/layer_norm/beta"]
         for number in range(layers(found, side)):
             made |= _layer(found, f"{side}/layer_{number}/", f"{side}.layers.{number}.")
+    for number in (1, 2):
+        for leaf in ("weight", "bias"):
+            made[f"encoder.conv{number}.{leaf}"] = found[f"encoder/conv{number}/{leaf}"]
     made["decoder.embed_tokens.weight"] = found["decoder/embeddings/weight"]
     return {
         f"model.{name}": torch.from_numpy(np.ascontiguousarray(array, np.float32))
@@ -121,8 +120,8 @@ def _layer(found: Mapping[str, NDArray[Any]], theirs: str, ours: str) -> dict[st
 
 def layers(found: Mapping[str, NDArray[Any]], side: str) -> int:
     """Of the encoder or the decoder."""
-    found_at = [re.match(rf"{side}/layer_(\d+)/", name) for name in found]
-    return 1 + max(int(at[1]) for at in found_at if at)
+    numbers = [re.match(rf"{side}/layer_(\d+)/", name) for name in found]
+    return 1 + max(int(number[1]) for number in numbers if number)
 
 
 def config_of(found: Mapping[str, NDArray[Any]], special: Mapping[str, int]) -> WhisperConfig:
@@ -164,9 +163,8 @@ def convert(source: Path, folder: Path) -> None:
     tokenizer = WhisperTokenizer.from_pretrained(
         str(source), unk_token=END, bos_token=END, eos_token=END, pad_token=END
     )
-    WhisperProcessor(WhisperFeatureExtractor(feature_size=config.num_mel_bins), tokenizer).save_pretrained(
-        folder
-    )
+    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import nn
+from whisper_ctranslate2 import variables
 
 from isoflop.adapting.augment_media import IMAGES, SOUNDS, augmented, mixed
 from isoflop.errors import AdaptError
@@ -30,10 +32,12 @@ SIDE = 16
 SHAPES = ("circle", "cross", "square")
 
 
-def drawn(shape: str, rng: np.random.Generator, colour: Any = 255, mode: str = "L") -> Image.Image:
+def drawn(
+    shape: str, rng: np.random.Generator, colour: Any = 255, mode: str = "L", spread: int = 5
+) -> Image.Image:
     """An outline somewhere in a small picture."""
     image = Image.new(mode, (SIDE, SIDE))
-    x, y = (int(n) for n in rng.integers(1, 6, 2))
+    x, y = (int(n) for n in rng.integers(1, 1 + spread, 2))
     box = (x, y, x + 9, y + 9)
     draw = ImageDraw.Draw(image)
     if shape == "circle":
@@ -46,14 +50,14 @@ def drawn(shape: str, rng: np.random.Generator, colour: Any = 255, mode: str = "
     return image
 
 
-def shapes(n: int, folder: Path, seed: int = 0) -> Dataset:
+def shapes(n: int, folder: Path, seed: int = 0, spread: int = 5) -> Dataset:
     """Pictures as files."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     labels = [SHAPES[i % len(SHAPES)] for i in range(n)]
     paths = [str(folder / f"{i}.png") for i in range(n)]
     for path, label in zip(paths, labels, strict=True):
-        drawn(label, rng).save(path)
+        drawn(label, rng, spread=spread).save(path)
     return Dataset.from_dict({"image": paths, "label": labels})
 
 
@@ -69,11 +73,11 @@ def encoded(task: Task, base: Base, spec: Spec, rows: Dataset) -> list[dict[str,
 def learned(
     task: Task, base: Base, spec: Spec, rows: Dataset, *, steps: int, lr: float, batch: int = 32,
     augment: Sequence[str] = (),
-) -> tuple[nn.Module, list[float]]:  # fmt: skip
+) -> tuple[Any, list[float]]:  # fmt: skip
     """After plain steps of AdamW: the model and the mean loss of each step."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    model = task.build(base, spec).train()
+    model: nn.Module = task.build(base, spec).train()
     features = encoded(task, base, spec, rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     losses = []
@@ -85,7 +89,7 @@ def learned(
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
-        losses.append(float(loss.mean()))
+        losses.append(loss.mean().item())
     return model.eval(), losses
 
 
@@ -98,19 +102,29 @@ def share(predictions: Sequence[NDArray[Any]], references: Sequence[int]) -> flo
     return float(np.mean([int(p.argmax()) == r for p, r in zip(predictions, references, strict=True)]))
 
 
+def small(folder: Path) -> Path:
+    """The transformer of that folder with two narrow layers on 4 x 4 patches."""
+    path = folder / "config.json"
+    changes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
 @pytest.mark.parametrize("name", SCRATCH)
 def test_shapes_are_told_apart_from_scratch(name: str, tmp_path: Path) -> None:
-    task = TASKS["image-classification"]
-    train, test = shapes(200, tmp_path / "train"), shapes(60, tmp_path / "test", seed=1)
+    task, spread = TASKS["image-classification"], 5 if name == "convnet" else 2
+    train, test = (shapes(n, tmp_path / f"{n}", seed=n, spread=spread) for n in (200, 60))
     asked = measured(train)
     assert asked == {"image_size": SIDE, "channels": 1, "labels": 3}
-    base = load_base(scratch(name, tmp_path / "base", **asked))
+    folder = scratch(name, tmp_path / "base", **asked)
+    base = load_base(small(folder) if name == "vit" else folder)
     spec = task.spec(train, base)
     assert (spec.labels, spec.counts, spec.extra["unreadable"]) == (SHAPES, (67, 67, 66), [])
-    model, losses = learned(task, base, spec, train, steps=40, lr=3e-3, augment=("flip",))
+    steps = 40 if name == "convnet" else 150
+    model, losses = learned(task, base, spec, train, steps=steps, lr=3e-3, augment=("flip",))
     assert losses[0] == pytest.approx(np.log(3), abs=0.5)
     assert share(predicted(task, base, spec, model, test), task.references(spec, test)) > 0.85
-    model.save_pretrained(tmp_path / "saved")  # type: ignore[operator]
+    model.save_pretrained(tmp_path / "saved")
     base.processor.save_pretrained(tmp_path / "saved")
     again = load_base(tmp_path / "saved")
     rows = test.select(range(8))
@@ -216,30 +230,33 @@ def tones(n: int, folder: Path, *, rate: int = RATE, seconds: float = 0.5) -> Da
 def test_two_words_are_learned_from_tones(whisper: Path, tmp_path: Path) -> None:
     task, base, rows = TASKS["speech"], load_base(whisper), tones(40, tmp_path / "tones")
     spec = task.spec(rows, base)
-    assert dict(spec.extra) == {"seconds": 1, "language": "", "unreadable": []}
+    assert dict(spec.extra) == {"seconds": 1, "language": "", "tokens": 14, "unreadable": []}
     model, losses = learned(task, base, spec, rows, steps=60, lr=5e-3, batch=16, augment=("speed", "noise"))
-    assert losses[-1] < 0.05 < losses[0]
+    assert losses[-1] < 0.2 < losses[0]
     assert predicted(task, base, spec, model, rows) == task.references(spec, rows)
-    model.save_pretrained(tmp_path / "saved")  # type: ignore[operator]
+    model.save_pretrained(tmp_path / "saved")
     base.processor.save_pretrained(tmp_path / "saved")
     again = load_base(tmp_path / "saved")
     assert again.config.max_source_positions == 50  # half of the base's: one second
     assert predicted(task, again, spec, task.build(again, spec).eval(), rows) == list(rows["text"])
 
 
+def positions(model: Any) -> torch.Tensor:
+    """Of the encoder."""
+    found: torch.Tensor = model.get_encoder().embed_positions.weight
+    return found
+
+
 def test_a_shorter_window_changes_no_position(whisper: Path, tmp_path: Path) -> None:
-    """Where a clip fills the window the shortened encoder is the encoder without its last positions."""
+    """The shortened encoder is the encoder without its last positions; what is longer is said to be cut."""
     task, base = TASKS["speech"], load_base(whisper)
     rows = tones(2, tmp_path / "tones", seconds=0.99)
     spec = task.spec(rows, base)
     assert spec.extra["seconds"] == 2
     short = spec.model_copy(update={"extra": {**spec.extra, "seconds": 1}})
-    whole, cut = task.build(base, spec), task.build(base, short)
-    assert len(whole.model.encoder.embed_positions.weight) == 100  # type: ignore[union-attr]
-    torch.testing.assert_close(
-        cut.model.encoder.embed_positions.weight,  # type: ignore[union-attr]
-        whole.model.encoder.embed_positions.weight[:50],  # type: ignore[index, union-attr]
-    )
+    whole, cut = (positions(task.build(base, each)) for each in (spec, short))
+    assert len(whole) == 100
+    torch.testing.assert_close(cut, whole[:50])
     longer = tones(2, tmp_path / "longer", seconds=1.5)
     assert task.encode(base, short, longer[:])["cut"] == [True, True]
     assert task.encode(base, spec, longer[:])["cut"] == [False, False]
@@ -268,8 +285,8 @@ def test_sounds_of_every_form(whisper: Path, tmp_path: Path) -> None:
     path.write_text("no sound")
     empty = tmp_path / "empty.wav"
     soundfile.write(empty, np.zeros(0, np.float32), RATE)
-    _, bad = surveyed([*forms[2:] * 20, str(path), str(empty)], lambda v: sound_of(v, RATE))
-    assert bad == [str(path), str(empty)]
+    _, bad = surveyed([*forms[2:] * 30, str(path), str(empty), None], lambda v: sound_of(v, RATE))
+    assert bad == [str(path), str(empty), "example 63"]
     task, base = TASKS["speech"], load_base(whisper)
     spec = Spec(task=task.name, extra={"seconds": 1, "language": ""})
     features = task.encode(base, spec, {"audio": [str(path), forms[2]], "text": ["low", "high"]})
@@ -287,6 +304,36 @@ def test_a_base_of_many_languages_must_be_set_to_one(whisper: Path, tmp_path: Pa
     (tmp_path / "generation_config.json").write_text(json.dumps({**written, "is_multilingual": True}))
     with pytest.raises(AdaptError, match="set to none"):
         TASKS["speech"].spec(tones(2, tmp_path / "tones"), load_base(tmp_path))
+
+
+def test_variables_of_ctranslate2(tmp_path: Path) -> None:
+    """A file by hand: a scalar, 8 bits with a scale of each row, 16 bits, and an alias."""
+
+    def string(text: str) -> bytes:
+        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+    def variable(name: str, array: NDArray[Any], type: int) -> bytes:
+        sizes = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
+        return string(name) + sizes + struct.pack("<BI", type, array.nbytes) + array.tobytes()
+
+    whole = np.array([[1, -127, 5], [64, 0, 2]], np.int8)
+    half = np.array([0.5, -2], np.float16)
+    stored = (
+        variable("a/weight", whole, 1) + variable("a/weight_scale", np.array([127, 64], np.float32), 0)
+        + variable("a/bias", half, 4) + variable("heads", np.array(6, np.int16), 2)
+    )  # fmt: skip
+    head = struct.pack("<I", 6) + string("WhisperSpec") + struct.pack("<II", 3, 4)
+    path = tmp_path / "model.bin"
+    path.write_bytes(head + stored + struct.pack("<I", 1) + string("b/weight") + string("a/weight"))
+    found = variables(path)
+    assert sorted(found) == ["a/bias", "a/weight", "b/weight", "heads"]
+    np.testing.assert_allclose(found["a/weight"], [[1 / 127, -1, 5 / 127], [1, 0, 2 / 64]], rtol=1e-6)
+    assert np.array_equal(found["b/weight"], found["a/weight"])
+    assert np.array_equal(found["a/bias"], half)
+    assert found["heads"] == 6
+    path.write_bytes(struct.pack("<I", 6) + string("TransformerSpec") + head[-8:])
+    with pytest.raises(ValueError, match="TransformerSpec in version 6"):
+        variables(path)
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +389,7 @@ def test_fusion_learns_what_neither_part_tells(two_bases: tuple[Path, Path], tmp
     assert share(found, truth) > 0.9
     blind = Dataset.from_dict({**test[:], "image": test["image"][:1] * len(test)})
     assert share(predicted(task, base, spec, model, blind), truth) < 0.75
-    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    model.save_pretrained(tmp_path)
     base.processor.save_pretrained(tmp_path)
     again = load_base(tmp_path)
     same = predicted(task, again, bare, task.build(again, bare).eval(), test)
@@ -431,8 +478,6 @@ def _rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _png(image: Image.Image) -> bytes:
-    import io
-
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -41,17 +41,21 @@ def has_weights(folder: Path) -> bool:
 
 
 def opened(auto_class: str, folder: Path, **options: Any) -> nn.Module:
-    """The folder's model by a class of transformers; of random weights where the folder has none.
+    """The folder's model by a class of transformers, in float32; of random weights where the folder has none.
 
     Weights of a shape that the options change, those of a head, are random too.
     """
+    import torch
     import transformers
 
     cls = getattr(transformers, auto_class)
     if has_weights(folder):
-        model: nn.Module = cls.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
+        model: nn.Module = cls.from_pretrained(
+            folder, dtype=torch.float32, ignore_mismatched_sizes=True, **options
+        )
         return model
-    fresh: nn.Module = cls.from_config(transformers.AutoConfig.from_pretrained(folder, **options))
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    fresh: nn.Module = cls.from_config(config, dtype=torch.float32)
     return fresh
 
 

@@ -55,12 +55,11 @@ class Fusion(nn.Module):
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **more: Tensor
     ) -> Tensor:
         """Logits (b, C)."""
-        states = self.text(
-            input_ids=input_ids, attention_mask=attention_mask, **more
-        ).last_hidden_state  # (b, t, d)
-        mask = attention_mask[..., None].to(states.dtype)
-        text = (states * mask).sum(1) / mask.sum(1)
-        seen = self.image(pixel_values=pixel_values).last_hidden_state  # (b, t, d) or (b, d, h, w)
+        # (b, t, d) of text; (b, t, d) or (b, d, h, w) of an image
+        read = self.text(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        seen = self.image(pixel_values=pixel_values).last_hidden_state
+        mask = attention_mask[..., None].to(read.dtype)
+        text = (read * mask).sum(1) / mask.sum(1)
         image = seen.flatten(2).mean(2) if seen.ndim == 4 else seen.mean(1)
         found: Tensor = self.head(torch.cat([text, image], dim=1))
         return found
@@ -102,12 +101,8 @@ class ImageText:
                 hint="name a text model; the image model is a second one",
             )
         image = _image_base(base, spec)
-        model = Fusion(
-            opened("AutoModel", base.folder),
-            opened("AutoModel", image.folder),
-            image.processor,
-            len(spec.labels),
-        )
+        parts = opened("AutoModel", base.folder), opened("AutoModel", image.folder)
+        model = Fusion(*parts, image.processor, len(spec.labels))
         if (base.folder / FUSION).exists():
             from safetensors.torch import load_file
 

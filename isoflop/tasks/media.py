@@ -153,7 +153,9 @@ def pixel_values(processor: Any, features: Sequence[Mapping[str, Any]]) -> Tenso
 def _file(value: Any) -> Any:
     """A path, or a file in memory."""
     if isinstance(value, Mapping):
-        return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+        value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise ValueError("the row names no file")
     return value
 
 

@@ -1,6 +1,6 @@
 """Image models that begin with random weights: folders of a configuration and an image processor alone.
 
-To add one, write a function that gives its configuration and a line in SCRATCH.
+To add one, write a function of the images' size and channels and a line in SCRATCH.
 """
 
 from __future__ import annotations
@@ -19,31 +19,38 @@ from isoflop.tasks.media import image_of, read_or_none, undecoded
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Scratch = tuple[int, dict[str, Any]]  # pixels of a side, configuration
+
 MIDDLE = 0.5  # mean and standard deviation of pixels in [0, 1]: they become numbers in [-1, 1]
 GRID = 8  # patches of a side: few, for CPUs
+SMALL = 64  # pixels of a side: fewer are doubled for convolutions
 LOOKED_AT = 200  # images
 LARGEST = 224  # pixels of a side; larger images are made smaller
 
 
-def vit(image_size: int, channels: int) -> dict[str, Any]:
+def vit(image_size: int, channels: int) -> Scratch:
     """Six layers of width 96 (Dosovitskiy et al., 2010.11929) on 8 x 8 patches at most."""
     patch = math.ceil(image_size / GRID)
-    return {
-        "model_type": "vit", "image_size": image_size - image_size % patch, "patch_size": patch,
-        "num_channels": channels, "hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3,
-        "intermediate_size": 192, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    side = image_size - image_size % patch
+    return side, {
+        "model_type": "vit", "image_size": side, "patch_size": patch, "num_channels": channels,
+        "hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 192,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
 
 
-def convnet(image_size: int, channels: int) -> dict[str, Any]:
-    """A ResNet of basic blocks (He et al., 1512.03385), narrow."""
-    return {
+def convnet(image_size: int, channels: int) -> Scratch:
+    """A narrow ResNet of three basic blocks (He et al., 1512.03385).
+
+    Its stem divides a side by four, so that small images are read at twice their size.
+    """
+    return image_size * (2 if image_size < SMALL else 1), {
         "model_type": "resnet", "num_channels": channels, "embedding_size": 32, "hidden_sizes": [32, 64, 128],
         "depths": [1, 1, 1], "layer_type": "basic", "downsample_in_first_stage": False,
     }  # fmt: skip
 
 
-SCRATCH: Mapping[str, Callable[[int, int], dict[str, Any]]] = {"vit": vit, "convnet": convnet}
+SCRATCH: Mapping[str, Callable[[int, int], Scratch]] = {"vit": vit, "convnet": convnet}
 
 
 def scratch(name: str, folder: Path, *, image_size: int, channels: int, labels: int) -> Path:
@@ -53,8 +60,8 @@ def scratch(name: str, folder: Path, *, image_size: int, channels: int, labels: 
     """
     if name not in SCRATCH:
         raise AdaptError(f"{name!r} is no model to begin with", hint=f"one of: {', '.join(SCRATCH)}")
-    config = SCRATCH[name](image_size, channels) | {"id2label": {n: str(n) for n in range(labels)}}
-    side = config.get("image_size", image_size)
+    side, config = SCRATCH[name](image_size, channels)
+    config |= {"id2label": {n: str(n) for n in range(labels)}}
     processor = {
         "image_processor_type": "ViTImageProcessor", "size": {"height": side, "width": side},
         "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 2,

@@ -27,6 +27,7 @@ AUDIO = Role("audio", ("audio", "sound", "speech", "wav", "file", "file_name", "
 TEXT = Role("text", ("text", "transcript", "transcription", "sentence", "normalized_text"), "text")
 ROOM = 1.15  # window over the longest training clip: speech a tenth slower, and validation clips, fit too
 FRAMES_A_POSITION = 2  # the second convolution's stride
+TRANSCRIBE = "transcribe"  # Whisper translates too
 NO_TARGET = -100  # of cross-entropy
 
 
@@ -40,15 +41,19 @@ class Speech:
     soft: ClassVar[bool] = True
 
     def spec(self, rows: Dataset, base: Base) -> Spec:
-        """Its `extra`: seconds of the window, language (of a multilingual base) and unreadable files."""
+        """Its `extra`: seconds of the window, language of a multilingual base, the most tokens that are written
+        for a sound (twice the most in training), and unreadable files."""
         _check(base)
         rate = _extractor(base).sampling_rate
         shapes, unreadable = surveyed(undecoded(rows)["audio"], lambda v: sound_of(v, rate))
         longest = max(samples for (samples,) in shapes) / rate
+        language = _language(base)
+        tokens = max(len(_targets(base, language, str(text))) for text in rows["text"])
         return Spec(
             task=self.name,
             extra={
-                "seconds": min(math.ceil(ROOM * longest), _window(base)), "language": _language(base),
+                "seconds": min(math.ceil(ROOM * longest), _window(base)), "language": language,
+                "tokens": min(2 * tokens, base.config.max_target_positions - len(_prefix(base, language))),
                 "unreadable": unreadable,
             },
         )  # fmt: skip
@@ -69,7 +74,7 @@ class Speech:
             "unreadable": [sound is None for sound in found],
         }
         if "text" in rows:
-            features["labels"] = [_targets(base, spec, str(text)) for text in rows["text"]]
+            features["labels"] = [_targets(base, spec.extra["language"], str(text)) for text in rows["text"]]
         return features
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -110,8 +115,11 @@ class Speech:
     def predict(self, model: nn.Module, base: Base, spec: Spec, batch: Mapping[str, Tensor]) -> list[Any]:
         """The text of each sound, by greedy decoding."""
         language = spec.extra["language"]
-        spoken = {"language": language, "task": "transcribe"} if language else {}
-        ids = model.generate(input_features=batch["input_features"], num_beams=1, do_sample=False, **spoken)  # type: ignore[operator]
+        spoken = {"language": language, "task": TRANSCRIBE} if language else {}
+        ids = model.generate(  # type: ignore[operator]
+            input_features=batch["input_features"], num_beams=1, do_sample=False,
+            max_new_tokens=spec.extra["tokens"], **spoken,
+        )  # fmt: skip
         texts = base.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -119,12 +127,12 @@ class Speech:
         return [str(text).strip() for text in rows["text"]]
 
 
-def shorten(model: nn.Module, positions: int) -> None:
+def shorten(model: Any, positions: int) -> None:
     """Keeps the first positions of a Whisper encoder: it reads twice as many frames, and no other number."""
-    encoder = model.get_encoder()  # type: ignore[operator]
+    encoder = model.get_encoder()
     kept = encoder.embed_positions.weight[:positions].detach().clone()
     encoder.embed_positions = torch.nn.Embedding.from_pretrained(kept)  # type: ignore[no-untyped-call]
-    encoder.max_source_positions = model.config.max_source_positions = positions  # type: ignore[union-attr]
+    encoder.max_source_positions = model.config.max_source_positions = positions
 
 
 def _check(base: Base) -> None:
@@ -168,12 +176,17 @@ def _language(base: Base) -> str:
     return str(found)
 
 
-def _targets(base: Base, spec: Spec, text: str) -> list[int]:
-    """Ids after the start token: of language and task, the text's, and the end; what the decoder reads."""
+def _prefix(base: Base, language: str) -> list[int]:
+    """What the decoder is given: start, then language and task of a multilingual base, and no timestamps."""
     tokenizer = base.processor.tokenizer
-    if spec.extra["language"]:
-        tokenizer.set_prefix_tokens(language=spec.extra["language"], task="transcribe")
-    prefix = tokenizer.prefix_tokens[1:]
+    if language:
+        tokenizer.set_prefix_tokens(language=language, task=TRANSCRIBE)
+    return list(tokenizer.prefix_tokens)
+
+
+def _targets(base: Base, language: str, text: str) -> list[int]:
+    """Ids that follow the start token, up to the end token, as many as the decoder reads."""
+    tokenizer, prefix = base.processor.tokenizer, _prefix(base, language)[1:]
     ids = tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
     most = base.config.max_target_positions - len(prefix) - 1
     return [*prefix, *ids[:most], tokenizer.eos_token_id]
