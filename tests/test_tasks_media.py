@@ -1,4 +1,4 @@
-"""Tasks on images, speech, and images with text: drawn shapes, tones, and what neither picture nor word says alone."""
+"""Tasks on images, speech, and images with text: drawn shapes, tones, and what neither part tells alone."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def learned(
         loss = task.loss(task.logits(model, made), made, LossOptions())
         assert loss.shape == (len(some),)
         optimizer.zero_grad()
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.mean().item())
     return model.eval(), losses
@@ -167,7 +167,7 @@ def test_unreadable_files_are_counted_and_too_many_named(tmp_path: Path) -> None
     assert set(features[3]["pixels"]) == {0}
     broken[2].unlink()
     broken[3].write_bytes(b"")
-    assert 4 > UNREADABLE * 60
+    assert UNREADABLE * 60 < 4
     with pytest.raises(AdaptError, match=r"4 of the 60 training files cannot be read: .*3\.png.*\.\.\."):
         task.spec(rows, base)
 
