@@ -32,12 +32,10 @@ SIDE = 16
 SHAPES = ("circle", "cross", "square")
 
 
-def drawn(
-    shape: str, rng: np.random.Generator, colour: Any = 255, mode: str = "L", spread: int = 5
-) -> Image.Image:
+def drawn(shape: str, rng: np.random.Generator, colour: Any = 255, mode: str = "L") -> Image.Image:
     """An outline somewhere in a small picture."""
     image = Image.new(mode, (SIDE, SIDE))
-    x, y = (int(n) for n in rng.integers(1, 1 + spread, 2))
+    x, y = (int(n) for n in rng.integers(1, 6, 2))
     box = (x, y, x + 9, y + 9)
     draw = ImageDraw.Draw(image)
     if shape == "circle":
@@ -50,14 +48,14 @@ def drawn(
     return image
 
 
-def shapes(n: int, folder: Path, seed: int = 0, spread: int = 5) -> Dataset:
+def shapes(n: int, folder: Path, seed: int = 0) -> Dataset:
     """Pictures as files."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     labels = [SHAPES[i % len(SHAPES)] for i in range(n)]
     paths = [str(folder / f"{i}.png") for i in range(n)]
     for path, label in zip(paths, labels, strict=True):
-        drawn(label, rng, spread=spread).save(path)
+        drawn(label, rng).save(path)
     return Dataset.from_dict({"image": paths, "label": labels})
 
 
@@ -112,8 +110,8 @@ def small(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", SCRATCH)
 def test_shapes_are_told_apart_from_scratch(name: str, tmp_path: Path) -> None:
-    task, spread = TASKS["image-classification"], 5 if name == "convnet" else 2
-    train, test = (shapes(n, tmp_path / f"{n}", seed=n, spread=spread) for n in (200, 60))
+    task = TASKS["image-classification"]
+    train, test = (shapes(n, tmp_path / f"{n}", seed=n) for n in (200, 60))
     asked = measured(train)
     assert asked == {"image_size": SIDE, "channels": 1, "labels": 3}
     folder = scratch(name, tmp_path / "base", **asked)

@@ -32,16 +32,16 @@ LARGEST = 224  # pixels of a side; larger images are made smaller
 def vit(image_size: int, channels: int) -> Scratch:
     """Six narrow layers (Dosovitskiy et al., 2010.11929) on 8 x 8 patches at most.
 
-    Weights begin at 1 / sqrt(width), with which layers keep the size of what they are given: the usual 0.02, for
-    widths of 768 and more, kept narrow ones from learning for a hundred steps.
+    Weights begin at 1 / sqrt(width), with which a layer keeps the size of what it is given. With the usual
+    0.02, which is for widths of 768 and more, narrow ones stood still for the first hundred steps.
     """
     patch = math.ceil(image_size / GRID)
     side = image_size - image_size % patch
     return side, {
         "model_type": "vit", "image_size": side, "patch_size": patch, "num_channels": channels,
-        "hidden_size": WIDTH, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 2 * WIDTH,
-        "initializer_range": WIDTH**-0.5,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "hidden_size": WIDTH, "num_hidden_layers": 6, "num_attention_heads": 3,
+        "intermediate_size": 2 * WIDTH, "initializer_range": WIDTH**-0.5, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
 
 

@@ -41,8 +41,8 @@ class Speech:
     soft: ClassVar[bool] = True
 
     def spec(self, rows: Dataset, base: Base) -> Spec:
-        """Its `extra`: seconds of the window, language of a multilingual base, most tokens that are written for
-        a sound (twice the most in training), and unreadable files."""
+        """Its `extra`: seconds of the window, language of a multilingual base, tokens that are written for a
+        sound at most (twice the most in training), and unreadable files."""
         _check(base)
         rate = _extractor(base).sampling_rate
         shapes, unreadable = surveyed(undecoded(rows)["audio"], lambda v: sound_of(v, rate))
