@@ -32,8 +32,8 @@ LARGEST = 224  # pixels of a side; larger images are made smaller
 def vit(image_size: int, channels: int) -> Scratch:
     """Six narrow layers (Dosovitskiy et al., 2010.11929) on 8 x 8 patches at most.
 
-    Weights begin at 1 / sqrt(width), with which a layer keeps the size of what it is given. With the usual
-    0.02, which is for widths of 768 and more, narrow ones stood still for the first hundred steps.
+    Weights begin at 1 / sqrt(width), with which a layer keeps the size of what it is given: the usual 0.02 is
+    for widths of 768 and more.
     """
     patch = math.ceil(image_size / GRID)
     side = image_size - image_size % patch
