@@ -90,7 +90,7 @@ def _changed(feature: dict[str, Any], names: Sequence[str], rng: np.random.Gener
         for name in names:
             image = IMAGES[name](image, rng) if name in IMAGES else image
         feature["pixels"] = image.tobytes()
-    if "sound" in feature:
+    if feature.get("sound"):  # an unreadable one is empty
         sound = from_bytes(feature["sound"])
         for name in names:
             sound = SOUNDS[name](sound, rng) if name in SOUNDS else sound
