@@ -79,7 +79,8 @@ class Task(Protocol):
         """The base's weights under this task's head. Raises AdaptError for a base of another kind."""
 
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Features of a batch of rows, for `Dataset.map`; "cut" says whether an input was shortened."""
+        """Features of a batch of rows, for `Dataset.map`; "cut" says whether an input was shortened,
+        "unreadable" whether its file could not be read and a blank one is in its place."""
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A padded batch; its "labels" are the targets."""
