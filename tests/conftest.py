@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch.distributed as dist
 from disks import Disk
+from filelock import FileLock
 from finished import Home
 from postgres import PASSWORD, Server
 
 from isoflop.corpus import build_corpus
-from isoflop.pipeline import corpus_of
+from isoflop.pipeline import REPORT, corpus_of
 from isoflop.progress import Silent
 from isoflop.recipe import recipe, shape
 from isoflop.records import Corpus, CorpusConfig, Result, RunConfig
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster as Nodes
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
+
+# A file is one worker's: where the longest came last, a worker would end alone with one.
+LONGEST_FIRST = (
+    "test_cli", "test_interrupt", "test_cluster", "test_distributed", "test_train", "test_cli_ablate",
+    "test_improve", "test_tune", "test_cluster_tune", "test_ladder", "test_graphs", "test_extend",
+    "test_engines", "test_distill",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -118,12 +133,28 @@ def connection(nodes: Nodes) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) -> tuple[Path, Result]:
-    """The main job, done once on a small compute budget."""
+    """The main job, done once on a small compute budget; every worker of the tests has its copy."""
     from isoflop import run
 
-    folder = tmp_path_factory.mktemp("job") / "project"
     config = CorpusConfig(vocab_size=512, heldout_share=0.1)
-    return folder, run(sources, budget="1.6e12flops", project=folder, ladder_share=0.5, corpus_config=config)
+    job = partial(run, sources, budget="1.6e12flops", ladder_share=0.5, corpus_config=config)
+    done = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        done = done.parent  # of all workers
+    done, folder = done / "job", tmp_path_factory.mktemp("job") / "project"
+    with FileLock(done.with_suffix(".lock")):
+        if not done.exists():
+            part = done.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of a worker whose job failed
+            job(project=part)
+            part.rename(done)
+    shutil.copytree(done, folder)
+    home = Project(folder)
+    key, result = home.find("", kind="result").id, home.latest("result", Result)
+    assert result is not None
+    moved = {"model": str(folder / "artifacts" / Path(result.model).name), "report": str(folder / REPORT)}
+    home.put("result", result.model_copy(update=moved), key)
+    return folder, job(project=folder)  # it is done: nothing is trained
 
 
 @pytest.fixture(scope="session")

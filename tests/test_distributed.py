@@ -200,7 +200,7 @@ def test_a_job_is_the_same_in_any_number_of_processes(corpus: Corpus, small: Run
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 PRECISION = "float32"  # as the run of this process that they are compared with
 SHAPE = ("train", "--width", "64", "--precision", PRECISION, "--json")
-TRAIN = (*SHAPE, "--tokens", "60000", "--shard")
+TRAIN = (*SHAPE, "--tokens", "30000", "--shard")
 
 # A checkpoint a step.
 EAGER = """
@@ -261,7 +261,7 @@ def test_torchrun_trains_is_killed_and_goes_on(home: Path, tmp_path: Path) -> No
     project = Project(home)
     corpus = corpus_of(project)
     config = chosen_config(
-        project, corpus, width=64, layers=None, tokens=60000, lr_scale=1.0, seed=0,
+        project, corpus, width=64, layers=None, tokens=30000, lr_scale=1.0, seed=0,
         variant=Variant.of(OWN, [f"precision={PRECISION}"]),
     )  # fmt: skip
     alone = train_model(project, corpus, config.model_copy(update={"ranks": 1, "threads": 1}))
