@@ -30,6 +30,8 @@ CLASSES = {
 TOKENS = 4096  # of a batch
 STAGE = "prompt"
 
+Array = NDArray[np.float64]
+
 
 def language_model(base: Base) -> nn.Module | None:
     """The base with its head for words; None where the folder has no weights of such a head."""
@@ -62,7 +64,7 @@ class _Asked(NamedTuple):
 def log_probs(
     model: nn.Module, base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[tuple[int, ...]], *,
     end: Sequence[int] = (), progress: Progress | None = None,
-) -> NDArray[np.float64]:  # fmt: skip
+) -> Array:  # fmt: skip
     """(n, a) log-probabilities; `end` are special tokens after the masks of an encoder."""
     progress = progress or Silent()
     found = np.full((len(prompts), len(answers)), np.nan)

@@ -1,44 +1,51 @@
 """What a base does on a task before it is adapted: the baseline that adapting has to beat.
 
-With labels: each label's words are scored as what follows a prompt (`likelihood`), and a prompt may first show
-examples (`shots`). Answers that a model likes whatever the text are weighed by how it likes them after texts
-that say nothing (Zhao et al., arXiv 2102.09690, section 4). Texts from texts are written after the same kind
-of prompt. A base without a head for words is asked whose label's examples lie nearest, and a task that no base
-can be asked has the usual answer of the training examples.
+Each label's words are scored as what follows a prompt (`likelihood`), which may first show examples (`shots`).
+Answers that a model likes whatever the text are weighed by how it likes them after texts that say nothing
+(Zhao et al., arXiv 2102.09690, section 4). Tasks from text to text write after such a prompt. A base without
+a head for words is asked which label's examples lie nearest (`nearest`), and where no base can be asked, the
+training examples give the usual answer (`usual`).
 
 Shapes: n rows, a answers.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from isoflop.adapting.likelihood import answer_ids, language_model, log_probs
-from isoflop.adapting.shots import chosen, drawn, encoder_of, in_turn, state_means, token_means
+from isoflop.adapting.likelihood import Array, answer_ids, language_model, log_probs
+from isoflop.adapting.nearest import by_nearest
+from isoflop.adapting.shots import chosen, drawn, token_means, words
+from isoflop.adapting.usual import USUAL
 from isoflop.errors import AdaptError
 from isoflop.progress import Progress, Silent
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, Spec, Task
-from isoflop.tasks.sequences import FromTextToText, Pair, plain_ids, prompt_ids, prompt_room, special_ids
+from isoflop.tasks.sequences import (
+    SLOT,
+    FromTextToText,
+    Pair,
+    plain_ids,
+    prompt_ids,
+    prompt_room,
+    special_ids,
+)
+from isoflop.tasks.translation import Translation
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
 
 Answer = tuple[list[Any], str]  # predictions in the task's own form, and how they were made
-Probs = NDArray[np.float64]
 
 ASKS = "\nLabel:"
 BLANK = "\n\n"  # between examples
 SAYING_NOTHING = ("N/A", "")
-SHARPNESS = 20.0  # of probabilities from cosines, the scale of sentence encoders' training
 BATCH = 16
-ITSELF = ("masked-filling", "similarity")  # tasks for which a base needs no new head
+ITSELF = ("masked", "similarity", "embedding", "speech")  # tasks for which a base needs no new head
 
 
 class Asked(NamedTuple):
@@ -74,28 +81,31 @@ def prompted(
         return _written(task, base, spec, train, rows, asked)
     if task.name == "classification":
         model = language_model(base)
-        if model is None:
-            return _nearest(base, spec, train, rows, asked)
-        return _labelled(model, base, spec, train, rows, asked)
+        if model is not None:
+            return _labelled(model, base, spec, train, rows, asked)
+        found, what = by_nearest(base, spec, train, rows, shots=shots, choose=choose, seed=seed)
+        return found, asked.says(what)
+    if task.name == "question-answering" and base.kind == DECODER:
+        return _answered(base, train, rows, asked)
     if task.name in ITSELF:
-        features = _features(task.encode(base, spec, rows[:]))
         model = task.build(base, spec).eval()
+        features = _features(task.encode(base, spec, rows[:]))
         return _predicted(task, base, spec, model, features, asked.progress), "zero-shot: the base as it is"
-    return _usual(task, spec, train, rows)
+    return USUAL[task.name](spec, train, rows)
 
 
 def _labelled(
     model: nn.Module, base: Base, spec: Spec, train: Dataset, rows: Dataset, asked: Asked
 ) -> Answer:
     """Probabilities (a,) of each row's labels."""
-    labels = [_words(label) for label in spec.labels]
+    labels = [words(label) for label in spec.labels]
     answers = answer_ids(base, labels)
     end = special_ids(base)[1] if base.kind == ENCODER else []
     room = base.max_length - len(end) - (0 if base.kind == BOTH else max(map(len, answers)))
     texts = [str(text) for text in rows["text"]]
     before = _examples(model, base, train, texts, room, asked)
 
-    def scores(pairs: Sequence[Pair]) -> Probs:
+    def scores(pairs: Sequence[Pair]) -> Array:
         prompts, _ = prompt_ids(base, pairs, room, keeps_end=False)
         return log_probs(model, base, prompts, answers, end=end, progress=asked.progress)
 
@@ -110,11 +120,7 @@ def _labelled(
     return list(_softmax(logs)), asked.says(what)
 
 
-def _words(label: str) -> str:
-    return label.replace("_", " ")
-
-
-def _softmax(logs: Probs) -> Probs:
+def _softmax(logs: Array) -> Array:
     shares = np.exp(logs - logs.max(1, keepdims=True))
     return np.asarray(shares / shares.sum(1, keepdims=True))
 
@@ -129,13 +135,13 @@ def _examples(
     shown, labels = [str(text) for text in pool["text"]], [str(label) for label in pool["label"]]
     pool_vectors, vectors = (token_means(model, base, some) for some in (shown, texts))
     numbers = chosen(asked.choose, asked.shots, pool_vectors, vectors, labels, asked.seed)
-    label_tokens = max(map(len, plain_ids(base, [f"{ASKS} {_words(label)}{BLANK}" for label in set(labels)])))
+    label_tokens = max(map(len, plain_ids(base, [f"{ASKS} {words(label)}{BLANK}" for label in set(labels)])))
     share = max(1, room // (asked.shots + 1) - label_tokens)
     made: dict[int, str] = {}
     for number in {number for row in numbers for number in row}:
         ids = plain_ids(base, [shown[number]])[0]
         text = shown[number] if len(ids) <= share else base.processor.decode(ids[:share])
-        made[number] = f"{text}{ASKS} {_words(labels[number])}{BLANK}"
+        made[number] = f"{text}{ASKS} {words(labels[number])}{BLANK}"
     return ["".join(made[number] for number in row) for row in numbers]
 
 
@@ -148,8 +154,8 @@ def _written(
     pairs = task.pairs(base, spec, rows[:])
     numbers: list[list[int]] = [[]] * len(pairs)
     if asked.shots:
-        vectors = [token_means(model, base, [pair.source for pair in some]) for some in (pool, pairs)]
-        numbers = chosen(asked.choose, asked.shots, *vectors, [""] * len(pool), asked.seed)
+        shown, vectors = (token_means(model, base, [p.source for p in some]) for some in (pool, pairs))
+        numbers = chosen(asked.choose, asked.shots, shown, vectors, [""] * len(pool), asked.seed)
     texts = {n: "".join((*pool[n][:3], pool[n].target or "", BLANK)) for row in numbers for n in row}
     lengths = dict(zip(texts, map(len, plain_ids(base, list(texts.values()))), strict=True)) if texts else {}
     room = prompt_room(base, spec)
@@ -169,12 +175,26 @@ def _written(
     return found, asked.says(what)
 
 
+def _answered(base: Base, train: Dataset, rows: Dataset, asked: Asked) -> Answer:
+    """Answers to questions on texts, written as translations are."""
+    from datasets import Dataset
+
+    def texts(some: Dataset) -> Dataset:
+        asks = [f"Question: {q}\n{c}" for q, c in zip(some["question"], some["context"], strict=True)]
+        answers = [(answers["text"] or [""])[0] for answers in some["answers"]]
+        return Dataset.from_dict({"source": asks, "target": answers})
+
+    task = Translation()
+    spec = task.spec(texts(train), base).model_copy(update={"source": f"{SLOT}\nAnswer:\n"})
+    return _written(task, base, spec, texts(train), texts(rows), asked)
+
+
 def _parts(base: Base, pairs: Sequence[Pair]) -> list[list[list[int]]]:
     """Ids of what comes before, of, and after each source."""
     return [plain_ids(base, texts) for texts in zip(*(pair[:3] for pair in pairs), strict=True)]
 
 
-def _fitting(numbers: Sequence[int], lengths: dict[int, int], room: int) -> list[int]:
+def _fitting(numbers: Sequence[int], lengths: Mapping[int, int], room: int) -> list[int]:
     """The last of the examples, which are the nearest, that fit together."""
     kept: list[int] = []
     for number in reversed(numbers):
@@ -185,7 +205,7 @@ def _fitting(numbers: Sequence[int], lengths: dict[int, int], room: int) -> list
     return kept
 
 
-def _features(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _features(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -194,7 +214,7 @@ def _predicted(
     progress: Progress,
 ) -> list[Any]:  # fmt: skip
     """Of encoded rows, in their order; batches are of near lengths."""
-    order = sorted(range(len(features)), key=lambda number: -len(features[number]["input_ids"]))
+    order = sorted(range(len(features)), key=lambda number: -len(features[number].get("input_ids", ())))
     found: list[Any] = [None] * len(features)
     progress.start("prompt", len(features), "prompts")
     for start in range(0, len(order), BATCH):
@@ -207,33 +227,3 @@ def _predicted(
         progress.update("prompt", start + len(numbers))
     progress.finish("prompt")
     return found
-
-
-def _nearest(base: Base, spec: Spec, train: Dataset, rows: Dataset, asked: Asked) -> Answer:
-    """Probabilities (a,) by the cosine to the mean of each label's examples.
-
-    A label without an example among those shown has its own words in their place. Of similar examples, the
-    nearest to the text, each counts for its label.
-    """
-    body = encoder_of(base)
-    vectors = state_means(body, base, [str(text) for text in rows["text"]])
-    pool = train.select(drawn(len(train), asked.seed))
-    labels = [str(label) for label in pool["label"]]
-    names = state_means(body, base, [_words(label) for label in spec.labels])
-    if asked.choose == "similar" and asked.shots:
-        shown = state_means(body, base, [str(text) for text in pool["text"]])
-        numbers = chosen("similar", asked.shots, shown, vectors, labels, asked.seed)
-        owner = np.array([spec.labels.index(label) for label in labels])
-        weights = np.zeros((len(vectors), len(spec.labels)))
-        for row, near in enumerate(numbers):
-            np.add.at(weights[row], owner[near], np.exp(SHARPNESS * (shown[near] @ vectors[row])))
-        return list(weights / weights.sum(1, keepdims=True)), asked.says("votes of the nearest embeddings")
-    numbers_shown = chosen("random", asked.shots, vectors, vectors[:1], labels, asked.seed)[0]
-    return [], ""
-
-
-def _usual(task: Task, spec: Spec, train: Dataset, rows: Dataset) -> Answer:
-    raise NotImplementedError
-
-
-WAYS: dict[str, Callable[..., Any]] = {}

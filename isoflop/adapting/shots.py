@@ -51,6 +51,11 @@ def in_turn(labels: Sequence[str], seed: int) -> list[int]:
     return [int(order[i]) for i in np.argsort(turns, kind="stable")]
 
 
+def words(label: str) -> str:
+    """A label as a text would have it."""
+    return label.replace("_", " ")
+
+
 def drawn(size: int, seed: int) -> list[int]:
     """Numbers of at most POOL of so many examples."""
     return sorted(np.random.default_rng((seed, 1)).permutation(size)[:POOL].tolist())

@@ -55,7 +55,9 @@ def parted(text: str) -> tuple[str, str]:
     Of a longer text, the first function that has both, wherever it is; of a text without one, the first and
     the second half of its lines.
     """
-    function = next((node for node in _functions(text) if ast.get_docstring(node) and len(node.body) > 1), None)
+    function = next(
+        (node for node in _functions(text) if ast.get_docstring(node) and len(node.body) > 1), None
+    )
     lines = text.splitlines(keepends=True)
     if function is None:
         start, middle, end = 0, (len(lines) + 1) // 2, len(lines)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from isoflop.errors import AdaptError
+from isoflop.model import IGNORE
 from isoflop.tasks.protocol import BOTH, DECODER, Base, Role, Spec
-from isoflop.tasks.sequences import IGNORED, FromTextToText, Pair, by_example, written
+from isoflop.tasks.sequences import FromTextToText, Pair, by_example, written
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +61,7 @@ class Generation(FromTextToText):
         """
         if "labels" not in batch:
             return list(written(model, base, spec, batch))
-        wanted = batch["labels"] != IGNORED
+        wanted = batch["labels"] != IGNORE
         logits = self.logits(model, batch)[wanted].float()
         nats = torch.nn.functional.cross_entropy(logits, batch["labels"][wanted], reduction="none")
         return list(zip(by_example(nats, wanted).tolist(), wanted.sum(1).tolist(), strict=True))

@@ -20,6 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from isoflop.errors import AdaptError
+from isoflop.model import IGNORE
 from isoflop.tasks.protocol import BOTH, DECODER, Base, LossOptions, Role, Spec
 from isoflop.tasks.text import check_kind
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SLOT = "{}"  # of a source in a template
-IGNORED = -100  # a label that is no target
 ROOM, QUANTILE = 1.5, 0.95  # tokens that may be written, over this quantile of the training targets
 SEEN = 5000  # training targets that say how long targets are
 
@@ -112,7 +112,7 @@ class FromTextToText(ABC):
             cut[i] = cut[i] or len(target) > room
             kept = target if len(target) <= room else [*target[: room - 1], target[-1]]
             inputs.append(prompt if base.kind == BOTH else [*prompt, *kept[:-1]])
-            labels.append(kept if base.kind == BOTH else [IGNORED] * (len(prompt) - 1) + kept)
+            labels.append(kept if base.kind == BOTH else [IGNORE] * (len(prompt) - 1) + kept)
         return {"input_ids": inputs, "labels": labels, "cut": cut}
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class FromTextToText(ABC):
         }
         if "labels" in features[0]:
             labels = [torch.tensor(f["labels"]) for f in features]
-            batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+            batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE)
         return batch
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -138,7 +138,7 @@ class FromTextToText(ABC):
         return found[:, -inputs["input_ids"].shape[1] :]  # without the virtual tokens of a learned prompt
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], options: LossOptions) -> Tensor:
-        wanted = batch["labels"] != IGNORED
+        wanted = batch["labels"] != IGNORE
         nats = torch.nn.functional.cross_entropy(
             logits[wanted], batch["labels"][wanted], reduction="none",
             label_smoothing=options.label_smoothing,
@@ -164,9 +164,7 @@ def filled(template: str, sources: Sequence[Any], targets: Sequence[Any] | None)
     """Pairs of plain columns."""
     before, _, after = template.partition(SLOT)
     wanted = [None] * len(sources) if targets is None else [str(target) for target in targets]
-    return [
-        Pair(before, str(source), after, target) for source, target in zip(sources, wanted, strict=True)
-    ]
+    return [Pair(before, str(source), after, target) for source, target in zip(sources, wanted, strict=True)]
 
 
 def prompt_room(base: Base, spec: Spec) -> int:
@@ -244,7 +242,7 @@ def _prompts_alone(base: Base, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
     """A decoder's batch without its targets, padded at the left: what is written then follows each prompt."""
     ends = batch["attention_mask"].sum(1)
     if "labels" in batch:
-        ends = (batch["labels"] != IGNORED).int().argmax(1) + 1  # the first target is told by the prompt's end
+        ends = (batch["labels"] != IGNORE).int().argmax(1) + 1  # the first target is told by the prompt's end
     rows = [ids[:end].flip(0) for ids, end in zip(batch["input_ids"], ends.tolist(), strict=True)]
     padding = base.processor.pad_token_id
     return {
