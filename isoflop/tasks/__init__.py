@@ -7,11 +7,24 @@ from collections.abc import Mapping
 from isoflop.errors import AdaptError
 from isoflop.tasks.base import load_base
 from isoflop.tasks.classification import Classification
+from isoflop.tasks.code import Code
+from isoflop.tasks.generation import Generation
 from isoflop.tasks.protocol import Base, LossOptions, Role, Spec, Task
+from isoflop.tasks.summarisation import Summarisation
+from isoflop.tasks.translation import Translation
 
 __all__ = ["TASKS", "Base", "LossOptions", "Role", "Spec", "Task", "load_base", "task_of"]
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(),)}
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Classification(),
+        Translation(),
+        Summarisation(),
+        Generation(),
+        Code(),
+    )
+}
 
 
 def task_of(name: str) -> Task:

@@ -40,12 +40,7 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
     """
     import transformers
 
-    if base.kind not in task.kinds:
-        fits = ", ".join(task.kinds)
-        raise AdaptError(
-            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {fits}",
-            hint="name another model, or another --task",
-        )
+    check_kind(task, base)
     numbers = {"num_labels": len(spec.labels), "pad_token_id": base.processor.pad_token_id}
     names = {
         "id2label": dict(enumerate(spec.labels)),
@@ -55,3 +50,13 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
         base.folder, ignore_mismatched_sizes=True, **numbers, **names
     )
     return model
+
+
+def check_kind(task: Task, base: Base) -> None:
+    """Raises AdaptError for a base of a kind that the task does not take."""
+    if base.kind not in task.kinds:
+        fits = ", ".join(task.kinds)
+        raise AdaptError(
+            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {fits}",
+            hint="name another model, or another --task",
+        )
