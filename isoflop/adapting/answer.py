@@ -21,7 +21,7 @@ from isoflop.adapting.methods import METHODS, method_of
 from isoflop.adapting.pace import Seen, look
 from isoflop.adapting.prompting import prompted
 from isoflop.adapting.records import AdaptConfig, Adapted
-from isoflop.adapting.search import PLANNED, Search, trial_seconds
+from isoflop.adapting.search import Search, trial_seconds
 from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
 from isoflop.metrics import Score
 from isoflop.progress import Progress, Silent

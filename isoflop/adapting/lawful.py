@@ -47,7 +47,8 @@ class Runs:
             )  # fmt: skip
         work.change(points=(*work.record.points, point))
         work.progress.log(
-            f"law: {examples:,} examples, {wanted.who}: {score.metric} {score.value:.4f} in {point.seconds:.1f} s"
+            f"law: {wanted.who}, {examples:,} examples: {score.metric} {score.value:.4f} in "
+            f"{point.seconds:.1f} s"
         )
         return point
 

@@ -47,7 +47,10 @@ class Seen(NamedTuple):
 
 
 def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
-    """Open the base under its head, and time it on a few rows. Raises AdaptError for a base of another kind."""
+    """Open the base under its head, and time it on a few rows.
+
+    Raises AdaptError for a base of another kind.
+    """
     began = time.monotonic()
     model = task.build(base, spec)
     opening = time.monotonic() - began
@@ -73,6 +76,7 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
 def _trained(task: Task, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
     """Seconds of a batch's gradients."""
     began = time.monotonic()
-    task.loss(task.logits(model.train(), batch), batch, LossOptions()).mean().backward()
+    loss = task.loss(task.logits(model.train(), batch), batch, LossOptions()).mean()
+    torch.autograd.backward(loss)
     model.zero_grad(set_to_none=True)
     return time.monotonic() - began

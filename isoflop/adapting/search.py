@@ -11,7 +11,7 @@ finished trials is told to it again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.adapting.candidates import variants
@@ -50,7 +50,7 @@ class Search:
     """The trials of one search, those of the ledger first."""
 
     def __init__(
-        self, candidates: Sequence[Sequence[AdaptConfig]], given: dict[str, Any], *, seconds: float,
+        self, candidates: Sequence[Sequence[AdaptConfig]], given: Mapping[str, Any], *, seconds: float,
         each: float, higher: bool, done: Sequence[Trial] = (),
     ) -> None:  # fmt: skip
         self.candidates, self.given, self.higher = candidates, given, higher

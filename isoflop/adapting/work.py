@@ -1,7 +1,7 @@
 """One adaptation while it goes on: its inputs, its budget, and what the ledger has of it.
 
-The record is put after every piece of work, so that the same call goes on where it was interrupted. Models that
-may still be chosen lie in the project's folder `adapting/ID/`, which is deleted at the end.
+The record is put after every piece of work, so that the same call goes on where it was interrupted. Models
+that may still be chosen lie in the project's folder `adapting/ID/`, which is deleted at the end.
 """
 
 from __future__ import annotations
