@@ -19,9 +19,12 @@ def encode_texts(base: Base, spec: Spec, texts: Sequence[str], **options: Any) -
     """Ids of each text, cut to what the spec allows; `cut` says whether it was."""
     most = spec.max_length or base.max_length
     found = base.processor([str(text) for text in texts], truncation=True, max_length=most, **options)
-    whole = base.processor([str(text) for text in texts], **options)["input_ids"]
     features = {name: list(values) for name, values in found.items() if name in NAMES}
-    features["cut"] = [len(ids) > most for ids in whole]
+    if base.processor.is_fast:
+        features["cut"] = [bool(encoding.overflowing) for encoding in found.encodings]
+    else:
+        whole = base.processor([str(text) for text in texts], **options)["input_ids"]
+        features["cut"] = [len(ids) > most for ids in whole]
     return features
 
 
