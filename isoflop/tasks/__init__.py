@@ -9,7 +9,10 @@ from isoflop.tasks.base import load_base
 from isoflop.tasks.classification import Classification
 from isoflop.tasks.code import Code
 from isoflop.tasks.generation import Generation
+from isoflop.tasks.image_classification import ImageClassification
+from isoflop.tasks.image_text import ImageText
 from isoflop.tasks.protocol import Base, LossOptions, Role, Spec, Task
+from isoflop.tasks.speech import Speech
 from isoflop.tasks.summarisation import Summarisation
 from isoflop.tasks.translation import Translation
 
@@ -23,6 +26,9 @@ TASKS: Mapping[str, Task] = {
         Summarisation(),
         Generation(),
         Code(),
+        ImageClassification(),
+        Speech(),
+        ImageText(),
     )
 }
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import AdaptError
-from isoflop.tasks.protocol import Base, Spec
+from isoflop.tasks.base import opened
+from isoflop.tasks.protocol import VISION, Base, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,9 +19,12 @@ def encode_texts(base: Base, spec: Spec, texts: Sequence[str], **options: Any) -
     """Ids of each text, cut to what the spec allows; `cut` says whether it was."""
     most = spec.max_length or base.max_length
     found = base.processor([str(text) for text in texts], truncation=True, max_length=most, **options)
-    whole = base.processor([str(text) for text in texts], **options)["input_ids"]
     features = {name: list(values) for name, values in found.items() if name in NAMES}
-    features["cut"] = [len(ids) > most for ids in whole]
+    if base.processor.is_fast:
+        features["cut"] = [bool(encoding.overflowing) for encoding in found.encodings]
+    else:
+        whole = base.processor([str(text) for text in texts], **options)["input_ids"]
+        features["cut"] = [len(ids) > most for ids in whole]
     return features
 
 
@@ -38,18 +42,15 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
 
     Raises AdaptError for a base of another kind.
     """
-    import transformers
-
     check_kind(task, base)
-    numbers = {"num_labels": len(spec.labels), "pad_token_id": base.processor.pad_token_id}
+    numbers = {"num_labels": len(spec.labels)}
+    if base.kind != VISION:
+        numbers["pad_token_id"] = base.processor.pad_token_id
     names = {
         "id2label": dict(enumerate(spec.labels)),
         "label2id": {label: number for number, label in enumerate(spec.labels)},
     }
-    model: nn.Module = getattr(transformers, auto_class).from_pretrained(
-        base.folder, ignore_mismatched_sizes=True, **numbers, **names
-    )
-    return model
+    return opened(auto_class, base.folder, **numbers, **names)
 
 
 def check_kind(task: Task, base: Base) -> None:
