@@ -40,12 +40,7 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
     """
     import transformers
 
-    if base.kind not in task.kinds:
-        fits = ", ".join(task.kinds)
-        raise AdaptError(
-            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {fits}",
-            hint="name another model, or another --task",
-        )
+    check_kind(task, base)
     numbers = {"num_labels": len(spec.labels), "pad_token_id": base.processor.pad_token_id}
     names = {
         "id2label": dict(enumerate(spec.labels)),
@@ -55,3 +50,20 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
         base.folder, ignore_mismatched_sizes=True, **numbers, **names
     )
     return model
+
+
+def check_kind(task: Task, base: Base) -> None:
+    """Raises AdaptError for a base of a kind that the task does not take, and names the tasks that do."""
+    from isoflop.tasks import fits  # it imports every task
+
+    if base.kind not in task.kinds:
+        raise AdaptError(
+            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {', '.join(task.kinds)}",
+            hint=f"name another model, or a task that it fits: {', '.join(fits(base))}",
+        )
+
+
+def head_logits(model: nn.Module, batch: Mapping[str, Tensor], but: Sequence[str] = ("labels",)) -> Tensor:
+    """What the model's head says of the batch's inputs: of all in it but for those names."""
+    found: Tensor = model(**{name: value for name, value in batch.items() if name not in but}).logits
+    return found
