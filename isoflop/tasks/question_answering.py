@@ -214,7 +214,7 @@ def _place(window: Sequence[Stretch], answer: Stretch) -> list[int] | None:
 
 
 def _likeliest(logits_2t: Tensor, usable_t: Tensor, null: int, longest: int) -> tuple[float, int, int]:
-    """Of all stretches of `longest` tokens at most, the likeliest: its log odds against none, and its ends."""
+    """Of all stretches of `longest` tokens at most the likeliest: log odds against none, and its ends."""
     start_t, end_t = (logits_2t - logits_2t[:, null, None]).masked_fill(~usable_t, -torch.inf)
     odds_tt = start_t[:, None] + end_t
     allowed = torch.ones_like(odds_tt, dtype=torch.bool).triu().tril(longest - 1)

@@ -52,7 +52,7 @@ class Tagging:
                 hint="give examples of two tags or more, or name another column: --map tags=COLUMN",
             )
         labels = tuple(sorted(counts, key=lambda tag: (tag != OUTSIDE, tag[2:], tag)))
-        note = "tags have no B- and I-: each run of equal tags is taken for one entity"
+        note = "tags have no B- and I-, and are made IOB2: each run of equal ones is one entity"
         return Spec(
             task=self.name, labels=labels, counts=tuple(counts[label] for label in labels),
             max_length=base.max_length, extra={"plain": plain}, notes=(note,) if plain else (),
