@@ -52,12 +52,18 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
     }
     return opened(auto_class, base.folder, **numbers, **names)
 
-
 def check_kind(task: Task, base: Base) -> None:
-    """Raises AdaptError for a base of a kind that the task does not take."""
+    """Raises AdaptError for a base of a kind that the task does not take, and names the tasks that do."""
+    from isoflop.tasks import fits  # it imports every task
+
     if base.kind not in task.kinds:
-        fits = ", ".join(task.kinds)
         raise AdaptError(
-            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {fits}",
-            hint="name another model, or another --task",
+            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {', '.join(task.kinds)}",
+            hint=f"name another model, or a task that it fits: {', '.join(fits(base))}",
         )
+
+
+def head_logits(model: nn.Module, batch: Mapping[str, Tensor], but: Sequence[str] = ("labels",)) -> Tensor:
+    """What the model's head says of the batch's inputs: of all in it but for those names."""
+    found: Tensor = model(**{name: value for name, value in batch.items() if name not in but}).logits
+    return found
