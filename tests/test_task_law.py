@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isoflop.adapting.curve import fit_curves
-from isoflop.adapting.law import CHOSEN, DEFAULT, Price, Wanted, law_of, task_law
+from isoflop.adapting.law import CHOSEN, DEFAULT, Measure, Price, Wanted, law_of, task_law
 from isoflop.adapting.records import LawPoint
 from isoflop.laws.solve import Array
 from isoflop.metrics import METRICS, Score
@@ -60,7 +60,7 @@ def test_a_known_law_is_found_again() -> None:
     x = np.geomspace(100, 100_000, 12)
     curves = fit_curves(x, truth.error(x)[None], np.full((1, 12), 1e-4))
     floor, beta, c = curves.law.uncentre(curves.theta, curves.centre)[0]
-    assert (floor, beta, c) == pytest.approx((0.05, 2.0, 0.6), rel=0.02)
+    assert (floor, beta, c) == pytest.approx((0.05, 2.0, 0.6), rel=0.05)
     assert curves.value(1e6)[0] == pytest.approx(truth.error(np.array([1e6])), rel=0.01)
     own, drawn = curves.needed(np.full(len(curves.draws[0]) + 1, float(truth.error(np.array([500.0]))[0])))
     assert own[0] == pytest.approx(500, rel=0.02)
@@ -105,7 +105,7 @@ def test_label_doublings_count_what_the_default_would_need() -> None:
 
 
 def test_labels_or_parameters() -> None:
-    bases = [*curve(CHOSEN, 2.0, 0.5), point("large", 1000, 0.062, params=4000)]
+    bases = [*curve(CHOSEN, 100.0, 1.0), point("large", 1000, 0.099, params=4000)]
     law = law_of(bases, ACCURACY, passes=3.0)
     assert law.twice_model is not None
     assert law.sentences[1].startswith("Labels are worth more than parameters")
@@ -116,7 +116,9 @@ def test_labels_or_parameters() -> None:
     assert law_of(better, ACCURACY, passes=3.0).sentences[1].startswith("Parameters are worth more")
 
 
-def measured(asked: list[Wanted], seconds: float) -> object:
+def measured(asked: list[Wanted], seconds: float) -> Measure:
+    """Runs that take as long as their examples."""
+
     def measure(wanted: Wanted, passes: float) -> LawPoint:
         asked.append(wanted)
         made = point(
@@ -127,12 +129,13 @@ def measured(asked: list[Wanted], seconds: float) -> object:
     return measure
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(1000.0, 14), (16.0, 4)])
-def test_what_the_seconds_pay_for_is_run(seconds: float, runs: int) -> None:
+@pytest.mark.parametrize(("seconds", "default"), [(1000.0, 4), (17.0, 0)])
+def test_what_the_seconds_pay_for_is_run(seconds: float, default: int) -> None:
     asked: list[Wanted] = []
     price = Price(per_example=5.0 / ALL, fixed=0.0, relative={})
-    law = task_law(measured(asked, 5.0), ACCURACY, ALL, seconds, price, passes=3.0, default=True)  # type: ignore[arg-type]
-    assert len(law.points) == len(asked) == runs
+    law = task_law(measured(asked, 5.0), ACCURACY, ALL, seconds, price, passes=3.0, default=True)
+    assert len(law.points) == len(asked)
+    assert sum(w.who == DEFAULT for w in asked) == default
     assert [w.share for w in asked[:4]] == [1 / 8, 1 / 4, 1 / 2, 1.0]
     assert sum(p.seconds for p in law.points) <= seconds
     assert 1.0 <= law.passes <= 3.0
@@ -140,6 +143,6 @@ def test_what_the_seconds_pay_for_is_run(seconds: float, runs: int) -> None:
 
 def test_too_little_time_for_a_law_is_said() -> None:
     price = Price(per_example=1.0, fixed=0.0, relative={})
-    law = task_law(measured([], 1.0), ACCURACY, ALL, 100.0, price, passes=3.0, default=False)  # type: ignore[arg-type]
+    law = task_law(measured([], 1.0), ACCURACY, ALL, 100.0, price, passes=3.0, default=False)
     assert not law.points
     assert law.sentences[0].startswith("No law of the task: its runs need about 3125 s")

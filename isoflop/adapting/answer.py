@@ -30,6 +30,7 @@ from isoflop.records import digest
 from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.tasks import load_base, task_of
 from isoflop.tasks.protocol import Base
+from isoflop.tasks.text import check_kind
 
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
@@ -62,6 +63,8 @@ def adapt(
     if method is not None:
         method_of(method)
     opened, others = load_base(base, max_length=max_length), [load_base(folder) for folder in also]
+    for one in (opened, *others):
+        check_kind(found, one)
     hash, digests = content_hash(base)[:HASH_DIGITS], sources.digests()
     id = digest([
         hash, [content_hash(other.folder)[:HASH_DIGITS] for other in others], task, digests,
@@ -116,15 +119,15 @@ def _answer(
     return Adapted(
         id=work.record.id, task=work.task.name, base="", base_path="", data={}, columns={},
         examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=best,
-        cut=work.record.cut, trials=trials, validation=validation, test=test, baseline=baseline, baseline_says=says,
-        seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
+        cut=work.record.cut, trials=trials, validation=validation, test=test, baseline=baseline,
+        baseline_says=says, seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
         flops=sum(trial.flops for trial in trials),
     )  # fmt: skip
 
 
 def _opened(work: Work) -> Seen:
-    """The base under its head and how fast it is; inputs are cut where nobody has said how long they are and the
-    budget has no time for them."""
+    """The base under its head and how fast it is; inputs are cut where nobody has said how long they are and
+    the budget has no time for them."""
     known = work.record.max_length
     with work.part("open"):
         if known is not None:

@@ -1,4 +1,4 @@
-"""An adapted folder at work: predictions of rows, scores on them, and two models compared on the same rows."""
+"""An adapted folder at work: predictions of rows, scores on them, two models compared on the same rows."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Curves:
         return np.asarray(self.test[:, None] * np.sqrt(np.clip(ratio, 0.25, 4.0)))
 
     def _features(self, x: float | Array) -> Array:
-        return np.log(np.atleast_1d(x))[None] - self.centre[:, None]
+        return np.asarray(np.log(np.atleast_1d(x))[None] - self.centre[:, None])
 
 
 def fit_curves(

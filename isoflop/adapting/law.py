@@ -73,7 +73,7 @@ def task_law(
     """Run what the seconds pay for, fit the law, and say what it says.
 
     `passes` is what the chosen configuration had at most, and `known` what the runs had that an ended process
-    has made; `default` says that it is not full fine-tuning with default values, so that this is run beside it.
+    has made; `default` says that it is not full fine-tuning with default values, which is then run as well.
     """
     first = [Wanted(CHOSEN, share, 0) for share in SHARES]
     first += [Wanted(who, 1.0, 0) for who in price.relative]
@@ -84,16 +84,14 @@ def task_law(
             f"No law of the task: its runs need about {needed:.0f} s, and {seconds:.0f} s were left for them."
         )
         return TaskLaw(metric=metric.name, passes=0.0, sentences=(sentence,))
-    more = [Wanted(DEFAULT, share, 0) for share in SHARES] if default else []
-    more += [Wanted(CHOSEN, share, number) for share, number in SEEDS]
+    groups = [first, [Wanted(DEFAULT, share, 0) for share in SHARES] if default else []]
+    groups += [[Wanted(CHOSEN, share, number)] for share, number in SEEDS]
     points: list[LawPoint] = []
-    left = seconds
-    for number, wanted in enumerate([*first, *more]):
-        if number < len(first) or price.of(wanted, examples, found) <= left:
-            made = measure(wanted, found)
-            if made is not None:
-                points.append(made)
-                left -= made.seconds
+    for number, group in enumerate(groups):
+        left = seconds - sum(p.seconds for p in points)
+        if number and sum(price.of(w, examples, found) for w in group) > left:
+            continue
+        points += [made for wanted in group if (made := measure(wanted, found)) is not None]
     if len({p.examples for p in points if p.who == CHOSEN}) < len(SHARES):
         sentence = "No law of the task: some of its runs failed."
         return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))

@@ -63,7 +63,9 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     columns = task.encode(base, spec, some[:])
     encoding = (time.monotonic() - began) / len(some)
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    batch = task.collate(base, spec, [{k: v for k, v in f.items() if k != "cut"} for f in features])
+    features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
+    batch = task.collate(base, spec, features)
+    _trained(task, model, task.collate(base, spec, features[:1]))  # the first time is not like the others
     seconds = _trained(task, model, batch)
     began = time.monotonic()
     with torch.no_grad():

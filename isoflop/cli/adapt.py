@@ -51,7 +51,7 @@ AdaptedArgument = Annotated[
 def adapt(
     model: Annotated[Path, typer.Argument(help="A model folder of transformers, or one of ours.")],
     task: Annotated[
-        str, typer.Option(help="classification, multi-label, tagging, translation ...: one unknown lists all.")
+        str, typer.Option(help="classification, tagging, translation ...; an unknown one makes it list all.")
     ],
     data: DataOption,
     valid: Annotated[
@@ -63,14 +63,16 @@ def adapt(
     columns: RoleOption = None,
     method: Annotated[
         str | None,
-        typer.Option(help="full, lora, last-layers, probe ...; by the data, the model and the time when absent."),
+        typer.Option(
+            help="full, lora, last-layers, probe ...; by the data, the model and the time when absent."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="NAME=VALUE",
-            help="A value of all that is tried, e.g. lr=1e-4, balanced=true, augment=noise, or of the method's "
-            "own, e.g. method.r=16; may be repeated.",
+            help="A value of all that is tried, e.g. lr=1e-4, balanced=true, augment=noise, or of the "
+            "method's own, e.g. method.r=16; may be repeated.",
         ),
     ] = None,
     max_length: Annotated[
@@ -79,7 +81,9 @@ def adapt(
     budget: BudgetOption = "10m",
     also: Annotated[
         list[Path] | None,
-        typer.Option(metavar="MODEL", help="A further base, for the law: labels or parameters? May be repeated."),
+        typer.Option(
+            metavar="MODEL", help="A further base, for the law: labels or parameters? May be repeated."
+        ),
     ] = None,
     law: Annotated[
         bool, typer.Option(help="Also measure what twice the labels would buy, in a fifth of the budget.")
@@ -101,8 +105,8 @@ def adapt(
     with home.lock(), _quiet(), Terminal() as progress:
         done = adapted(
             home, model, task, data, budget_seconds=seconds, method=method, columns=roles,
-            validation=valid or (), test=test or (), set=given, max_length=max_length, also=also or (), law=law,
-            seed=seed, progress=progress,
+            validation=valid or (), test=test or (), set=given, max_length=max_length, also=also or (),
+            law=law, seed=seed, progress=progress,
         )  # fmt: skip
     folder = home.folder / done.model
     if json:
