@@ -194,7 +194,9 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     each = work.record.each or trial_seconds(seconds, needed)
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most
-    work.change(each=each, validated=most)
+    work.change(
+        each=each, validated=most, trials=tuple(t for t in work.record.trials if t.curve)
+    )  # what failed is tried again
     validation = some(work.rows[VALIDATION], most, work.seed)
     search = Search(
         tried, given, seconds=seconds, each=each, higher=work.metric.higher_is_better,
