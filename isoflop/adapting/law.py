@@ -93,7 +93,7 @@ def task_law(
             continue
         points += [made for wanted in group if (made := measure(wanted, found)) is not None]
     if len({p.examples for p in points if p.who == CHOSEN}) < len(SHARES):
-        sentence = "No law of the task: some of its runs failed."
+        sentence = "No law of the task: too few of its runs could be made."
         return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
     return law_of(points, metric, passes=found, seed=seed)
 
@@ -105,7 +105,7 @@ def law_of(points: Sequence[LawPoint], metric: Metric, *, passes: float, seed: i
     curve = _curve(chosen, metric, [p.examples for p in chosen], seed)
     now, twice = float(curve.value(examples)[0, 0]), curve.new_runs(2.0 * examples, seed)[0]
     labels = _scored(float(curve.value(2.0 * examples)[0, 0]), twice, metric)
-    said = [_of_labels(labels, metric, now, twice, examples)]
+    said = [_of_labels(labels, metric, now, twice, examples, passes)]
     others = [p for p in points if p.examples == examples and p.who != DEFAULT]
     model, larger = None, None
     if len({p.params for p in others}) > 1:
@@ -184,12 +184,15 @@ def _doublings(
 # -- sentences --------------------------------------------------------------------------------------------
 
 
-def _of_labels(labels: Interval, metric: Metric, now: float, twice: Array, examples: int) -> str:
+def _of_labels(
+    labels: Interval, metric: Metric, now: float, twice: Array, examples: int, passes: float
+) -> str:
     better = float((twice < now).mean())
     unsure = "" if better >= SURE else " The runs cannot tell that from no gain."
     return (
         f"With twice the training examples ({2 * examples:,}), {metric.name} is expected at "
-        f"{_range(labels)}; the law has {_score(now, metric):.4g} for those that there are.{unsure}"
+        f"{_range(labels)}; the law has {_score(now, metric):.4g} for those that there are, each seen "
+        f"{passes:.2g} times.{unsure}"
     )
 
 

@@ -51,7 +51,7 @@ def words(data: Path, project: Path, *more: object) -> tuple[object, ...]:
 def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     isoflop, data: Path, tmp_path: Path
 ) -> None:
-    asked = words(data, tmp_path / "home", "--budget", "10s")
+    asked = words(data, tmp_path / "home", "--budget", "9s", "--set", "lr=3e-3")
     answer = isoflop(*asked, "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
