@@ -33,7 +33,8 @@ CHANGES = {"swap": swap, "delete": delete, "insert": insert}
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_seed_says_all(name: str) -> None:
     made = [CHANGES[name](TEXT, np.random.default_rng(seed)) for seed in (0, 0, 1)]
-    assert made[0] == made[1] != TEXT and made[1] != made[2]
+    assert made[0] == made[1] != TEXT
+    assert made[1] != made[2]
 
 
 def test_about_a_tenth_of_the_words_changes() -> None:
@@ -44,7 +45,8 @@ def test_about_a_tenth_of_the_words_changes() -> None:
     assert 10 <= sum(a != b for a, b in zip(words, swapped, strict=True)) <= 40
     assert len(delete(TEXT, rng).split()) == pytest.approx(180, abs=15)
     longer = Counter(insert(TEXT, rng).split())
-    assert longer.total() == 220 and set(longer) == set(words)
+    assert longer.total() == 220
+    assert set(longer) == set(words)
     renamed = replace(TEXT, rng, synonyms=lambda word: ("X",)).split()
     assert renamed.count("X") == 20
 
@@ -59,7 +61,8 @@ def test_any_text_can_be_changed(text: str, name: str, seed: int) -> None:
 def test_a_chinese_character_is_a_word() -> None:
     text = "今天天气很好我们去公园散步"
     swapped = swap(text, np.random.default_rng(3))
-    assert swapped != text and sorted(swapped) == sorted(text)
+    assert swapped != text
+    assert sorted(swapped) == sorted(text)
     assert " " not in insert(text, np.random.default_rng(0))
 
 
@@ -67,7 +70,8 @@ def test_words_of_a_file_stand_for_each_other(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("big, large, great\nsmall,little\nalone\n", encoding="utf-8")
     synonyms = words_of_file(path)
-    assert sorted(synonyms("big")) == ["great", "large"] and list(synonyms("little")) == ["small"]
+    assert sorted(synonyms("big")) == ["great", "large"]
+    assert list(synonyms("little")) == ["small"]
     assert list(synonyms("alone")) == list(synonyms("other")) == []
     assert replace("Little dog", np.random.default_rng(0), synonyms=synonyms) == "small dog"
     path.write_text("alone\n", encoding="utf-8")
@@ -94,7 +98,9 @@ def test_near_words_are_near_in_the_table(
     table[walk] = -table[river]
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda folder: model)
     near = nearest_words(base)
-    assert "bird" in near("river") and "river" in near("bird") and "walk" not in near("river")
+    assert "bird" in near("river")
+    assert "river" in near("bird")
+    assert "walk" not in near("river")
     assert near("unheard") == ()
 
 
