@@ -59,7 +59,7 @@ def test_it_learns_and_says_what_it_did() -> None:
     found = predict_all(TASK, BERT, SPEC, made.model, HELD)
     f1, _ = scores_of(TASK, found, TASK.references(SPEC, HELD))
     assert f1.metric == "macro_f1"
-    assert f1.value == made.trial.score > 0.9
+    assert f1.value == made.trial.score > 0.8
     assert [point.step for point in made.trial.curve] == [20, 40, 60]
     assert made.trial.curve[-1].examples == 60 * 8
     assert made.trial.stopped == ""
@@ -138,7 +138,7 @@ def test_the_time_is_kept_and_the_rate_has_fallen_by_then(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     made = tuned(config_of(steps=10_000), seconds=40.0)
-    assert clock.now <= 40.0 + 5 * clock.tick
+    assert made.trial.seconds <= clock.now <= 40.0
     taken = made.trial.curve[-1].step
     assert 20 < taken == len(rates) < 10_000
     assert made.trial.stopped == "budget"
@@ -161,8 +161,8 @@ def test_plans() -> None:
     assert steps_asked(config_of(steps=0, epochs=2.0), 20, 8) == 6
     steps, scores = steps_that_fit(Pace(step=1.0, scoring=1.0), 10, 100.0)
     assert scores == 10
-    assert steps == 87
-    assert steps_that_fit(Pace(step=1.0, scoring=20.0), 10, 100.0) == (77, 1)
+    assert steps == 90
+    assert steps_that_fit(Pace(step=1.0, scoring=20.0), 10, 100.0) == (80, 1)
     assert steps_that_fit(Pace(step=10.0, scoring=1.0), 10, 5.0)[0] == 0
 
 

@@ -63,7 +63,7 @@ def test_r_drop_is_both_divergences_of_two_passes() -> None:
     assert loss_of(config_of(r_drop=0.7), model).item() == pytest.approx(expected.item(), rel=1e-5)
     found = grads_of(model)
     model.zero_grad()
-    expected.backward()
+    expected.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, grads_of(model), rtol=1e-3, atol=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_a_teacher_counts_by_its_weight_at_its_temperature() -> None:
     assert loss_of(config, model, lambda batch: told).item() == pytest.approx(expected.item(), rel=1e-5)
     found = grads_of(model)
     model.zero_grad()
-    expected.backward()
+    expected.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, grads_of(model), rtol=1e-3, atol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_changes_have_the_stated_norm_spare_padding_and_raise_the_loss(name: str
         return found
 
     def backward(found: Tensor) -> Tensor:
-        found.backward()
+        found.backward()  # type: ignore[no-untyped-call]
         return found.detach()
 
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_fgm_adds_the_gradients_where_the_loss_is_worse() -> None:
     worse = greatest_norm(model, 0.5) * grad / length
     for shift in (torch.zeros_like(worse), worse):
         with embeddings_changed(model, lambda y, shift=shift: y + shift):  # type: ignore[misc]
-            TASK.loss(TASK.logits(model, batch), batch, LossOptions()).mean().backward()
+            TASK.loss(TASK.logits(model, batch), batch, LossOptions()).mean().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, grads_of(model), rtol=1e-3, atol=1e-5)
 
 

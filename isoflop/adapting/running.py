@@ -17,7 +17,7 @@ from isoflop import checkpoint as checkpoints
 from isoflop.adapting.augment import Augment
 from isoflop.adapting.batches import Rows, order_of
 from isoflop.adapting.objective import Batch
-from isoflop.adapting.planning import Pace, steps_asked, steps_that_fit
+from isoflop.adapting.planning import SPARE, Pace, steps_asked, steps_that_fit
 from isoflop.adapting.records import Point, Trial
 from isoflop.adapting.training import Training, Weights
 from isoflop.errors import AdaptError, BudgetError
@@ -80,8 +80,9 @@ class Clock:
 
     @property
     def left(self) -> float:
+        """But for what is kept back."""
         assert self.limit is not None
-        return self.limit - self.seconds
+        return self.limit * (1 - SPARE) - self.seconds
 
     @property
     def pace(self) -> Pace:
