@@ -152,7 +152,8 @@ def test_fgm_adds_the_gradients_where_the_loss_is_worse() -> None:
     worse = greatest_norm(model, 0.5) * grad / length
     for shift in (torch.zeros_like(worse), worse):
         with embeddings_changed(model, lambda y, shift=shift: y + shift):  # type: ignore[misc]
-            TASK.loss(TASK.logits(model, batch), batch, LossOptions()).mean().backward()  # type: ignore[no-untyped-call]
+            worst = TASK.loss(TASK.logits(model, batch), batch, LossOptions()).mean()
+        worst.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, grads_of(model), rtol=1e-3, atol=1e-5)
 
 
