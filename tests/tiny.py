@@ -1,4 +1,4 @@
-"""Tiny models to adapt: two layers of width 32 and random weights, with tokenizers trained on a few sentences.
+"""Tiny models to adapt: two layers of width 32 with random weights, and tokenizers of a few sentences.
 
 The folders are made once in a session.
 """

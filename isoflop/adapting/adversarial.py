@@ -57,7 +57,7 @@ def fgm(loss: Loss, where_btd: Tensor, norm: float, backward: Backward) -> Tenso
 
 
 def pgd(loss: Loss, where_btd: Tensor, norm: float, backward: Backward) -> Tensor:
-    """Several steps within the ball, and the gradients where they end (Madry et al., arXiv 1706.06083, 2.1)."""
+    """Several steps within the ball, and the gradients at their end (Madry et al., arXiv 1706.06083)."""
     change = torch.zeros_like(where_btd).requires_grad_()
     plain = backward(loss(change))
     grad = change.grad

@@ -54,8 +54,8 @@ def fine_tune(
     """Adapt the base to the task; the best weights by the chief metric on `validation` are kept.
 
     It takes `seconds` at most, encoding and scores among them; `report` hears each score. `initial` is
-    trained as it is, in place of a new model: what requires gradients of it. `checkpoint` is a folder: called again
-    after a kill it goes on there. A `teacher` gives logits of a batch, `penalty` adds gradients, and of
+    trained as it is, in place of a new model: what requires gradients of it. `checkpoint` is a folder: called
+    again after a kill it goes on there. A `teacher` gives logits of a batch, `penalty` adds gradients, and of
     `replay` the share `config.replay` of each batch is drawn. A folder `features` keeps encoded rows for the
     next call.
 

@@ -22,7 +22,7 @@ from isoflop.adapting.parts import (
     stacks,
 )
 from isoflop.errors import AdaptError
-from isoflop.tasks.protocol import DECODER, ENCODER, Base
+from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base
 
 if TYPE_CHECKING:
     from isoflop.adapting.records import AdaptConfig
@@ -100,7 +100,7 @@ def merged(model: nn.Module) -> nn.Module:
         return model
     if model.active_peft_config.is_prompt_learning:
         raise AdaptError(
-            f"the vectors of {model.active_peft_config.peft_type.value.lower()} are no weights of a plain model",
+            "vectors before the input, or before keys and values, are no weights of a plain model",
             hint="save them beside it",
         )
     plain: nn.Module = model.merge_and_unload()
@@ -242,15 +242,18 @@ def _ia3_knows(model: nn.Module, base: Base) -> bool:
 
 
 def _takes_prefix(model: nn.Module, base: Base) -> bool:
-    """Keys and values given before the input's: not of encoder-decoders under a head of labels."""
+    """Keys and values given before the input's: of text; not in encoder-decoders under a head of labels."""
     purpose = _purpose(model)
-    return purpose == "SEQ_2_SEQ_LM" or (purpose is not None and base.kind in (ENCODER, DECODER))
+    if base.kind == BOTH:
+        return purpose == "SEQ_2_SEQ_LM"
+    return purpose is not None and base.kind in (ENCODER, DECODER)
 
 
 def _takes_prompt(model: nn.Module, base: Base) -> bool:
-    """Vectors given for the input: a decoder under a head of labels could not tell its last token by them."""
-    purpose = _purpose(model)
-    return _takes_prefix(model, base) and (base.kind == ENCODER or purpose != "SEQ_CLS")
+    """Vectors given for the input's: not where outputs go with tokens, nor where a decoder's head of labels
+    has to tell a text's last token."""
+    writes = _purpose(model) in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+    return _takes_prefix(model, base) and (writes or (_purpose(model) == "SEQ_CLS" and base.kind == ENCODER))
 
 
 ASSUMED = "assumption"

@@ -25,9 +25,8 @@ def steps_asked(config: AdaptConfig, examples: int, batch: int) -> int:
 
 def steps_that_fit(pace: Pace, evaluations: int, seconds: float) -> tuple[int, int]:
     """Steps and scores that the seconds left have time for; there is always one score, maybe no step."""
-    left = seconds * (1 - SPARE)
-    scores = max(1, min(evaluations, int(SCORING * left / max(pace.scoring, 1e-9))))
-    return max(0, int((left - scores * pace.scoring) / pace.step)), scores
+    scores = max(1, min(evaluations, int(SCORING * seconds / max(pace.scoring, 1e-9))))
+    return max(0, int((seconds - scores * pace.scoring) / pace.step)), scores
 
 
 def rate(step: int, total: int, warmup: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from isoflop import checkpoint as checkpoints
 from isoflop.adapting.augment import Augment
 from isoflop.adapting.batches import Rows, order_of
 from isoflop.adapting.objective import Batch
-from isoflop.adapting.planning import Pace, steps_asked, steps_that_fit
+from isoflop.adapting.planning import SPARE, Pace, steps_asked, steps_that_fit
 from isoflop.adapting.records import Point, Trial
 from isoflop.adapting.training import Training, Weights
 from isoflop.errors import AdaptError, BudgetError
@@ -79,8 +80,9 @@ class Clock:
 
     @property
     def left(self) -> float:
+        """But for what is kept back."""
         assert self.limit is not None
-        return self.limit - self.seconds
+        return self.limit * (1 - SPARE) - self.seconds
 
     @property
     def pace(self) -> Pace:
@@ -131,21 +133,25 @@ class Running:
         self._measure()
         if not resumed and self.clock.limit is not None:
             self._plan_first()
-        place, stopped, saved = self.place, "", time.monotonic()
+        place, saved, note = self.place, time.monotonic(), ""
+        stopped = self._patience_over()
         progress.start(STAGE, place.total, "steps")
         self.training.model.train()
         while place.step < place.total and not stopped:
             if pressed():
                 self._save(folder)
                 raise Interrupted
+            begun, scoring = time.monotonic(), 0.0
             self._step()
             self._keep_to_time()
             if self._due():
-                stopped = self._score(report)
-                progress.update(STAGE, place.step, f"{self.metric.name} {place.curve[-1]['score']:.4f}")
+                stopped = self._score(report) or self._patience_over()
+                scoring, note = self.clock.scorings[-1], f"{self.metric.name} {place.curve[-1]['score']:.4f}"
             if folder is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save(folder)
                 saved = time.monotonic()
+            progress.update(STAGE, place.step, note)
+            self.clock.steps.append(time.monotonic() - begun - scoring)
         self.training.load_weights(self.best)
         progress.finish(STAGE, f"{self.metric.name} {place.best:.4f}")
         assert place.best is not None
@@ -156,22 +162,22 @@ class Running:
         )  # fmt: skip
 
     def _step(self) -> None:
-        place, begun = self.place, time.monotonic()
+        place = self.place
         batch = self._batch(place.step)
+        place.examples += len(self._rows(place.step))
         place.losses.append(self.training.step(batch, place.step, place.total))
         place.step += 1
-        place.examples += self.fresh
         place.flops += place.flops_per_unit * units(batch)
-        self.clock.steps.append(time.monotonic() - begun)
+
+    def _rows(self, step: int) -> list[int]:
+        """Numbers of the training examples of a step, the same whenever they are asked for."""
+        epoch, number = divmod(step, -(-len(self.train) // self.fresh))
+        if self.order[0] != epoch:
+            self.order = epoch, order_of(self.train.lengths, self.fresh, seed=self.config.seed, epoch=epoch)
+        return self.order[1][number]
 
     def _batch(self, step: int) -> Batch:
-        """Of a step, the same whenever it is asked for."""
-        seed, per_epoch = self.config.seed, -(-len(self.train) // self.fresh)
-        epoch, number = divmod(step, per_epoch)
-        if self.order[0] != epoch:
-            self.order = epoch, order_of(self.train.lengths, self.fresh, seed=seed, epoch=epoch)
-        rng = np.random.default_rng((seed, step))
-        rows = self.order[1][number]
+        rng, rows = np.random.default_rng((self.config.seed, step)), self._rows(step)
         features = (
             self.train.features_of(rows)
             if self.augment is None
@@ -188,14 +194,17 @@ class Running:
             or place.step >= place.total
         )
 
+    def _patience_over(self) -> str:
+        return "patience" if self.config.patience and self.place.worse >= self.config.patience else ""
+
     def _score(self, report: Report) -> str:
-        """Score the model and keep what is best; returns what stops it, if anything does."""
+        """Score the model and keep what is best; returns "pruned" where the report says so."""
         place, begun = self.place, time.monotonic()
         with self.training.averaged():
             found = predicted(self.validation, self.training.model, PREDICTED, Silent())
             value = scored(self.metric, found, self.references, resamples=1).value
             sign = 1 if self.metric.higher_is_better else -1
-            if place.best is None or sign * value > sign * place.best:
+            if place.best is None or math.isnan(place.best) or sign * value > sign * place.best:
                 place.best, place.worse, self.best = value, 0, self.training.weights()
             else:
                 place.worse += 1
@@ -206,9 +215,7 @@ class Running:
         )  # fmt: skip
         place.curve.append(point.model_dump())
         place.scored_at, place.losses = place.step, []
-        if report(point):
-            return "pruned"
-        return "patience" if self.config.patience and place.worse >= self.config.patience else ""
+        return "pruned" if report(point) else ""
 
     def _measure(self) -> None:
         """The FLOPs of a first step, and with a time to keep how long steps and scores take."""
