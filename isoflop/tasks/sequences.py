@@ -175,7 +175,7 @@ def prompt_room(base: Base, spec: Spec) -> int:
 def prompt_ids(
     base: Base, pairs: Sequence[Pair], room: int, *, keeps_end: bool
 ) -> tuple[list[list[int]], list[bool]]:
-    """Ids of prompts, and which of their sources were cut to fit the room.
+    """Ids of prompts, and which of their sources were cut to fit the room; then what is before them is too.
 
     Special tokens are those of the base's kind, without the end of a masked encoder's: masks come before it.
     """
@@ -185,9 +185,11 @@ def prompt_ids(
     for pair, before, source, after in zip(pairs, *parts, strict=True):
         start = _start(base, pair) if base.kind == DECODER else around[0]
         end = around[1] if base.kind == BOTH else []
-        most = max(0, room - len(start) - len(before) - len(after) - len(end))
+        left = max(0, room - len(start) - len(after) - len(end))
+        shown = before[max(0, len(before) - left) :]
+        most = left - len(shown)
         kept = source[max(0, len(source) - most) :] if keeps_end else source[:most]
-        found.append([*start, *before, *kept, *after, *end] or [base.processor.eos_token_id])
+        found.append([*start, *shown, *kept, *after, *end] or [base.processor.eos_token_id])
         cut.append(len(kept) < len(source))
     return found, cut
 
