@@ -227,6 +227,9 @@ def test_what_cannot_be_learned(bases: dict[str, Base], tmp_path: Path) -> None:
              [{"role": "user", "content": "a"}]]  # fmt: skip
     with pytest.raises(AdaptError, match="example 2 of 2 has no target"):
         generation.encode(bases[DECODER], spec, {"messages": chats})
+    half = {"source": ["cat", "dog"], "target": ["Katze", None]}
+    with pytest.raises(AdaptError, match="example 2 of 2 has no target"):
+        task.encode(bases[DECODER], task.spec(rows, bases[DECODER]), half)
     with pytest.raises(AdaptError, match="neither messages nor a prompt"):
         generation.encode(bases[DECODER], spec, {"response": ["b"]})
 

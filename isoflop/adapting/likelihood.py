@@ -28,7 +28,7 @@ from isoflop.tasks.sequences import plain_ids, target_ids
 CLASSES = {
     ENCODER: "AutoModelForMaskedLM", DECODER: "AutoModelForCausalLM", BOTH: "AutoModelForSeq2SeqLM",
 }  # fmt: skip
-TOKENS = 4096  # of a batch
+TOKENS = 2048  # of a batch, each with its logits
 STAGE = "prompt"
 
 Array = NDArray[np.float64]

@@ -2,9 +2,9 @@
 
 Each label's words are scored as what follows a prompt (`likelihood`), which may begin with examples
 (`shots`). Answers that a model likes whatever the text are weighed by how it likes them after texts that say
-nothing (Zhao et al., arXiv 2102.09690, section 4). Tasks from text to text write after such a prompt. A base without
-a head for words is asked which label's examples lie nearest (`nearest`), and where no base can be asked, the
-training examples give the usual answer (`usual`).
+nothing (Zhao et al., arXiv 2102.09690, section 4). Tasks from text to text write after such a prompt. A base
+without a head for words is asked which label's examples lie nearest (`nearest`), and where no base can be
+asked, the training examples give the usual answer (`usual`).
 
 Shapes: n rows, a answers.
 """
@@ -19,7 +19,7 @@ import torch
 
 from isoflop.adapting.likelihood import Array, answer_ids, language_model, log_probs
 from isoflop.adapting.nearest import by_nearest
-from isoflop.adapting.shots import chosen, drawn, token_means, words
+from isoflop.adapting.shots import WAYS, chosen, drawn, token_means, words
 from isoflop.adapting.usual import USUAL
 from isoflop.devices import device_for
 from isoflop.errors import AdaptError
@@ -77,6 +77,8 @@ def prompted(
     """
     if shots < 0:
         raise AdaptError(f"a prompt cannot show {shots} examples", hint="show 0 or more")
+    if choose not in WAYS:
+        raise AdaptError(f"{choose!r} is no way to choose examples", hint=f"one of: {', '.join(WAYS)}")
     asked = Asked(shots, choose, seed, calibrated, progress or Silent())
     if isinstance(task, FromTextToText):
         return _written(task, base, spec, train, rows, asked)

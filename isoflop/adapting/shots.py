@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from isoflop.devices import device_for
-from isoflop.errors import AdaptError
 from isoflop.tasks.protocol import BOTH, Base
+from isoflop.tasks.sequences import plain_ids
 
 Vectors = NDArray[np.float32]
 
@@ -30,10 +30,8 @@ def chosen(
     """Numbers of the pool's examples that each row is shown, the last one nearest to it.
 
     At random: the same for all rows, every label in its turn. Similar: those of the greatest cosine (Liu et
-    al., arXiv 2101.06804, section 3). Raises AdaptError for another way.
+    al., arXiv 2101.06804, section 3).
     """
-    if choose not in WAYS:
-        raise AdaptError(f"{choose!r} is no way to choose examples", hint=f"one of: {', '.join(WAYS)}")
     shots = min(shots, len(pool))
     if choose == "random" or not shots:
         return [in_turn(labels, seed)[:shots]] * len(asked)
@@ -65,8 +63,8 @@ def drawn(size: int, seed: int) -> list[int]:
 def token_means(model: nn.Module, base: Base, texts: Sequence[str]) -> Vectors:
     """(n, d) means of the model's own token embeddings, of length 1."""
     table = model.get_input_embeddings().weight.detach().cpu()  # type: ignore[operator]
-    rows = base.processor([str(text) for text in texts], add_special_tokens=False)["input_ids"]
-    return _unit([table[ids].mean(0) if ids else torch.zeros(table.shape[1]) for ids in rows])
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in plain_ids(base, texts)]
+    return _unit([table[ids].sum(0) for ids in rows])  # of length 1, a sum is as good as a mean
 
 
 @torch.inference_mode()
