@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_writers import WINDOW, base_of, batch_of, learned, sentences
+from tiny_writers import base_of, batch_of, sentences
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from isoflop.adapting.likelihood import answer_ids, language_model, log_probs
+from isoflop.adapting.likelihood import answer_ids, language_model
 from isoflop.adapting.prompting import ITSELF, prompted
 from isoflop.adapting.shots import chosen, in_turn, state_means, token_means
 from isoflop.adapting.usual import USUAL
@@ -30,6 +30,7 @@ TRAIN = Dataset.from_dict({
     "label": ["good", "bad", "bad", "not_so_good", "good"],
 })  # fmt: skip
 CLASSES = TASKS["classification"]
+MODELS: dict[Path, Any] = {}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,14 @@ def rows_of(texts: list[str]) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
+def opened(base: Base) -> Any:
+    """The model of a base, opened once."""
+    auto: Any = {ENCODER: AutoModelForMaskedLM, DECODER: AutoModelForCausalLM, BOTH: AutoModelForSeq2SeqLM}
+    if base.folder not in MODELS:
+        MODELS[base.folder] = auto[base.kind].from_pretrained(base.folder).eval()
+    return MODELS[base.folder]
+
+
 def plain_score(base: Base, before: str, text: str, label: str) -> float:
     """One label after one prompt, in a batch of its own."""
     tokenizer: Any = base.processor
@@ -64,24 +73,22 @@ def plain_score(base: Base, before: str, text: str, label: str) -> float:
     label = label.replace("_", " ")
     with torch.no_grad():
         if base.kind == BOTH:
-            both = AutoModelForSeq2SeqLM.from_pretrained(base.folder).eval()
             wanted = torch.tensor([[*ids(label), tokenizer.eos_token_id]])
-            return -both(input_ids=torch.tensor([prompt]), labels=wanted).loss.item() * wanted.numel()
+            nats = opened(base)(input_ids=torch.tensor([prompt]), labels=wanted).loss.item()
+            return -float(nats) * wanted.numel()
         answer = ids(f" {label}")
         if base.kind == DECODER:
-            decoder = AutoModelForCausalLM.from_pretrained(base.folder).eval()
             prompt = [tokenizer.bos_token_id, *prompt]
-            logp = decoder(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-            return sum(logp[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
-        masked = AutoModelForMaskedLM.from_pretrained(base.folder).eval()
+            logp = opened(base)(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            return float(sum(logp[len(prompt) - 1 + i, token] for i, token in enumerate(answer)))
         prompt = [tokenizer.cls_token_id, *prompt]
         asked = [*prompt, *[tokenizer.mask_token_id] * len(answer), tokenizer.sep_token_id]
-        logp = masked(torch.tensor([asked])).logits[0].log_softmax(-1)
-        return sum(logp[len(prompt) + i, token].item() for i, token in enumerate(answer)) / len(answer)
+        logp = opened(base)(torch.tensor([asked])).logits[0].log_softmax(-1)
+        return float(sum(logp[len(prompt) + i, token] for i, token in enumerate(answer))) / len(answer)
 
 
 def softmax(scores: list[float]) -> np.ndarray[Any, Any]:
-    return np.exp(scores) / np.exp(scores).sum()
+    return np.asarray(np.exp(scores) / np.exp(scores).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,7 +253,7 @@ def test_what_is_usual() -> None:
     assert USUAL["tagging"](spec, rows, rows)[0] == [["O", "O"], ["O"]]
     train = Dataset.from_dict({"number": [1.0, 2.0, 6.0]})
     assert USUAL["regression"](spec, train, rows)[0] == [3.0, 3.0]
-    found, says = USUAL["multi-label"](Spec(task="multi-label", counts=(3, 1)), rows, rows)
+    found, _ = USUAL["multi-label"](Spec(task="multi-label", counts=(3, 1)), rows, rows)
     assert np.array(found) == pytest.approx(np.array([[1.5, 0.5]] * 2))
     asked = Dataset.from_dict({"answers": [{"text": ["x"]}, {"text": ["y", "z"]}, {"text": ["y"]}]})
     assert USUAL["question-answering"](spec, asked, rows) == (["y", "y"], "the commonest answer, 'y'")

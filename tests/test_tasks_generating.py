@@ -227,7 +227,7 @@ def test_what_cannot_be_learned(bases: dict[str, Base], tmp_path: Path) -> None:
              [{"role": "user", "content": "a"}]]  # fmt: skip
     with pytest.raises(AdaptError, match="example 2 of 2 has no target"):
         generation.encode(bases[DECODER], spec, {"messages": chats})
-    half = {"source": ["cat", "dog"], "target": ["Katze", None]}
+    half: dict[str, Any] = {"source": ["cat", "dog"], "target": ["Katze", None]}
     with pytest.raises(AdaptError, match="example 2 of 2 has no target"):
         task.encode(bases[DECODER], task.spec(rows, bases[DECODER]), half)
     with pytest.raises(AdaptError, match="neither messages nor a prompt"):
@@ -275,7 +275,7 @@ def test_taught_rows_of_chats_and_code(bases: dict[str, Base]) -> None:
 def test_texts_are_said_otherwise(
     translators: dict[str, Learned], bases: dict[str, Base], tmp_path: Path
 ) -> None:
-    task, base, spec, model = translators[BOTH]
+    _, base, _, model = translators[BOTH]
     saved: Any = model
     saved.save_pretrained(tmp_path)
     base.processor.save_pretrained(tmp_path)

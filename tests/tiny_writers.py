@@ -1,4 +1,4 @@
-"""Tiny models of transformers with random weights, of every kind that reads text, and what is learned on them."""
+"""Tiny models of transformers of every kind that reads text, and words to translate."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from isoflop.tasks.sequences import FromTextToText
 
 END = "<|end|>"
 WINDOW = 64
-ENGLISH = "the cat dog house red runs sleeps small tree bird".split()
-GERMAN = "die Katze Hund Haus rot rennt schläft klein Baum Vogel".split()
+ENGLISH = ["the", "cat", "dog", "house", "red", "runs", "sleeps", "small", "tree", "bird"]
+GERMAN = ["die", "Katze", "Hund", "Haus", "rot", "rennt", "schläft", "klein", "Baum", "Vogel"]
 WORDS = dict(zip(ENGLISH, GERMAN, strict=True))
 RATES = {BOTH: 2e-2, DECODER: 1e-2}
 
@@ -44,7 +44,7 @@ def sentences(number: int, seed: int) -> Dataset:
 
 
 def tokenizer_of(texts: Sequence[str], kind: str) -> PreTrainedTokenizerFast:
-    """Of bytes, with one end token that begins and pads too, as our own; an encoder's marks both ends of texts."""
+    """Of bytes, with one end token that begins and pads too, as our own; an encoder's marks a text's ends."""
     special = [END] if kind != ENCODER else [END, "[CLS]", "[SEP]", "[MASK]"]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -107,7 +107,7 @@ def learned(task: FromTextToText, base: Base, spec: Spec, rows: Dataset, steps: 
     for step in range(steps):
         start = step * 32 % (len(features) - 32)
         batch = task.collate(base, spec, features[start : start + 32])
-        task.loss(task.logits(model, batch), batch, LossOptions()).mean().backward()
+        task.loss(task.logits(model, batch), batch, LossOptions()).mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
