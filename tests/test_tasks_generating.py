@@ -196,6 +196,7 @@ def test_code_is_parted_after_the_docstring() -> None:
     assert parted("x = 1\ny = 2\nz = 3\n") == ("x = 1\ny = 2\n", "z = 3")
     assert parted("def f(:\n  pass") == ("def f(:\n", "  pass")
     assert parted("") == ("", "")
+    assert parted("x = 1\n\f\n" + SOURCE) == (prompt, body)
 
 
 def test_code_of_either_form_is_the_same_and_references_parse(bases: dict[str, Base]) -> None:

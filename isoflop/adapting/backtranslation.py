@@ -68,9 +68,8 @@ def _translated(
                 input_ids=ids, attention_mask=mask, do_sample=sampled, num_beams=1, max_new_tokens=room,
                 eos_token_id=base.processor.eos_token_id,
             )  # fmt: skip
-            for number, text in zip(
-                numbers, base.processor.batch_decode(made, skip_special_tokens=True), strict=True
-            ):
+            said = base.processor.batch_decode(made[:, 1:], skip_special_tokens=True)  # without the start
+            for number, text in zip(numbers, said, strict=True):
                 found[number] = text
             progress.update(STAGE, done + start + len(numbers))
     return found

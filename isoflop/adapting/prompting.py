@@ -115,10 +115,10 @@ def _labelled(
     logs = scores([Pair(b, text, ASKS, None) for b, text in zip(before, texts, strict=True)])
     what = "labels scored by log-probability"
     if asked.calibrated:
-        shown = list(dict.fromkeys(before))
+        shown = {b: number for number, b in enumerate(dict.fromkeys(before))}
         empty = scores([Pair(b, nothing, ASKS, None) for b in shown for nothing in SAYING_NOTHING])
         prior = _softmax(empty).reshape(len(shown), len(SAYING_NOTHING), -1).mean(1)
-        logs = logs - np.log(prior)[[shown.index(b) for b in before]]
+        logs = logs - np.log(prior)[[shown[b] for b in before]]
         what += ", over that after empty texts"
     return list(_softmax(logs)), asked.says(what + fit)
 
