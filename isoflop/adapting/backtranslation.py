@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from isoflop.devices import device_for
 from isoflop.errors import AdaptError
 from isoflop.progress import Progress, Silent
 from isoflop.tasks.base import load_base
@@ -49,7 +50,8 @@ def _translated(
             f"{folder} is of the kind {base.kind}, and back-translation takes {BOTH}",
             hint="name a translation model such as T5, BART or Marian",
         )
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    model = model.eval().to(device_for())
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     found = [""] * len(texts)
     with torch.random.fork_rng(), torch.no_grad():
@@ -60,15 +62,14 @@ def _translated(
                 [texts[number] for number in numbers], truncation=True, max_length=base.max_length,
                 padding=True, return_tensors="pt",
             )  # fmt: skip
-            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            ids, mask = (inputs[name].to(device_for()) for name in ("input_ids", "attention_mask"))
             room = min(base.max_length, LONGER * ids.shape[1] + MORE)
             made = model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=sampled, num_beams=1, max_new_tokens=room,
                 eos_token_id=base.processor.eos_token_id,
             )  # fmt: skip
-            for number, text in zip(
-                numbers, base.processor.batch_decode(made, skip_special_tokens=True), strict=True
-            ):
+            said = base.processor.batch_decode(made[:, 1:], skip_special_tokens=True)  # without the start
+            for number, text in zip(numbers, said, strict=True):
                 found[number] = text
             progress.update(STAGE, done + start + len(numbers))
     return found

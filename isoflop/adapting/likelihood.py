@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from isoflop.devices import device_for
 from isoflop.progress import Progress, Silent
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base
 from isoflop.tasks.sequences import plain_ids, target_ids
@@ -27,7 +28,7 @@ from isoflop.tasks.sequences import plain_ids, target_ids
 CLASSES = {
     ENCODER: "AutoModelForMaskedLM", DECODER: "AutoModelForCausalLM", BOTH: "AutoModelForSeq2SeqLM",
 }  # fmt: skip
-TOKENS = 4096  # of a batch
+TOKENS = 2048  # of a batch, each with its logits
 STAGE = "prompt"
 
 Array = NDArray[np.float64]
@@ -41,7 +42,7 @@ def language_model(base: Base) -> nn.Module | None:
     model, found = auto.from_pretrained(base.folder, dtype=torch.float32, output_loading_info=True)
     if found["missing_keys"] or (base.kind == ENCODER and base.processor.mask_token_id is None):
         return None
-    lm: nn.Module = model.eval()
+    lm: nn.Module = model.eval().to(device_for())
     return lm
 
 
@@ -119,8 +120,10 @@ def _passed(model: nn.Module, base: Base, batch: Sequence[_Asked], tokens: int) 
     if base.kind == DECODER:
         before = min(one.first for one in batch)
         inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - before
-    logits_btv = model(**inputs).logits
+    device = next(model.parameters()).device
+    on_it = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    logits_btv = model(**on_it).logits
     return [
-        logits[one.first - before :][:tokens].float().log_softmax(-1)
+        logits[one.first - before :][:tokens].float().log_softmax(-1).cpu()
         for one, logits in zip(batch, logits_btv, strict=True)
     ]

@@ -1,10 +1,10 @@
 """What a base does on a task before it is adapted: the baseline that adapting has to beat.
 
-Each label's words are scored as what follows a prompt (`likelihood`), which may first show examples (`shots`).
-Answers that a model likes whatever the text are weighed by how it likes them after texts that say nothing
-(Zhao et al., arXiv 2102.09690, section 4). Tasks from text to text write after such a prompt. A base without
-a head for words is asked which label's examples lie nearest (`nearest`), and where no base can be asked, the
-training examples give the usual answer (`usual`).
+Each label's words are scored as what follows a prompt (`likelihood`), which may begin with examples
+(`shots`). Answers that a model likes whatever the text are weighed by how it likes them after texts that say
+nothing (Zhao et al., arXiv 2102.09690, section 4). Tasks from text to text write after such a prompt. A base
+without a head for words is asked which label's examples lie nearest (`nearest`), and where no base can be
+asked, the training examples give the usual answer (`usual`).
 
 Shapes: n rows, a answers.
 """
@@ -19,8 +19,9 @@ import torch
 
 from isoflop.adapting.likelihood import Array, answer_ids, language_model, log_probs
 from isoflop.adapting.nearest import by_nearest
-from isoflop.adapting.shots import chosen, drawn, token_means, words
+from isoflop.adapting.shots import WAYS, chosen, drawn, token_means, words
 from isoflop.adapting.usual import USUAL
+from isoflop.devices import device_for
 from isoflop.errors import AdaptError
 from isoflop.progress import Progress, Silent
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, Spec, Task
@@ -76,6 +77,8 @@ def prompted(
     """
     if shots < 0:
         raise AdaptError(f"a prompt cannot show {shots} examples", hint="show 0 or more")
+    if choose not in WAYS:
+        raise AdaptError(f"{choose!r} is no way to choose examples", hint=f"one of: {', '.join(WAYS)}")
     asked = Asked(shots, choose, seed, calibrated, progress or Silent())
     if isinstance(task, FromTextToText):
         return _written(task, base, spec, train, rows, asked)
@@ -88,7 +91,7 @@ def prompted(
     if task.name == "question-answering" and base.kind == DECODER:
         return _answered(base, train, rows, asked)
     if task.name in ITSELF:
-        model = task.build(base, spec).eval()
+        model = task.build(base, spec).eval().to(device_for())
         features = _features(task.encode(base, spec, rows[:]))
         return _predicted(task, base, spec, model, features, asked.progress), "zero-shot: the base as it is"
     return USUAL[task.name](spec, train, rows)
@@ -103,7 +106,7 @@ def _labelled(
     end = special_ids(base)[1] if base.kind == ENCODER else []
     room = base.max_length - len(end) - (0 if base.kind == BOTH else max(map(len, answers)))
     texts = [str(text) for text in rows["text"]]
-    before = _examples(model, base, train, texts, room, asked)
+    before, fit = _examples(model, base, train, texts, room, asked)
 
     def scores(pairs: Sequence[Pair]) -> Array:
         prompts, _ = prompt_ids(base, pairs, room, keeps_end=False)
@@ -112,12 +115,12 @@ def _labelled(
     logs = scores([Pair(b, text, ASKS, None) for b, text in zip(before, texts, strict=True)])
     what = "labels scored by log-probability"
     if asked.calibrated:
-        shown = list(dict.fromkeys(before))
+        shown = {b: number for number, b in enumerate(dict.fromkeys(before))}
         empty = scores([Pair(b, nothing, ASKS, None) for b in shown for nothing in SAYING_NOTHING])
         prior = _softmax(empty).reshape(len(shown), len(SAYING_NOTHING), -1).mean(1)
-        logs = logs - np.log(prior)[[shown.index(b) for b in before]]
+        logs = logs - np.log(prior)[[shown[b] for b in before]]
         what += ", over that after empty texts"
-    return list(_softmax(logs)), asked.says(what)
+    return list(_softmax(logs)), asked.says(what + fit)
 
 
 def _softmax(logs: Array) -> Array:
@@ -127,52 +130,72 @@ def _softmax(logs: Array) -> Array:
 
 def _examples(
     model: nn.Module, base: Base, train: Dataset, texts: Sequence[str], room: int, asked: Asked
-) -> list[str]:
-    """What is shown before each text; every text of it has the same share of the room."""
-    if not asked.shots:
-        return [""] * len(texts)
+) -> tuple[list[str], str]:
+    """What is shown before each text, and how much of it fits. Every text has the same share of the room."""
     pool = train.select(drawn(len(train), asked.seed))
     shown, labels = [str(text) for text in pool["text"]], [str(label) for label in pool["label"]]
-    pool_vectors, vectors = (token_means(model, base, some) for some in (shown, texts))
-    numbers = chosen(asked.choose, asked.shots, pool_vectors, vectors, labels, asked.seed)
-    label_tokens = max(map(len, plain_ids(base, [f"{ASKS} {words(label)}{BLANK}" for label in set(labels)])))
-    share = max(1, room // (asked.shots + 1) - label_tokens)
+    numbers = _numbers(model, base, shown, texts, labels, asked)
+    share = room // (asked.shots + 1)
     made: dict[int, str] = {}
     for number in {number for row in numbers for number in row}:
-        ids = plain_ids(base, [shown[number]])[0]
-        text = shown[number] if len(ids) <= share else base.processor.decode(ids[:share])
-        made[number] = f"{text}{ASKS} {words(labels[number])}{BLANK}"
-    return ["".join(made[number] for number in row) for row in numbers]
+        text, label = shown[number], f"{ASKS} {words(labels[number])}{BLANK}"
+        ids, room_of_text = plain_ids(base, [text])[0], max(0, share - len(plain_ids(base, [label])[0]))
+        cut = text if len(ids) <= room_of_text else base.processor.decode(ids[:room_of_text])
+        made[number] = f"{cut}{label}"
+    return _before(base, made, numbers, [Pair("", text, ASKS, None) for text in texts], room, asked)
+
+
+def _numbers(
+    model: nn.Module, base: Base, shown: Sequence[str], texts: Sequence[str], labels: Sequence[str],
+    asked: Asked,
+) -> list[list[int]]:  # fmt: skip
+    if not asked.shots:
+        return [[]] * len(texts)
+    pool_vectors, vectors = (token_means(model, base, some) for some in (shown, texts))
+    return chosen(asked.choose, asked.shots, pool_vectors, vectors, labels, asked.seed)
+
+
+def _before(
+    base: Base, made: Mapping[int, str], numbers: Sequence[Sequence[int]], pairs: Sequence[Pair], room: int,
+    asked: Asked,
+) -> tuple[list[str], str]:  # fmt: skip
+    """The last examples of each row, which are the nearest, as many as fit; and how many do."""
+    if not asked.shots:
+        return [""] * len(pairs), ""
+    lengths = dict(zip(made, map(len, plain_ids(base, list(made.values()))), strict=True))
+    parts = [plain_ids(base, texts) for texts in zip(*(pair[:3] for pair in pairs), strict=True)]
+    before, fit = [], 0
+    for row, ids in zip(numbers, zip(*parts, strict=True), strict=True):
+        left = room - min(sum(map(len, ids)), room // (asked.shots + 1))
+        kept: list[int] = []
+        for number in reversed(row):
+            left -= lengths[number]
+            if left < 0:
+                break
+            kept.insert(0, number)
+        before.append("".join(made[number] for number in kept))
+        fit += len(kept)
+    return before, f"; {fit / len(pairs):.1f} of them fit a prompt"
 
 
 def _written(
     task: FromTextToText, base: Base, spec: Spec, train: Dataset, rows: Dataset, asked: Asked
 ) -> Answer:
-    """In the task's form, after examples that leave half of the prompt to the row itself."""
-    model = task.build(base, spec).eval()
+    """In the task's form; examples are shown whole."""
+    model = task.build(base, spec).eval().to(device_for())
     pool = task.pairs(base, spec, train.select(drawn(len(train), asked.seed))[:])
     pairs = task.pairs(base, spec, rows[:])
-    numbers: list[list[int]] = [[]] * len(pairs)
-    if asked.shots:
-        shown, vectors = (token_means(model, base, [p.source for p in some]) for some in (pool, pairs))
-        numbers = chosen(asked.choose, asked.shots, shown, vectors, [""] * len(pool), asked.seed)
-    texts = {n: "".join((*pool[n][:3], pool[n].target or "", BLANK)) for row in numbers for n in row}
-    lengths = dict(zip(texts, map(len, plain_ids(base, list(texts.values()))), strict=True)) if texts else {}
-    room = prompt_room(base, spec)
-    own = [min(sum(map(len, ids)), room // 2) for ids in zip(*_parts(base, pairs), strict=True)]
-    kept = [_fitting(row, lengths, room - size) for row, size in zip(numbers, own, strict=True)]
-    longer = [
-        pair._replace(before="".join(texts[n] for n in row) + pair.before)
-        for pair, row in zip(pairs, kept, strict=True)
-    ]
+    shown, texts = ([pair.source for pair in some] for some in (pool, pairs))
+    numbers = _numbers(model, base, shown, texts, [""] * len(pool), asked)
+    made = {n: "".join((*pool[n][:3], pool[n].target or "", BLANK)) for row in numbers for n in row}
+    before, fit = _before(base, made, numbers, pairs, prompt_room(base, spec), asked)
+    longer = [pair._replace(before=b + pair.before) for pair, b in zip(pairs, before, strict=True)]
     features = _features(task.encode_pairs(base, spec, longer))
     found = _predicted(task, base, spec, model, features, asked.progress)
     if base.kind == DECODER and not any(BLANK in (pair.target or "") for pair in pool):
         found = [text.split(BLANK)[0] if isinstance(text, str) else text for text in found]
-    what = "written by the base" if found and isinstance(found[0], str) else "the base as it is"
-    if asked.shots:
-        what += f", {np.mean([len(row) for row in kept]):.1f} examples a prompt fit the model"
-    return found, asked.says(what)
+    what = "written by the base" if isinstance(found[0], str) else "the base as it is"
+    return found, asked.says(what + fit)
 
 
 def _answered(base: Base, train: Dataset, rows: Dataset, asked: Asked) -> Answer:
@@ -189,22 +212,6 @@ def _answered(base: Base, train: Dataset, rows: Dataset, asked: Asked) -> Answer
     return _written(task, base, spec, texts(train), texts(rows), asked)
 
 
-def _parts(base: Base, pairs: Sequence[Pair]) -> list[list[list[int]]]:
-    """Ids of what comes before, of, and after each source."""
-    return [plain_ids(base, texts) for texts in zip(*(pair[:3] for pair in pairs), strict=True)]
-
-
-def _fitting(numbers: Sequence[int], lengths: Mapping[int, int], room: int) -> list[int]:
-    """The last of the examples, which are the nearest, that fit together."""
-    kept: list[int] = []
-    for number in reversed(numbers):
-        room -= lengths[number]
-        if room < 0:
-            break
-        kept.insert(0, number)
-    return kept
-
-
 def _features(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -216,10 +223,12 @@ def _predicted(
     """Of encoded rows, in their order; batches are of near lengths."""
     order = sorted(range(len(features)), key=lambda number: -len(features[number].get("input_ids", ())))
     found: list[Any] = [None] * len(features)
+    device = next(model.parameters()).device
     progress.start("prompt", len(features), "prompts")
     for start in range(0, len(order), BATCH):
         numbers = order[start : start + BATCH]
         batch = task.collate(base, spec, [features[number] for number in numbers])
+        batch = {name: x.to(device) for name, x in batch.items()}
         with torch.no_grad():
             made = task.predict(model, base, spec, batch)
         for number, prediction in zip(numbers, made, strict=True):

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from isoflop.errors import AdaptError
+from isoflop.devices import device_for
 from isoflop.tasks.protocol import BOTH, Base
+from isoflop.tasks.sequences import plain_ids
 
 Vectors = NDArray[np.float32]
 
@@ -29,10 +30,8 @@ def chosen(
     """Numbers of the pool's examples that each row is shown, the last one nearest to it.
 
     At random: the same for all rows, every label in its turn. Similar: those of the greatest cosine (Liu et
-    al., arXiv 2101.06804, section 3). Raises AdaptError for another way.
+    al., arXiv 2101.06804, section 3).
     """
-    if choose not in WAYS:
-        raise AdaptError(f"{choose!r} is no way to choose examples", hint=f"one of: {', '.join(WAYS)}")
     shots = min(shots, len(pool))
     if choose == "random" or not shots:
         return [in_turn(labels, seed)[:shots]] * len(asked)
@@ -63,9 +62,9 @@ def drawn(size: int, seed: int) -> list[int]:
 
 def token_means(model: nn.Module, base: Base, texts: Sequence[str]) -> Vectors:
     """(n, d) means of the model's own token embeddings, of length 1."""
-    table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
-    rows = base.processor([str(text) for text in texts], add_special_tokens=False)["input_ids"]
-    return _unit([table[ids].mean(0) if ids else torch.zeros(table.shape[1]) for ids in rows])
+    table = model.get_input_embeddings().weight.detach().cpu()  # type: ignore[operator]
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in plain_ids(base, texts)]
+    return _unit([table[ids].sum(0) for ids in rows])  # of length 1, a sum is as good as a mean
 
 
 @torch.inference_mode()
@@ -79,7 +78,7 @@ def state_means(model: nn.Module, base: Base, texts: Sequence[str]) -> Vectors:
             [texts[number] for number in numbers], truncation=True, max_length=base.max_length, padding=True,
             return_tensors="pt",
         )  # fmt: skip
-        states = model(**batch).last_hidden_state
+        states = model(**batch.to(device_for())).last_hidden_state
         mask = batch["attention_mask"][..., None].to(states.dtype)
         for number, mean in zip(numbers, (states * mask).sum(1) / mask.sum(1).clamp(min=1), strict=True):
             found[number] = mean
@@ -92,11 +91,11 @@ def encoder_of(base: Base) -> nn.Module:
 
     model: Any = AutoModel.from_pretrained(base.folder, dtype=torch.float32)
     body: nn.Module = model.get_encoder() if base.kind == BOTH else model
-    return body.eval()
+    return body.eval().to(device_for())
 
 
 def _unit(rows: Sequence[torch.Tensor]) -> Vectors:
     if not rows:
         return np.zeros((0, 0), np.float32)
-    found: Vectors = nn.functional.normalize(torch.stack(list(rows)), dim=1).numpy()
+    found: Vectors = nn.functional.normalize(torch.stack(list(rows)), dim=1).cpu().numpy()
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,11 +23,14 @@ COMPLETION = Role("completion", ("completion", "body", "target", "solution"), "t
 
 
 class Code(FromTextToText):
-    """Rows are a `prompt` and its `completion`, or a `text`, which `parted` divides into the two."""
+    """Rows are a `prompt` and its `completion`, or a `text`, which `parted` divides into the two.
+
+    The chief metric is not the share that parses, which is whole for a model that writes nothing.
+    """
 
     name: ClassVar[str] = "code"
     roles: ClassVar[tuple[Role, ...]] = (TEXT, PROMPT, COMPLETION)
-    metrics: ClassVar[tuple[str, ...]] = ("parse_rate", "chrf")
+    metrics: ClassVar[tuple[str, ...]] = ("chrf", "parse_rate")
     kinds: ClassVar[tuple[str, ...]] = (DECODER, BOTH)
     keeps_end: ClassVar[bool] = True
 
@@ -58,7 +62,7 @@ def parted(text: str) -> tuple[str, str]:
     function = next(
         (node for node in _functions(text) if ast.get_docstring(node) and len(node.body) > 1), None
     )
-    lines = text.splitlines(keepends=True)
+    lines = StringIO(text).readlines()  # as Python counts them: a form feed ends none
     if function is None:
         start, middle, end = 0, (len(lines) + 1) // 2, len(lines)
     else:

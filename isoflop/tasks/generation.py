@@ -80,10 +80,10 @@ def _chats(rows: Mapping[str, Sequence[Any]]) -> list[list[Message]]:
             hint="name a column: --map messages=COLUMN, or --map prompt=COLUMN --map response=COLUMN",
         )
     asked = [[_said("user", str(prompt))] for prompt in rows["prompt"]]
-    if "response" not in rows:
-        return asked
+    replies = rows.get("response", [None] * len(asked))
     return [
-        [*before, _said(ASSISTANT, str(reply))] for before, reply in zip(asked, rows["response"], strict=True)
+        before if reply is None else [*before, _said(ASSISTANT, str(reply))]
+        for before, reply in zip(asked, replies, strict=True)
     ]
 
 

@@ -161,9 +161,10 @@ def by_example(values_n: Tensor, wanted_bt: Tensor) -> Tensor:
 
 
 def filled(template: str, sources: Sequence[Any], targets: Sequence[Any] | None) -> list[Pair]:
-    """Pairs of plain columns."""
+    """Pairs of plain columns; a target that is None is not known."""
     before, _, after = template.partition(SLOT)
-    wanted = [None] * len(sources) if targets is None else [str(target) for target in targets]
+    known = [None] * len(sources) if targets is None else targets
+    wanted = [None if target is None else str(target) for target in known]
     return [Pair(before, str(source), after, target) for source, target in zip(sources, wanted, strict=True)]
 
 
@@ -175,7 +176,7 @@ def prompt_room(base: Base, spec: Spec) -> int:
 def prompt_ids(
     base: Base, pairs: Sequence[Pair], room: int, *, keeps_end: bool
 ) -> tuple[list[list[int]], list[bool]]:
-    """Ids of prompts, and which of their sources were cut to fit the room.
+    """Ids of prompts, and which of their sources were cut to fit the room; then what is before them is too.
 
     Special tokens are those of the base's kind, without the end of a masked encoder's: masks come before it.
     """
@@ -185,23 +186,25 @@ def prompt_ids(
     for pair, before, source, after in zip(pairs, *parts, strict=True):
         start = _start(base, pair) if base.kind == DECODER else around[0]
         end = around[1] if base.kind == BOTH else []
-        most = max(0, room - len(start) - len(before) - len(after) - len(end))
+        left = max(0, room - len(start) - len(after) - len(end))
+        shown = before[max(0, len(before) - left) :]
+        most = left - len(shown)
         kept = source[max(0, len(source) - most) :] if keeps_end else source[:most]
-        found.append([*start, *before, *kept, *after, *end] or [base.processor.eos_token_id])
+        found.append([*start, *shown, *kept, *after, *end] or [base.processor.eos_token_id])
         cut.append(len(kept) < len(source))
     return found, cut
 
 
 def plain_ids(base: Base, texts: Sequence[str]) -> list[list[int]]:
     """Of texts, without the tokenizer's special tokens."""
-    found: list[list[int]] = base.processor(list(texts), add_special_tokens=False)["input_ids"]
+    found: list[list[int]] = base.processor(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return found
 
 
 def target_ids(base: Base, texts: Sequence[str]) -> list[list[int]]:
     """With the end token."""
     end, special = base.processor.eos_token_id, base.kind == BOTH
-    found = base.processor(text_target=list(texts), add_special_tokens=special)["input_ids"]
+    found = base.processor(text_target=list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     return [ids if ids[-1:] == [end] else [*ids, end] for ids in found]
 
 
@@ -233,8 +236,8 @@ def written(model: nn.Module, base: Base, spec: Spec, batch: Mapping[str, Tensor
         num_beams=int(spec.extra["beams"]), max_new_tokens=int(spec.extra["new_tokens"]),
         eos_token_id=base.processor.eos_token_id, pad_token_id=base.processor.pad_token_id,
     )  # fmt: skip
-    new = ids if base.kind == BOTH else ids[:, inputs["input_ids"].shape[1] :]
-    found: list[str] = base.processor.batch_decode(new, skip_special_tokens=True)
+    read = 1 if base.kind == BOTH else inputs["input_ids"].shape[1]  # a decoder's start, or the prompts
+    found: list[str] = base.processor.batch_decode(ids[:, read:], skip_special_tokens=True)
     return found
 
 
