@@ -148,7 +148,7 @@ def test_ranks() -> None:
     assert value("mrr", pairs, [7, 8, 9]) == pytest.approx(11 / 18)
     assert value("recall_at_1", pairs, [7, 8, 9]) == pytest.approx(1 / 3)
     assert ranks(pairs, [7, 7, 9]).tolist() == [2, 2, 1]  # one candidate fewer
-    assert ranks(np.ones((3, 2, 4)), [7, 8, 9]).tolist() == [3, 3, 3]
+    assert ranks(list(np.ones((3, 2, 4))), [7, 8, 9]).tolist() == [3, 3, 3]
 
 
 def test_labels_that_training_had_not_are_errors() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,15 @@ def test_a_base_of_the_wrong_kind_is_told_what_it_fits(bases: dict[str, Base]) -
     with pytest.raises(AdaptError, match="decoder, and masked takes encoder") as caught:
         task.build(decoder, task.spec(rows, bases["encoder"]))
     assert "multi-label" in caught.value.hint
+
+
+def test_a_tokenizer_that_cannot_pad(bases: dict[str, Base], tmp_path: Path) -> None:
+    shutil.copytree(bases["decoder"].folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in said.items() if k not in ("bos_token", "eos_token")}))
+    with pytest.raises(AdaptError, match="neither a pad token nor an end token"):
+        load_base(tmp_path)
 
 
 def test_every_task_names_metrics_that_there_are() -> None:

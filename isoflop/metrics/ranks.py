@@ -1,6 +1,6 @@
 """Metrics of the rank, from 1, at which the second text of a pair is found by its first.
 
-A prediction is the pair's embeddings (2, d), a reference a number of its second text, which equal texts share.
+A prediction is the pair's embeddings (2, d), a reference a number of its second text that equal texts share.
 Candidates are the second texts of all pairs that are scored together, each once: the more, the harder.
 """
 
