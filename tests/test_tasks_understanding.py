@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_bases import adapted, features_of, predicted, scores, tiny_bert, tiny_decoder
+from transformers import AutoModel
 
 from isoflop.errors import AdaptError
 from isoflop.metrics import METRICS
@@ -240,6 +241,34 @@ def test_a_base_of_the_wrong_kind_is_told_what_it_fits(bases: dict[str, Base]) -
     with pytest.raises(AdaptError, match="decoder, and masked takes encoder") as caught:
         task.build(decoder, task.spec(rows, bases["encoder"]))
     assert "multi-label" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_saved_model_opens_as_it_was(name: str, base: Base, tmp_path: Path) -> None:
+    """Whatever its head, and with none of the base's weights lost on the way."""
+    task = TASKS[name]
+    if base.kind not in task.kinds:
+        pytest.skip("another kind of base")
+    known = [{"text": ["dog"], "answer_start": [4]}, {"text": ["cat"], "answer_start": [-1]}]
+    rows = Dataset.from_dict({
+        "text": TEXTS[8:10], "label": ["a", "b"], "labels": [["a"], ["b"]], "number": [1.0, 2.0],
+        "tokens": [["a", "dog"], ["cat"]], "tags": [["O", "B-X"], ["O"]], "question": ["which ?"] * 2,
+        "context": TEXTS[8:10], "answers": known, "first": TEXTS[:2], "second": TEXTS[2:4],
+    })  # fmt: skip
+    spec = task.spec(rows, base)
+    built: Any = task.build(base, spec)
+    own = {weight.sum().item() for weight in AutoModel.from_pretrained(base.folder).parameters()}
+    assert len(own - {weight.sum().item() for weight in built.parameters()}) <= 1  # of a pooler, which is new
+    built.save_pretrained(tmp_path)
+    base.processor.save_pretrained(tmp_path)
+    again = load_base(tmp_path)
+    assert again.kind == base.kind
+    first = predicted(task, base, spec, built.eval(), rows)
+    second = predicted(task, again, spec, task.build(again, spec).eval(), rows)
+    if isinstance(first[0], str | list):
+        assert first == second
+    else:
+        np.testing.assert_allclose(first, second, rtol=1e-4)
 
 
 def test_a_tokenizer_that_cannot_pad(bases: dict[str, Base], tmp_path: Path) -> None:
