@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bases import adapted, features_of, predicted, tiny_bert, tiny_decoder
+from tiny_bases import adapted, features_of, predicted, scores, tiny_bert, tiny_decoder
 from transformers.utils import ModelOutput
 
 from isoflop.errors import AdaptError
@@ -91,9 +90,9 @@ def test_tags_are_learned(base: Base) -> None:
     assert spec.labels == ("O", "B-LOC", "I-LOC", "B-PER")
     assert spec.counts[0] == sum(tags.count("O") for tags in ROWS["tags"])
     assert losses[-1] < losses[0] / 5
-    right = [np.mean(np.array(p) == np.array(r)) for p, r in zip(
-        predicted(task, base, spec, model, ROWS), task.references(spec, ROWS), strict=True)]  # fmt: skip
-    assert np.mean(right) > 0.95
+    entities, tokens = scores(task, predicted(task, base, spec, model, ROWS), task.references(spec, ROWS))
+    assert entities > 0.95
+    assert tokens > 0.95
 
 
 def test_the_first_sub_token_carries_the_tag(base: Base) -> None:
@@ -183,11 +182,8 @@ def test_answers_are_learned(base: Base, none: bool) -> None:
     model, spec, losses = adapted(task, base, rows, steps=50, lr=5e-3)
     assert losses[-1] < losses[0] / 3
     found = predicted(task, base, spec, model, rows)
-    right = [
-        text == (answers[0] if answers else "")
-        for text, answers in zip(found, task.references(spec, rows), strict=True)
-    ]
-    assert np.mean(right) > 0.9
+    words, exact = scores(task, found, task.references(spec, rows))
+    assert words >= exact > 0.9
 
 
 def test_an_answer_is_found_in_whatever_window_it_lies(base: Base) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isoflop.corpus.bpe import train_bpe
+from isoflop.metrics import METRICS, scored
 from isoflop.tasks import LossOptions, Spec, Task
 from isoflop.tasks.protocol import Base
 
@@ -96,3 +97,8 @@ def predicted(
     starts = range(0, len(features), batch)
     parts = [task.collate(base, spec, features[start : start + batch]) for start in starts]
     return [found for part in parts for found in task.predict(model, base, spec, part)]
+
+
+def scores(task: Task, predictions: list[Any], references: list[Any]) -> list[float]:
+    """Of the task's metrics, the chief one first."""
+    return [scored(METRICS[name], predictions, references, resamples=2).value for name in task.metrics]

@@ -11,7 +11,7 @@ import torch
 
 from isoflop.errors import AdaptError
 from isoflop.tasks.classification import TEXT
-from isoflop.tasks.labels import numbers_of
+from isoflop.tasks.labels import UNSEEN, numbers_of
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, LossOptions, Role, Spec
 from isoflop.tasks.text import encode_texts, head_logits, headed, padded
 
@@ -25,8 +25,8 @@ LABELS = Role("labels", ("labels", "tags", "categories", "topics", "classes", "g
 class MultiLabel:
     """Each label is a yes or no of its own, by a sigmoid of its output; labels are numbered in sorted order.
 
-    Targets are (C,) of 0 and 1. Labels that training had not are in none of them: `labels.unseen_labels`
-    counts them.
+    Targets are (C,) of 0 and 1. Labels that training had not are one more column of references, where there
+    are any: nobody finds them.
     """
 
     name: ClassVar[str] = "multi-label"
@@ -82,8 +82,10 @@ class MultiLabel:
         return list(self.logits(model, batch).float().sigmoid().cpu().numpy())
 
     def references(self, spec: Spec, rows: Dataset) -> list[Any]:
-        """(C,) of 0 and 1 of each row."""
-        return [_marks(spec, labels) for labels in rows["labels"]]
+        """(C,) of 0 and 1 of each row; (C + 1,) where some row has a label that training had not."""
+        marks = np.array([_marks(spec, labels) for labels in rows["labels"]])
+        unseen = np.array([[UNSEEN in numbers_of(spec, labels)] for labels in rows["labels"]], int)
+        return list(np.hstack([marks, unseen]) if unseen.any() else marks)
 
 
 def _marks(spec: Spec, labels: Iterable[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:

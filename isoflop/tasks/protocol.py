@@ -90,7 +90,8 @@ class Task(Protocol):
         """A padded batch; its "labels" are the targets. Of windows, "example" (w,) says whose they are."""
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(b, C), (b, t, C) or (b, t, V); of windows, w in the place of b."""
+        """(b, C), (b, t, C) or (b, t, V); of windows, w in the place of b. Tasks that are not `soft` say what
+        theirs are."""
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], options: LossOptions) -> Tensor:
         """(b,) nats of each example, the mean over its own targets."""

@@ -74,12 +74,10 @@ class QuestionAnswering:
         )  # fmt: skip
 
     def build(self, base: Base, spec: Spec) -> nn.Module:
-        """Decoders have the head that tags tokens, which is the same: of their own for questions transformers
-        finds no weights in a folder of a language model."""
-        decoder = base.kind == DECODER
-        return headed(
-            f"AutoModelFor{'TokenClassification' if decoder else 'QuestionAnswering'}", self, base, spec
-        )
+        """Decoders have the head that tags tokens, which computes the same: under that for questions
+        transformers (5.23) does not find their own weights in a folder of a language model."""
+        head = "TokenClassification" if base.kind == DECODER else "QuestionAnswering"
+        return headed(f"AutoModelFor{head}", self, base, spec)
 
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         most = (spec.max_length or base.max_length) - (base.kind == DECODER)
@@ -90,7 +88,7 @@ class QuestionAnswering:
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
         windows = by_row(found, len(contexts))
-        features = {**inputs_by_row(found, len(contexts)), "cut": cut, CHARACTERS: contexts}
+        features = {**inputs_by_row(found, windows), "cut": cut, CHARACTERS: contexts}
         spans = [[_spans(found, number) for number in numbers] for numbers in windows]
         if base.kind == DECODER:
             _end(features, spans, base.processor.eos_token_id)
@@ -164,7 +162,7 @@ def located(answers: Mapping[str, Any], context: str) -> Stretch | None:
 
 
 def _questions(base: Base, questions: Sequence[Any], most: int) -> tuple[list[str], list[bool]]:
-    """Questions of a third of a window at most, each on a line of its own, and whether it was cut."""
+    """Questions of a third of a window at most, each with a line break after it, and whether it was cut."""
     texts = [str(question).strip() for question in questions]
     found = base.processor(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     room = max(1, most // 3)

@@ -33,6 +33,7 @@ SECOND = Role(
     "second",
     ("second", "sentence2", "text2", "passage", "answer", "positive", "hypothesis", "text_b", "b"), "text",
 )  # fmt: skip
+NEARNESS = Role(NUMBER.name, ("similarity", *NUMBER.guesses), NUMBER.holds)
 TEMPERATURE = 0.05  # assumption: as Gao et al., SimCSE, arXiv 2104.08821, section 3, with the same loss
 
 
@@ -44,7 +45,7 @@ class Similarity:
     """
 
     name: ClassVar[str] = "similarity"
-    roles: ClassVar[tuple[Role, ...]] = (FIRST, SECOND, NUMBER)
+    roles: ClassVar[tuple[Role, ...]] = (FIRST, SECOND, NEARNESS)
     metrics: ClassVar[tuple[str, ...]] = ("spearman", "pearson")
     kinds: ClassVar[tuple[str, ...]] = (ENCODER, DECODER)
     soft: ClassVar[bool] = False

@@ -32,8 +32,9 @@ NOT_INPUTS = ("labels", EXAMPLE, WORDS, COUNT)
 class Tagging:
     """The first sub-token of a token has its tag; tags are those of IOB2, `O` first.
 
-    Tags without B- and I- are made IOB2: a run of equal ones is one entity. A row longer than the model is
-    read in windows, one after the other. A token that the tokenizer drops has the commonest tag.
+    Each token is encoded by itself, so that no sub-token is of two. A row longer than the model is read in
+    windows, one after the other. A token that the tokenizer drops has the commonest tag. Tags without B- and
+    I- are made IOB2: a run of equal ones is one entity.
     """
 
     name: ClassVar[str] = "tagging"
@@ -67,7 +68,7 @@ class Tagging:
             max_length=spec.max_length or base.max_length, return_overflowing_tokens=True,
         )  # fmt: skip
         windows = by_row(found, len(rows["tokens"]))
-        features = inputs_by_row(found, len(windows))
+        features = inputs_by_row(found, windows)
         features[WORDS] = [_firsts([found.word_ids(number) for number in numbers]) for numbers in windows]
         features[COUNT] = [len(tokens) for tokens in rows["tokens"]]
         features["cut"] = [False] * len(windows)

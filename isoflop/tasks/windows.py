@@ -39,9 +39,8 @@ def by_row(found: Any, rows: int) -> list[list[int]]:
     return windows
 
 
-def inputs_by_row(found: Any, rows: int) -> dict[str, list[Any]]:
-    """The model's inputs, as lists of windows."""
-    windows = by_row(found, rows)
+def inputs_by_row(found: Any, windows: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+    """The model's inputs, as lists of windows whose numbers `by_row` gives."""
     return {
         name: [[found[name][number] for number in numbers] for numbers in windows]
         for name in NAMES if name in found
