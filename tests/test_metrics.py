@@ -33,6 +33,7 @@ def f1_of(found: Any, true: Any) -> float:
 
 
 @given(LABELS)
+@settings(deadline=None)
 def test_equal_lists_are_perfect(labels: list[int]) -> None:
     assert value("accuracy", labels, labels) == value("macro_f1", labels, labels) == 1
     hot = np.eye(5)[labels]
@@ -43,7 +44,7 @@ def test_equal_lists_are_perfect(labels: list[int]) -> None:
 
 
 @given(LABELS, st.integers(0, 9))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_f1_is_the_mean_of_precision_and_recall(labels: list[int], seed: int) -> None:
     found = np.random.default_rng(seed).integers(0, 5, len(labels))
     true = np.array(labels)
@@ -72,7 +73,7 @@ def test_probabilities_stand_for_the_likeliest_label() -> None:
     st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=4, max_size=30),
     st.floats(-1e6, 1e6),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_numbers_as_scipy_has_them(pairs: list[tuple[float, float]], shift: float) -> None:
     x, y = np.round(np.array(pairs), 2).T
     assert value("rmse", x, y) == pytest.approx(np.linalg.norm(x - y) / math.sqrt(len(x)))
@@ -80,8 +81,7 @@ def test_numbers_as_scipy_has_them(pairs: list[tuple[float, float]], shift: floa
         assert value("pearson", x + shift, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-6)
         assert value("spearman", x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
     else:
-        assert math.isnan(value("pearson", x, y))
-        assert math.isnan(value("spearman", x, y))
+        assert value("pearson", x, y) == value("spearman", x, y) == 0
 
 
 def test_anscombe() -> None:
@@ -166,7 +166,7 @@ def test_programs_that_parse() -> None:
 
 
 @given(LABELS, st.integers(0, 20))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_an_interval_holds_the_value(labels: list[int], seed: int) -> None:
     found = np.random.default_rng(seed).integers(0, 5, len(labels)).tolist()
     score = scored(METRICS["accuracy"], found, labels, seed=seed)
@@ -176,7 +176,7 @@ def test_an_interval_holds_the_value(labels: list[int], seed: int) -> None:
 
 
 @given(LABELS, st.integers(0, 20))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_equal_models_differ_by_nothing(labels: list[int], seed: int) -> None:
     found = np.random.default_rng(seed).integers(0, 5, len(labels)).tolist()
     for name in ("accuracy", "macro_f1", "rmse"):

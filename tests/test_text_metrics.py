@@ -83,7 +83,7 @@ def test_rouge_knows_words_beyond_ascii() -> None:
 
 
 @given(st.lists(st.text("ab '.,A", max_size=12), min_size=1, max_size=6))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_error_rates_of_a_whole_are_jiwers(texts: list[str]) -> None:
     true = ["Say it, now!"] * len(texts)
     said, heard = [spoken(text) for text in true], [spoken(text) for text in texts]

@@ -10,6 +10,7 @@ import numpy as np
 from isoflop.errors import AdaptError
 from isoflop.examples.generated import quiet
 from isoflop.examples.kinds import KINDS
+from isoflop.examples.media import undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from isoflop.tasks.protocol import Role
 
 SAMPLE = 1000  # rows that a column is known by
-UNUSABLE_SHARE = 0.1  # of the rows: above it numbers that are none are an error
 
 
 @quiet()
@@ -52,13 +52,14 @@ def with_roles(
 def _chosen(
     rows: Dataset, roles: Sequence[Role], given: Mapping[str, str], notes: list[str]
 ) -> dict[str, str]:
+    _must_exist(rows, [*given.values()])
     chosen = dict(given)
     values = _sample(rows)
     for role in roles:
-        if role.name not in chosen:
-            named = _by_name(role, rows, values, chosen)
-            if named:
-                chosen[role.name] = named
+        if role.name in given:
+            _must_fit(role, rows, values, given[role.name])
+        elif named := _by_name(role, rows, values, chosen):
+            chosen[role.name] = named
     for role in roles:
         if role.name not in chosen and not role.optional:
             chosen[role.name] = _by_content(role, rows, values, chosen)
@@ -67,6 +68,15 @@ def _chosen(
                 f"{KINDS[role.holds].says}"
             )
     return chosen
+
+
+def _must_fit(role: Role, rows: Dataset, values: Mapping[str, list[Any]], column: str) -> None:
+    kind = KINDS[role.holds]
+    if not kind.fits(values[column]):
+        raise AdaptError(
+            f"the column {column!r} of {_place(rows)} does not hold {kind.says}",
+            hint=f"--map {role.name}=COLUMN with one that does",
+        )
 
 
 def _by_name(role: Role, rows: Dataset, values: Mapping[str, list[Any]], chosen: Mapping[str, str]) -> str:
@@ -91,7 +101,8 @@ def _by_content(role: Role, rows: Dataset, values: Mapping[str, list[Any]], chos
         raise _ambiguous(role, rows, found)
     if not found:
         raise AdaptError(
-            f"{_place(rows)} has no column for {role.name}; it has {', '.join(rows.column_names)}",
+            f"{_place(rows)} has no column of {KINDS[role.holds].says} for {role.name}; "
+            f"it has {', '.join(rows.column_names)}",
             hint=f"--map {role.name}=COLUMN",
         )
     return found[0]
@@ -120,15 +131,6 @@ def _sample(rows: Dataset) -> dict[str, list[Any]]:
     return {name: [value for value in values if value is not None] for name, values in found.items()}
 
 
-def undecoded(rows: Dataset) -> Dataset:
-    from datasets import Audio, Image
-
-    for column, feature in rows.features.items():
-        if isinstance(feature, Image | Audio):
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
-
-
 def _formed(rows: Dataset, roles: Sequence[Role]) -> Dataset:
     """Each role in its form; None where a row has none."""
     from datasets import Features, Image, Value
@@ -151,7 +153,7 @@ def _formed(rows: Dataset, roles: Sequence[Role]) -> Dataset:
             for name, holds in made.items()
         }
 
-    return rows.map(form, batched=True, features=Features(features))
+    return rows.map(form, batched=True, features=Features(features), load_from_cache_file=False)
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -172,15 +174,10 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
 def _without_empty(rows: Dataset, roles: Sequence[Role], notes: list[str]) -> Dataset:
     good = np.ones(len(rows), bool)
     for role in roles:
-        has = np.array(
-            [value is not None for value in undecoded(rows.select_columns([role.name]))[role.name]]
-        )
+        there = undecoded(rows.select_columns([role.name])).iter(SAMPLE)
+        values = (value is not None for batch in there for value in batch[role.name])
+        has = np.fromiter(values, bool, len(rows))
         lost = int((good & ~has).sum())
-        if role.holds == "number" and lost > UNUSABLE_SHARE * len(rows):
-            raise AdaptError(
-                f"{lost} of {len(rows)} rows of {_place(rows)} have no number for {role.name}",
-                hint=f"--map {role.name}=COLUMN with a column of numbers",
-            )
         if lost:
             notes.append(f"{lost} of {len(rows)} rows have no {role.name} and are left out")
         good &= has

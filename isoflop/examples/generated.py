@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,12 @@ def generated(rows: Callable[[], Iterator[dict[str, Any]]], features: Mapping[st
     """
     from datasets import Dataset, Features
 
+    found = rows()
+    first = next(found, None)
+    if first is None:
+        return Dataset.from_dict({name: [] for name in features}, features=Features(features))
     return Dataset.from_generator(
-        rows, features=Features(features), cache_dir=tempfile.mkdtemp(dir=scratch()),
+        lambda: chain([first], found), features=Features(features), cache_dir=tempfile.mkdtemp(dir=scratch()),
         fingerprint=secrets.token_hex(8),
     )  # fmt: skip
 

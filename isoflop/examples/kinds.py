@@ -5,25 +5,27 @@ To add one, write its functions and a line in KINDS.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from isoflop.examples.media import IMAGES, SOUNDS
 
 FEW = 5  # values of a column are few where each stands in so many rows on average
+NUMBERS = 0.9  # share of the values of a column of numbers that are some
+TAGS = 200  # distinct words that tags are at most
 Values = Sequence[Any]  # those of some rows that are not None
 
 
 def _is_text(values: Values) -> bool:
-    return all(isinstance(value, str) for value in values) and not _is_number(values)
+    return all(isinstance(value, str) for value in values)
 
 
 def _is_number(values: Values) -> bool:
-    return all(not isinstance(value, bool) and _float(value) is not None for value in values)
+    there = [value for value in values if value != ""]
+    numbers = sum(_float(value) is not None for value in there)
+    return numbers >= NUMBERS * len(there) > 0
 
 
 def _is_label(values: Values) -> bool:
@@ -34,12 +36,20 @@ def _is_list(values: Values) -> bool:
     return all(isinstance(value, list) and not any(isinstance(v, dict) for v in value) for value in values)
 
 
+def _is_tags(values: Values) -> bool:
+    words = [str(word) for value in values for word in value]
+    return _few(words) and len(set(words)) <= TAGS
+
+
 def _is_cut(values: Values) -> bool:
     return _is_list(values) or _is_text(values)
 
 
 def _is_messages(values: Values) -> bool:
-    return all(isinstance(value, list) and all("role" in turn for turn in value) for value in values)
+    return all(
+        isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value)
+        for value in values
+    )
 
 
 def _is_answers(values: Values) -> bool:
@@ -66,11 +76,9 @@ def _few(values: Values) -> bool:
     return not _many(values)
 
 
-def _any(values: Values) -> bool:
-    return True
-
-
 def _float(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -91,7 +99,8 @@ def _labels(value: Any) -> list[str] | None:
     """Those of a list, or of a string cut at | or, where it has none, at commas."""
     if value is None:
         return None
-    parts = re.split(r"\||,(?!.*\|)", value) if isinstance(value, str) else value
+    text = value if isinstance(value, list) else str(value)
+    parts = text.split("|" if "|" in text else ",") if isinstance(text, str) else text
     return [str(part).strip() for part in parts if str(part).strip()]
 
 
@@ -117,23 +126,22 @@ def _answers(value: Any) -> dict[str, list[Any]]:
     return {"text": texts, "answer_start": starts if len(starts) == len(texts) else [-1] * len(texts)}
 
 
-def _as_it_is(value: Any) -> Any:
-    return value or None
-
-
 @dataclass(frozen=True)
 class Kind:
-    """`fits` says whether a column of a fitting name may be it, `tells` whether one of any name is; `form`
-    gives None for what a task cannot use. `column` names its feature: "" stays as it is."""
+    """`fits` says whether a column of a fitting name may be it, `tells` whether one of any name is.
+
+    `form` puts a value in the form that `column` names, or gives None where a task cannot use it; a column
+    of no such name stays as it is.
+    """
 
     says: str
     fits: Callable[[Values], bool]
     tells: Callable[[Values], bool]
-    form: Callable[[Any], Any]
+    form: Callable[[Any], Any] = lambda value: value
     column: str = ""
 
 
-TEXT = Kind("text", _is_text, lambda v: _is_text(v) and _many(v), _text, "string")
+TEXT = Kind("text", _is_text, lambda v: _is_text(v) and _many(v) and not _is_number(v), _text, "string")
 KINDS: Mapping[str, Kind] = {
     "text": TEXT,
     "question": TEXT,
@@ -141,15 +149,13 @@ KINDS: Mapping[str, Kind] = {
     "label": Kind("few distinct values", _is_label, lambda v: _is_label(v) and _few(v), _label, "string"),
     "labels": Kind("lists of labels", lambda v: _is_cut(v) or _is_label(v), _is_list, _labels, "strings"),
     "number": Kind("numbers", _is_number, _is_number, _number, "number"),
-    "tokens": Kind(
-        "lists of many words", _is_cut, lambda v: _is_list(v) and _many([*chain(*v)]), _words, "strings"
-    ),
+    "tokens": Kind("lists of words", _is_cut, lambda v: _is_list(v) and not _is_tags(v), _words, "strings"),
     "tags": Kind(
-        "lists of few words", _is_cut, lambda v: _is_list(v) and _few([*chain(*v)]), _words, "strings"
+        "lists of few distinct words", _is_cut, lambda v: _is_list(v) and _is_tags(v), _words, "strings"
     ),
-    "image": Kind("images", _is_file(IMAGES), _is_file(IMAGES), _as_it_is),
-    "audio": Kind("sounds", _is_file(SOUNDS), _is_file(SOUNDS), _as_it_is),
-    "messages": Kind("lists of role and content", _is_messages, _is_messages, _as_it_is),
+    "image": Kind("images", _is_file(IMAGES), _is_file(IMAGES)),
+    "audio": Kind("sounds", _is_file(SOUNDS), _is_file(SOUNDS)),
+    "messages": Kind("lists of role and content", _is_messages, _is_messages),
     "answers": Kind(
         "answers", _is_answers, lambda v: all(isinstance(x, dict) for x in v), _answers, "answers"
     ),

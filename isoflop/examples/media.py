@@ -58,6 +58,16 @@ def with_sounds(rows: Dataset, column: str, place: Path, notes: list[str], progr
     return _checked(rows, column, _check_sound, place, notes, progress)
 
 
+def undecoded(rows: Dataset) -> Dataset:
+    """Images and sounds as the bytes or the path that they are kept as."""
+    from datasets import Audio, Image
+
+    for column, feature in rows.features.items():
+        if isinstance(feature, Image | Audio):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
 def _checked(
     rows: Dataset, column: str, check: Callable[[Any], None], place: Path, notes: list[str],
     progress: Progress,

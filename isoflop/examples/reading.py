@@ -31,6 +31,8 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", {}),
 }  # fmt: skip
 PACKED = (".gz", ".zst", ".bz2")
+LONGEST = 1 << 30  # characters of a cell
+SEEN = 100  # rows by which a column of paths is known
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _table(path: Path, reading: Reading) -> Dataset:
             builder, data_files={"train": glob.escape(str(path.resolve()))}, split="train",
             cache_dir=str(reading.cache), **options,
         )  # fmt: skip
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError, csv.Error) as error:
         raise AdaptError(
             f"{path} cannot be read as {_suffix(path)}: {_first(error.__cause__ or error)}",
             hint="mend the file; texts are in UTF-8",
@@ -164,13 +166,19 @@ def _strings(path: Path, sep: str) -> Any:
     import pyarrow
     from datasets import Features, Value
 
+    limit = csv.field_size_limit(LONGEST)
     with io.TextIOWrapper(pyarrow.input_stream(str(path), compression="detect"), "utf-8-sig") as text:
         lines = csv.reader(text, delimiter=sep)
-        names, first = next(lines, []), next(lines, [])
+        try:
+            names, first = next(lines, []), next((line for line in lines if line), [])
+        finally:
+            csv.field_size_limit(limit)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its first line names {'columns twice' if names else 'no column'}")
+    if not first:
+        raise ValueError("it has no row below its names")
     if len(first) > len(names):
-        raise ValueError(f"its second line has {len(first)} fields, and its first names {len(names)}")
+        raise ValueError(f"its first row has {len(first)} fields, and {len(names)} are named")
     # What pandas calls a column without a name
     return Features({name or f"Unnamed: {at}": Value("string") for at, name in enumerate(names)})
 
@@ -182,8 +190,8 @@ def _with_media(rows: Dataset, source: Path, reading: Reading) -> Dataset:
     folder = source if source.is_dir() else source.parent
     for column, feature in dict(rows.features).items():
         kind = {Image: "image", Audio: "audio"}.get(type(feature), "")
-        if not kind and feature == Value("string") and len(rows):
-            kind = _kind(rows[0][column])
+        if not kind and feature == Value("string"):
+            kind = _kind(rows[:SEEN][column])
             if kind:
                 rows = rows.map(_beside, batched=True, fn_kwargs={"column": column, "folder": str(folder)})
         if kind:
@@ -194,9 +202,12 @@ def _with_media(rows: Dataset, source: Path, reading: Reading) -> Dataset:
     return rows
 
 
-def _kind(value: Any) -> str:
-    suffix = Path(value).suffix.lower() if isinstance(value, str) and "\n" not in value else ""
-    return "image" if suffix in IMAGES else "audio" if suffix in SOUNDS else ""
+def _kind(values: Sequence[str | None]) -> str:
+    """Of strings that all end as paths to images do, or to sounds; "" of others."""
+    suffixes = {Path(value).suffix.lower() for value in values if value}
+    return (
+        "" if not suffixes else "image" if suffixes <= {*IMAGES} else "audio" if suffixes <= {*SOUNDS} else ""
+    )
 
 
 def _beside(rows: Any, column: str, folder: str) -> dict[str, list[str | None]]:

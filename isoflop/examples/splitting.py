@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.errors import AdaptError
+from isoflop.examples.media import undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,8 +82,6 @@ def _sides(hashes: NDArray[np.uint64], shares: Mapping[str, float]) -> NDArray[n
 
 def _hashes(rows: Dataset, seed: int) -> NDArray[np.uint64]:
     """(n,) of each row's content; of images and sounds, their files'."""
-    from isoflop.examples.columns import undecoded
-
     made = np.zeros(len(rows), np.uint64)
     columns = sorted(rows.column_names)
     at = 0

@@ -30,7 +30,7 @@ class RootMeanSquare:
 
 
 class Pearson:
-    """Correlation of the numbers; nothing (NaN) where either side is constant."""
+    """Correlation of the numbers; 0 where a side is constant, and so says nothing of the other."""
 
     name: ClassVar[str] = "pearson"
     higher_is_better: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class Pearson:
 
 
 class Spearman:
-    """Correlation of ranks, ties sharing their mean.
+    """Correlation of ranks, ties sharing their mean; 0 where a side is constant.
 
     The ranks are those of all examples: a resample keeps them, where ranking anew would cost a sort of each.
     """
@@ -84,5 +84,5 @@ def _correlation(sums: Array) -> Array:
     n, x, y, xx, xy, yy = sums.T
     over = n * xy - x * y
     under = np.sqrt(np.maximum(n * xx - x * x, 0) * np.maximum(n * yy - y * y, 0))
-    made = np.divide(over, under, out=np.full_like(over, np.nan), where=under > ROUNDING * n * n)
+    made = np.divide(over, under, out=np.zeros_like(over), where=under > ROUNDING * n * n)
     return np.asarray(np.clip(made, -1, 1))
