@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from datasets import Dataset
 
 from isoflop.adapting.candidates import RULES, Facts, candidates, rule_for
+from isoflop.adapting.inputs import some
 from isoflop.adapting.methods import METHODS
+from isoflop.adapting.pace import length_for
 from isoflop.adapting.records import AdaptConfig, Point, Trial
 from isoflop.adapting.search import Report, Search, trial_seconds
 from isoflop.errors import AdaptError, BudgetError, IsoflopError
 from isoflop.progress import Silent
+from isoflop.tasks import Spec, Task
 
 RATES = {name: METHODS[name].lr for name in ("full", "lora", "last-layers", "probe")}
 MANY = Facts(examples=10_000, labels=2, params=100_000_000, scratch=False, text_out=False, passes=2.0)
@@ -163,3 +169,39 @@ def test_a_budget_has_as_many_trials_as_have_the_time_they_need() -> None:
         trial_seconds(70.0, 80.0)
     assert isinstance(error.value, IsoflopError)
     assert "200 s or more" in error.value.hint
+
+
+class Reading:
+    """A task whose inputs have 400 tokens each."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def encode(self, base: object, spec: object, rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] * 400 for _ in rows["text"]]}
+
+
+@pytest.mark.parametrize(
+    ("task", "passes", "length"),
+    [
+        ("classification", 2.0, 512),
+        ("classification", 0.7, 256),
+        ("classification", 0.1, 128),
+        ("tagging", 0.1, 512),
+    ],
+)
+def test_long_inputs_are_cut_where_a_trial_would_not_see_all_examples(
+    task: str, passes: float, length: int
+) -> None:
+    base: Any = SimpleNamespace(max_length=512)
+    reading, rows = cast("Task", Reading(task)), Dataset.from_dict({"text": ["a"] * 20})
+    assert length_for(reading, base, Spec(task=task), rows, passes) == length
+
+
+def test_subsets_are_nested_and_seeds_differ() -> None:
+    rows = Dataset.from_dict({"text": [str(n) for n in range(100)]})
+    small, large, other = some(rows, 10, 0)["text"], some(rows, 50, 0)["text"], some(rows, 10, 1)["text"]
+    assert len(set(small)) == 10
+    assert set(small) < set(large)
+    assert set(other) != set(small)
+    assert some(rows, 100, 0) is rows
