@@ -2,7 +2,8 @@
 its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
-all that, `adapt` fits models to tasks, `trend` tells how the whole industry grows, and `limit` where that ends.
+all that, `adapt` makes models fit for tasks, `trend` tells how the whole industry grows, and `limit` where
+that ends.
 """
 
 from __future__ import annotations
