@@ -86,6 +86,7 @@ def test_what_twice_the_labels_would_buy_is_said() -> None:
     assert law.twice_labels is not None
     assert law.now == pytest.approx(1 - 2.0 * 1000**-0.5, abs=0.005)
     assert law.twice_labels.low < 1 - 2.0 * 2000**-0.5 < law.twice_labels.high
+    assert law.now is not None
     assert law.twice_labels.value > law.now
     assert "twice the training examples (2,000)" in law.sentences[0]
     flat = law_of([point(CHOSEN, n, 0.2) for n in (125, 250, 500, 1000)], ACCURACY, passes=3.0)

@@ -192,7 +192,8 @@ def _pairs(listed: Sequence[str], option: str) -> dict[str, str]:
     for text in listed:
         if "=" not in text:
             raise AdaptError(f"{option} {text} has no =", hint=f"write {option} NAME=VALUE")
-    return dict((part.strip() for part in text.split("=", 1)) for text in listed)
+    split = [text.partition("=") for text in listed]
+    return {name.strip(): value.strip() for name, _, value in split}
 
 
 def _values(listed: Sequence[str]) -> dict[str, Any]:
