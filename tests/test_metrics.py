@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from isoflop.metrics import METRICS, compared, scored
+from isoflop.metrics.ranks import ranks
 
 LABELS = st.lists(st.integers(0, 4), min_size=2, max_size=30)
 
@@ -141,8 +142,21 @@ def test_perplexity_of_even_odds_is_their_number() -> None:
 
 def test_ranks() -> None:
     """Ranks of 3, 2 and 1 are 11/18 (Voorhees, 1999, TREC-8: the mean of reciprocal ranks)."""
-    assert value("mrr", [3, 2, 1], [None] * 3) == pytest.approx(11 / 18)
-    assert value("recall_at_1", [3, 2, 1], [None] * 3) == pytest.approx(1 / 3)
+    first = np.array([[1.0, 2, 3], [1, 2, 3], [1, 2, 3]])
+    pairs = list(np.stack([first, np.eye(3)], axis=1))
+    assert ranks(pairs, [7, 8, 9]).tolist() == [3, 2, 1]
+    assert value("mrr", pairs, [7, 8, 9]) == pytest.approx(11 / 18)
+    assert value("recall_at_1", pairs, [7, 8, 9]) == pytest.approx(1 / 3)
+    assert ranks(pairs, [7, 7, 9]).tolist() == [2, 2, 1]  # one candidate fewer
+    assert ranks(list(np.ones((3, 2, 4))), [7, 8, 9]).tolist() == [3, 3, 3]
+
+
+def test_labels_that_training_had_not_are_errors() -> None:
+    assert value("accuracy", [0, 1], [0, -1]) == 0.5
+    assert value("macro_f1", [0, 1], [0, -1]) == pytest.approx(1 / 3)  # 1 of label 0, and 0 of both others
+    seen, also = np.array([[0.9, 0.1]]), np.array([[1, 0, 1]])
+    assert value("micro_f1", seen, also) == pytest.approx(2 / 3)
+    assert value("macro_f1_labels", seen, also) == pytest.approx(1 / 2)
 
 
 def test_programs_that_parse() -> None:

@@ -2,7 +2,8 @@
 its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
-all that, `trend` tells how the whole industry grows, and `limit` where that ends.
+all that, `adapt` makes models fit for tasks, `trend` tells how the whole industry grows, and `limit` where
+that ends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from isoflop import terminal
 from isoflop.cli import (
     ablate,
+    adapt,
     averages,
     engines,
     evals,
@@ -60,6 +62,7 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(adapt.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
 

@@ -28,7 +28,10 @@ class Accuracy:
 
 
 class MacroF1:
-    """Mean over labels of 2 TP / (2 TP + FP + FN); a label that neither side has is left out."""
+    """Mean over labels of 2 TP / (2 TP + FP + FN); a label that neither side has is left out.
+
+    References of -1 are of labels that training had not, which are one more, never found.
+    """
 
     name: ClassVar[str] = "macro_f1"
     higher_is_better: ClassVar[bool] = True
@@ -39,7 +42,7 @@ class MacroF1:
         """(n, 2C): of each label, twice its true positives and all of its mentions."""
         found = np.array([_label(p) for p in predictions], int)
         true = np.array(references, int)
-        labels = np.arange(int(max(found.max(), true.max())) + 1)
+        labels = np.arange(min(0, true.min()), max(found.max(), true.max()) + 1)
         is_found, is_true = found[:, None] == labels, true[:, None] == labels
         hits = 2.0 * (is_found & is_true)
         mentions = is_found.astype(np.float64) + is_true

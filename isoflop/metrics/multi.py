@@ -1,4 +1,7 @@
-"""Metrics of several labels an example: predictions are probabilities (C,), references 0 or 1 (C,)."""
+"""Metrics of several labels an example: predictions are probabilities (C,), references 0 or 1 (C,).
+
+References may have further columns, of labels that training had not: nobody predicts these.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,8 @@ class MacroF1Labels:
 
 def _counts(predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Array, Array]:
     """(n, C) each."""
-    found = np.asarray(predictions, np.float64) >= THRESHOLD
     true = np.asarray(references, np.float64) > 0
+    found = np.zeros_like(true)
+    said = np.asarray(predictions, np.float64) >= THRESHOLD
+    found[:, : said.shape[1]] = said
     return 2.0 * (found & true).astype(np.float64), found.astype(np.float64) + true

@@ -100,6 +100,11 @@ def _processor(folder: Path, kind: str) -> Any:
             hint="put the files of its tokenizer, or its preprocessor_config.json, beside the weights",
         ) from None
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise AdaptError(
+                f"the tokenizer of {folder} names neither a pad token nor an end token",
+                hint="name its pad_token in tokenizer_config.json",
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
