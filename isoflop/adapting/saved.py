@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from isoflop.adapting.methods import merged, method_of, prepared
 from isoflop.adapting.records import AdaptConfig
-from isoflop.errors import AdaptError, CorruptError
+from isoflop.errors import AdaptError, CorruptError, ProjectError
 from isoflop.records import Record
 from isoflop.store import disk_errors, keep_folder
 from isoflop.tasks import load_base, task_of
@@ -49,9 +49,13 @@ def save_adapted(
     """Write the model; the folder appears whole or not at all.
 
     What can be merged is, in `model` itself; of other methods the base's weights are read anew.
+
+    Raises ProjectError where there is such a folder.
     """
     from safetensors.torch import save_file
 
+    if folder.exists():
+        raise ProjectError(f"{folder} exists already", hint="name a new folder")
     says = Saved(task=task.name, spec=spec, config=config, max_length=base.max_length)
     temp = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     with disk_errors(f"the model {folder}"):
