@@ -90,20 +90,18 @@ def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
     base = load_base(folder, max_length=says.max_length or None)
     if method_of(says.config.method).merges:
         return task, base, says.spec, task.build(base, says.spec).eval()
-    model = prepared(task.build(base, says.spec), says.config, base)
     path = folder / ADAPTED
     try:
         learned = load_file(path)
-        unknown = set(learned) - set(dict(model.named_parameters()))
-        model.load_state_dict(learned, strict=False)
+        model = prepared(task.build(base, says.spec), says.config, base)
+        _, unknown = model.load_state_dict(learned, strict=False)
+        if unknown:
+            raise RuntimeError(f"it has {unknown[0]}")
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CorruptError(
             f"{path} does not have the weights of {says.config.method}: {str(error).splitlines()[0]}",
             hint="restore the folder, or adapt the model anew",
         ) from None
-    if unknown:
-        raise CorruptError(f"{path} has weights that {says.config.method} does not know: {min(unknown)}",
-                           hint="restore the folder, or adapt the model anew")  # fmt: skip
     return task, base, says.spec, model.eval()
 
 
