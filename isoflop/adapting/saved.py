@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from isoflop.adapting.methods import merged, method_of, prepared
 from isoflop.adapting.records import AdaptConfig
-from isoflop.errors import AdaptError, CorruptError
+from isoflop.errors import AdaptError, CorruptError, ProjectError
 from isoflop.records import Record
 from isoflop.store import disk_errors, keep_folder
 from isoflop.tasks import load_base, task_of
@@ -49,9 +49,13 @@ def save_adapted(
     """Write the model; the folder appears whole or not at all.
 
     What can be merged is, in `model` itself; of other methods the base's weights are read anew.
+
+    Raises ProjectError where there is such a folder.
     """
     from safetensors.torch import save_file
 
+    if folder.exists():
+        raise ProjectError(f"{folder} exists already", hint="name a new folder")
     says = Saved(task=task.name, spec=spec, config=config, max_length=base.max_length)
     temp = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     with disk_errors(f"the model {folder}"):
@@ -86,20 +90,18 @@ def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
     base = load_base(folder, max_length=says.max_length or None)
     if method_of(says.config.method).merges:
         return task, base, says.spec, task.build(base, says.spec).eval()
-    model = prepared(task.build(base, says.spec), says.config, base)
     path = folder / ADAPTED
     try:
         learned = load_file(path)
-        unknown = set(learned) - set(dict(model.named_parameters()))
-        model.load_state_dict(learned, strict=False)
+        model = prepared(task.build(base, says.spec), says.config, base)
+        _, unknown = model.load_state_dict(learned, strict=False)
+        if unknown:
+            raise RuntimeError(f"it has {unknown[0]}")
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CorruptError(
             f"{path} does not have the weights of {says.config.method}: {str(error).splitlines()[0]}",
             hint="restore the folder, or adapt the model anew",
         ) from None
-    if unknown:
-        raise CorruptError(f"{path} has weights that {says.config.method} does not know: {min(unknown)}",
-                           hint="restore the folder, or adapt the model anew")  # fmt: skip
     return task, base, says.spec, model.eval()
 
 
