@@ -26,7 +26,7 @@ class Mean:
 
     def value(self, sums: Array) -> Array:
         unknown = np.full(len(sums), np.nan)
-        return np.divide(sums[:, 0], sums[:, 1], out=unknown, where=sums[:, 1] > 0)
+        return np.asarray(np.divide(sums[:, 0], sums[:, 1], out=unknown, where=sums[:, 1] > 0))
 
 
 def mean_score(values: Array, *, seed: int = 0) -> Score:
