@@ -33,6 +33,12 @@ class AdaptConfig(Record):
     adversarial: str = ""  # fgm, pgd or freelb; "": none
     adversarial_size: float = 1.0  # epsilon, relative to the norm of the embedding's rows
     r_drop: float = 0.0  # weight of the divergence between two passes
+    teacher_weight: float = (
+        0.5  # of the divergence from a teacher, where there is one; the labels have the rest
+    )
+    temperature: float = 1.0  # at which its and the model's probabilities are compared
+    replay: float = 0.0  # share of a batch that is drawn from earlier examples, where there are some
+    precision: str = "float32"  # of `isoflop.precision.PRECISIONS`
     averaged: float = 0.0  # decay of a moving average of the weights that is kept instead; 0: none
     patience: int = 3  # scores in a row without a better one that end it; 0: goes on
     evaluations: int = 10  # scores on validation examples

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from isoflop.errors import AdaptError
 from isoflop.tasks.base import load_base
 from isoflop.tasks.classification import Classification
+from isoflop.tasks.image_classification import ImageClassification
+from isoflop.tasks.image_text import ImageText
 from isoflop.tasks.protocol import Base, LossOptions, Role, Spec, Task
+from isoflop.tasks.speech import Speech
 
 __all__ = ["TASKS", "Base", "LossOptions", "Role", "Spec", "Task", "load_base", "task_of"]
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(),)}
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (Classification(), ImageClassification(), Speech(), ImageText())
+}
 
 
 def task_of(name: str) -> Task:

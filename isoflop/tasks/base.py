@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import AdaptError
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, SPEECH, VISION, Base
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LONGEST = 512  # tokens of an input, where the model could read more
 UNLIMITED = 1 << 20  # transformers says 1e30 where a tokenizer knows no limit
@@ -30,6 +33,26 @@ def load_base(folder: Path, *, max_length: int | None = None) -> Base:
         ) from None
     kind = kind_of(raw, folder)
     return Base(folder, config, kind, _processor(folder, kind), _longest(folder, config, kind, max_length))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds more than a configuration."""
+    return any(any(folder.glob(names)) for names in ("*.safetensors", "pytorch_model*.bin"))
+
+
+def opened(auto_class: str, folder: Path, **options: Any) -> nn.Module:
+    """The folder's model by a class of transformers; of random weights where the folder has none.
+
+    Weights of a shape that the options change, those of a head, are random too.
+    """
+    import transformers
+
+    cls = getattr(transformers, auto_class)
+    if has_weights(folder):
+        model: nn.Module = cls.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
+        return model
+    fresh: nn.Module = cls.from_config(transformers.AutoConfig.from_pretrained(folder, **options))
+    return fresh
 
 
 def kind_of(raw: dict[str, Any], folder: Path) -> str:
@@ -55,12 +78,15 @@ def kind_of(raw: dict[str, Any], folder: Path) -> str:
 
 
 def _processor(folder: Path, kind: str) -> Any:
-    """Tokenizer, image processor, or both of audio; a decoder's pad token is its end where it has none."""
+    """Tokenizer, image processor, or both of audio; a decoder's pad token is its end where it has none.
+
+    Images go through Pillow, with torchvision installed or not: the same pixels everywhere.
+    """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     try:
         if kind == VISION:
-            return AutoImageProcessor.from_pretrained(folder)
+            return AutoImageProcessor.from_pretrained(folder, backend="pil")
         if kind == SPEECH:
             return AutoProcessor.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)

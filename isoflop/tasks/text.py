@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import AdaptError
-from isoflop.tasks.protocol import Base, Spec
+from isoflop.tasks.base import opened
+from isoflop.tasks.protocol import VISION, Base, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,20 +39,17 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
 
     Raises AdaptError for a base of another kind.
     """
-    import transformers
-
     if base.kind not in task.kinds:
         fits = ", ".join(task.kinds)
         raise AdaptError(
             f"{base.folder} is of the kind {base.kind}, and {task.name} takes {fits}",
             hint="name another model, or another --task",
         )
-    numbers = {"num_labels": len(spec.labels), "pad_token_id": base.processor.pad_token_id}
+    numbers = {"num_labels": len(spec.labels)}
+    if base.kind != VISION:
+        numbers["pad_token_id"] = base.processor.pad_token_id
     names = {
         "id2label": dict(enumerate(spec.labels)),
         "label2id": {label: number for number, label in enumerate(spec.labels)},
     }
-    model: nn.Module = getattr(transformers, auto_class).from_pretrained(
-        base.folder, ignore_mismatched_sizes=True, **numbers, **names
-    )
-    return model
+    return opened(auto_class, base.folder, **numbers, **names)
