@@ -330,11 +330,13 @@ def test_confidence_is_compared_with_what_is_right() -> None:
     found = reliability(task_of("classification"), SPEC, predictions, (~right).astype(int).tolist())
     assert found is not None
     assert sum(b.examples for b in found.bins) == 4000
-    assert found.error < 0.03
+    assert found.error.value < 0.03
+    weighed = sum(b.examples * abs(b.accuracy - b.confidence) for b in found.bins) / 4000
+    assert found.error.value == pytest.approx(weighed)
     assert all(b.low <= b.confidence <= b.high for b in found.bins)
     sure = reliability(task_of("classification"), SPEC, [np.array([1.0, 0.0])] * 4, [0, 0, 1, 1])
     assert sure is not None
-    assert sure.error == pytest.approx(0.5)
+    assert sure.error.value == pytest.approx(0.5)
 
 
 def test_the_picture_has_every_word(attributed: list[Attribution], tmp_path: Path) -> None:

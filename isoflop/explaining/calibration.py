@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from isoflop.explaining.records import Bin, Reliability
+from isoflop.metrics import METRICS, scored
+from isoflop.metrics.modelling import BINS, bin_of
 from isoflop.tasks.protocol import Spec, Task
-
-BINS = 10  # of equal width, as Guo et al. (arXiv 1706.04599, section 2) have them
 
 
 def reliability(
@@ -21,7 +21,7 @@ def reliability(
         return None
     p = np.array(predictions, np.float64)
     confidence, right = p.max(1), p.argmax(1) == np.array(references)
-    numbers = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    numbers = bin_of(confidence)
     bins = tuple(
         Bin(
             low=number / BINS, high=(number + 1) / BINS, examples=int(mine.sum()),
@@ -30,5 +30,4 @@ def reliability(
         for number in range(BINS)
         if (mine := numbers == number).any()
     )  # fmt: skip
-    error = sum(b.examples * abs(b.accuracy - b.confidence) for b in bins) / len(p)
-    return Reliability(bins=bins, error=error)
+    return Reliability(bins=bins, error=scored(METRICS["calibration_error"], predictions, references))

@@ -112,7 +112,7 @@ class Reliability(Record):
     """How often a label is right whose probability is said to be so much."""
 
     bins: tuple[Bin, ...]
-    error: float  # expected calibration error: mean over examples of |accuracy - confidence| of their bin
+    error: Score  # expected calibration error
 
 
 class Explained(Record):

@@ -71,8 +71,10 @@ def _sums(stats: Array, resamples: int, seed: int) -> Array:
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each example is in each resample, some resamples at a time."""
     rng = np.random.default_rng(seed)
     rows = max(1, min(resamples, BLOCK // n))
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
-        yield rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from isoflop.metrics.protocol import Array
+from isoflop.metrics.sums import counted, f1, ratio
 
 
 class Accuracy:
@@ -20,10 +21,10 @@ class Accuracy:
 
     def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> Array:
         right = [_label(p) == r for p, r in zip(predictions, references, strict=True)]
-        return np.stack([np.asarray(right, np.float64), np.ones(len(right))], axis=1)
+        return counted(right)
 
     def value(self, sums: Array) -> Array:
-        return np.asarray(sums[:, 0] / sums[:, 1])
+        return ratio(sums)
 
 
 class MacroF1:
@@ -46,8 +47,7 @@ class MacroF1:
 
     def value(self, sums: Array) -> Array:
         hits, mentions = np.split(sums, 2, axis=1)
-        f1 = np.divide(hits, mentions, out=np.full_like(hits, np.nan), where=mentions > 0)
-        return np.asarray(np.nanmean(f1, axis=1))
+        return np.asarray(np.nanmean(f1(hits, mentions), axis=1))
 
 
 def _label(prediction: Any) -> int:

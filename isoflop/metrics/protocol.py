@@ -22,7 +22,10 @@ class Metric(Protocol):
     name: ClassVar[str]
     higher_is_better: ClassVar[bool]
     unit: ClassVar[str]  # "share", "points of 100", "nats a token" ...
-    says: ClassVar[str]  # its definition or signature, e.g. sacrebleu's
+
+    @property
+    def says(self) -> str:
+        """Its definition or signature, e.g. sacrebleu's."""
 
     def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> Array:
         """(n, k)."""
