@@ -219,6 +219,7 @@ def test_planted_slices_are_found() -> None:
     wrong = np.where(np.array(shop) == "south", 0.4, 0.05) + 0.3 * has
     predictions, references = guessed(rows, wrong)
     found = slices(task_of("classification"), SPEC, rows, predictions, references)
+    assert found is not None
     worse = {s.name for s in found.slices if s.worse}
     assert {"shop south", "with “others”"} <= worse
     assert not worse & {"shop north", "shop east", "label no", "label yes"}
@@ -238,6 +239,7 @@ def test_nothing_is_found_in_noise() -> None:
         rows = reviews(300, seed, shop=np.random.default_rng(seed).choice(["a", "b", "c"], 300).tolist())
         predictions, references = guessed(rows, np.full(300, 0.2), seed)
         found = slices(task, SPEC, rows, predictions, references, seed=seed)
+        assert found is not None
         assert found.looks > 8
         called += any(s.worse for s in found.slices)
     assert called <= 3  # of 10 at a rate of at most 0.1: more happens in 1% of the cases
@@ -253,6 +255,7 @@ def test_slices_of_wrong_labels(learned: Learned) -> None:
     task = task_of("classification")
     predictions, references = predicted(learned, rows), task.references(learned.spec, rows)
     found = slices(task, learned.spec, rows, predictions, references)
+    assert found is not None
     assert found.slices[0].name == "source changed"
     assert found.slices[0].worse
     assert found.slices[0].score.value < 0.1

@@ -2,7 +2,7 @@
 
 The path of a text leads from a baseline to the embeddings of the text. In the baseline each word is the mask,
 padding or unknown token: whichever speaks least for the label, since from a baseline that has it already
-there is nothing to attribute. Of a label the output is its log-odds in nats, of a regression the value. The
+there is nothing to attribute. Of a label the output is its log-odds in nats, of a regression the head's. The
 path has as many points as it takes for the attributions to sum to the difference of its ends (their axiom of
 completeness).
 
@@ -98,8 +98,8 @@ def attribute(
             Word(text=text, start=start, end=end, attribution=float(share_t[_at(tokens, i)].sum()))
             for i, (text, start, end) in enumerate(tokens.words)
         ),
-        output=spec.labels[number] if spec.labels else "value",
-        unit="nats of log-odds" if spec.labels else "the value's",
+        output="the number" if is_number(task) else spec.labels[number],
+        unit="standard deviations" if is_number(task) else "nats of log-odds",
         value=path.value, baseline=path.baseline, baseline_token=name, total=float(share_t.sum()),
         completeness_error=path.error, steps=path.steps, cut=bool(tokens.features.get("cut", False)),
     )  # fmt: skip
@@ -175,6 +175,11 @@ def _spoken(found: Any, text: str) -> tuple[list[int], Words]:
         start += text[start:end].index(word)
         words.append((word, start, start + len(word)))
     return numbers, words
+
+
+def is_number(task: Task) -> bool:
+    """Whether a task predicts a number, whose output is in standard deviations of the training examples'."""
+    return any(role.holds == "number" for role in task.roles)
 
 
 def output(task: Task, logits: Tensor, number: int) -> Tensor:

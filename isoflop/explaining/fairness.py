@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isoflop.errors import AdaptError
+from isoflop.explaining.attributions import is_number
 from isoflop.explaining.records import Fairness, Gap
 from isoflop.metrics import METRICS, Metric, scored
 from isoflop.metrics.bootstrap import LEVEL, central, resampled
@@ -63,7 +64,7 @@ def fairness(
     parts = {name: _of(name, groups, predictions, references) for name in large}
     chief = tuple(dict.fromkeys([task.metrics[0], *(m for m in task.metrics if m == "accuracy")]))
     measures = [Measure(name, METRICS[name], lambda part: part) for name in chief]
-    measures += _rates(spec, references[0])
+    measures += [] if is_number(task) else _rates(spec, references[0])
     return Fairness(
         column=column, groups={name: counts[name] for name in large},
         too_small={name: count for name, count in counts.items() if name not in large},

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from isoflop.errors import AdaptError
-from isoflop.explaining.attributions import Tokens, tokens_of
+from isoflop.explaining.attributions import Tokens, is_number, tokens_of
 from isoflop.explaining.records import Attribution, Faithfulness
 from isoflop.metrics.mean import mean_score
 from isoflop.metrics.protocol import Array
@@ -37,24 +37,24 @@ def faithfulness(
     The words with the largest attributions are named; of a regression the largest in absolute value, and
     changes count whatever their sign.
     """
-    rng = np.random.default_rng(seed)
+    rng, number = np.random.default_rng(seed), is_number(task)
     texts = [(a, tokens_of(task, base, spec, a.text)) for a in found if len(a.words) > 1]
     if not texts:
         raise AdaptError("no text has two words", hint="give longer texts to explain")
     features: list[dict[str, Any]] = []
     for attribution, tokens in texts:
-        features += _variants(attribution, tokens, bool(spec.labels), rng)
+        features += _variants(attribution, tokens, not number, rng)
     outputs = np.array(_outputs(task, base, spec, model, features)).reshape(len(texts), 3 + 2 * DRAWS, -1)
-    numbers = [spec.labels.index(a.output) if spec.labels else 0 for a, _ in texts]
+    numbers = [0 if number else spec.labels.index(a.output) for a, _ in texts]
     chosen = outputs[np.arange(len(texts)), :, numbers]  # (n, 3 + 2 DRAWS)
     change = chosen[:, :1] - chosen[:, 1:]
-    if not spec.labels:
+    if number:
         change = np.abs(change)
     without, alone = change[:, 0], change[:, 1]
     random_without, random_alone = change[:, 2 : 2 + DRAWS].mean(1), change[:, 2 + DRAWS :].mean(1)
     return Faithfulness(
         share=SHARE, texts=len(texts),
-        output="probability of the label" if spec.labels else "value",
+        output="the number" if number else "probability of the label",
         comprehensiveness=_mean(without, seed), random_comprehensiveness=_mean(random_without, seed),
         comprehensiveness_gain=_mean(without - random_without, seed),
         sufficiency=_mean(alone, seed), random_sufficiency=_mean(random_alone, seed),

@@ -20,8 +20,8 @@ class Attribution(Record):
 
     text: str
     words: tuple[Word, ...]
-    output: str  # the label that it is about; "value" of a regression
-    unit: str  # of attributions and outputs: nats of log-odds, or the value's own
+    output: str  # the label that it is about; "the number" of a regression
+    unit: str  # of attributions and outputs
     value: float  # the output
     baseline: float  # the output where every word is the baseline's token
     baseline_token: str

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from isoflop.explaining.attributions import is_number
 from isoflop.explaining.records import Slice, Slices
 from isoflop.explaining.words import words_of
 from isoflop.metrics import METRICS
@@ -45,9 +46,15 @@ class Candidate:
     tested: Mask  # (n,): the examples that test it
 
 
-def metric_of(task: Task) -> Metric:
-    """Accuracy where the task has it, which is a mean over examples; its chief metric otherwise."""
-    return METRICS["accuracy" if "accuracy" in task.metrics else task.metrics[0]]
+def metric_of(task: Task, predictions: Sequence[Any], references: Sequence[Any]) -> Metric | None:
+    """Of the task's metrics accuracy, a mean over examples, or the first that says something of one example.
+
+    None where none does, as a correlation does not.
+    """
+    for name in sorted(task.metrics, key=lambda name: name != "accuracy"):
+        if np.isfinite(each_alone(METRICS[name], predictions, references)).mean() > 0.5:
+            return METRICS[name]
+    return None
 
 
 def each_alone(metric: Metric, predictions: Sequence[Any], references: Sequence[Any]) -> Array:
@@ -59,9 +66,11 @@ def each_alone(metric: Metric, predictions: Sequence[Any], references: Sequence[
 def slices(
     task: Task, spec: Spec, rows: Dataset, predictions: Sequence[Any], references: Sequence[Any], *,
     seed: int = 0,
-) -> Slices:  # fmt: skip
-    """Slices of rows that have the task's columns and maybe others."""
-    metric = metric_of(task)
+) -> Slices | None:  # fmt: skip
+    """Slices of rows that have the task's columns and maybe others; None where no example has a score."""
+    metric = metric_of(task, predictions, references)
+    if metric is None:
+        return None
     values = each_alone(metric, predictions, references)
     harm = -values if metric.higher_is_better else values
     half = np.random.default_rng(seed).permutation(len(values)) < len(values) // 2
@@ -84,7 +93,7 @@ def _candidates(
     task: Task, spec: Spec, rows: Dataset, references: Sequence[Any], harm: Array, half: Mask
 ) -> Iterator[Candidate]:
     everything = np.ones(len(harm), bool)
-    for name, kind, inside in [*_labels(spec, references), *_lengths(task, rows), *_columns(task, rows)]:
+    for name, kind, inside in [*_labels(task, spec, references), *_lengths(task, rows), *_columns(task, rows)]:
         yield Candidate(name, kind, inside, everything)
     role = task.roles[0]
     if role.holds == "text":
@@ -93,9 +102,11 @@ def _candidates(
             yield Candidate(f"with “{word}”", "word", np.array([word in bag for bag in bags]), ~half)
 
 
-def _labels(spec: Spec, references: Sequence[Any]) -> Iterator[tuple[str, str, Mask]]:
+def _labels(task: Task, spec: Spec, references: Sequence[Any]) -> Iterator[tuple[str, str, Mask]]:
     """Of references that are numbers of labels, or say of each label whether it holds."""
     first = references[0]
+    if is_number(task):
+        return
     for number, label in enumerate(spec.labels):
         if np.ndim(first) == 0:
             yield f"label {label}", "label", np.array([r == number for r in references])
