@@ -57,8 +57,7 @@ def fgm(loss: Loss, where_btd: Tensor, norm: float, backward: Backward) -> Tenso
 
 
 def pgd(loss: Loss, where_btd: Tensor, norm: float, backward: Backward) -> Tensor:
-    """Several steps within the ball, and the gradients where they end (Madry et al., arXiv 1706.06083, section
-    2.1)."""
+    """Several steps within the ball, and the gradients where they end (Madry et al., arXiv 1706.06083, 2.1)."""
     change = torch.zeros_like(where_btd).requires_grad_()
     plain = backward(loss(change))
     grad = change.grad
@@ -72,7 +71,7 @@ def pgd(loss: Loss, where_btd: Tensor, norm: float, backward: Backward) -> Tenso
 
 
 def freelb(loss: Loss, where_btd: Tensor, norm: float, backward: Backward) -> Tensor:
-    """The mean of the gradients on the way up from a random start (Zhu et al., arXiv 1909.11764, algorithm 1).
+    """The mean of the gradients on a way up from a random start (Zhu et al., arXiv 1909.11764, algorithm 1).
 
     The loss that it returns is that at the start.
     """
@@ -99,10 +98,12 @@ def greatest_norm(model: nn.Module, size: float) -> float:
 
 def _of_norm(x_btd: Tensor, norm: float) -> Tensor:
     """Of each example; one without a direction stays zero."""
-    return x_btd * (norm / (x_btd.norm(dim=(1, 2), keepdim=True) + TINY))
+    length_b: Tensor = x_btd.flatten(1).norm(dim=1)
+    return x_btd * (norm / (length_b + TINY))[:, None, None]
 
 
 def _climbed(change_btd: Tensor, grad_btd: Tensor, norm: float) -> Tensor:
     """One stride up, and back into the ball."""
     moved = change_btd.detach() + _of_norm(grad_btd, STRIDE * norm)
-    return (moved * (norm / (moved.norm(dim=(1, 2), keepdim=True) + TINY)).clamp(max=1.0)).requires_grad_()
+    length_b: Tensor = moved.flatten(1).norm(dim=1)
+    return (moved * (norm / (length_b + TINY)).clamp(max=1.0)[:, None, None]).requires_grad_()

@@ -1,8 +1,8 @@
 """Training examples as they might also have been: changed anew each time they are read.
 
-An augmentation changes one input of an example. In each pass each is applied to half of the examples, drawn
-by the seed, in place of the originals; validation and test examples are never changed. To add one, write its
-function and a line in AUGMENTATIONS.
+Texts are changed before they are encoded: in each pass each augmentation changes half of the examples, drawn
+by the seed, in place of the originals. Images and sounds are changed after it, every time (`augment_media`).
+Validation and test examples are never changed. To add one for texts, write its function and a line in TEXTS.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from isoflop.adapting import augment_media
 from isoflop.errors import AdaptError
 from isoflop.perturb import typos
-from isoflop.tasks.protocol import Base, Spec, Task
-
+from isoflop.tasks.protocol import Base, Task
 
 SHARE = 0.5  # of the examples
 RATE = 0.1  # share of the words that are changed (Wei and Zou, arXiv 1901.11196, section 4.3: alpha)
@@ -28,47 +28,57 @@ NEAR = 0.5  # their cosine at least; assumption
 # A word is what spaces part, or one Chinese character.
 WORD = re.compile(r"([\u3400-\u9fff]|[^\s\u3400-\u9fff]+)(\s*)")
 
-Change = Callable[[Any, np.random.Generator], Any]  # of an input of one example
-Augment = Callable[..., dict[str, list[Any]]]  # encodes raw rows, changed by a generator `rng`
+Change = Callable[[str, np.random.Generator], str]
+Columns = Mapping[str, Sequence[Any]]
 Synonyms = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """A way to change inputs."""
+class Augment:
+    """What a configuration's augmentations do to a task's examples."""
 
-    name: str
-    holds: str  # what the role of a task that it changes holds: see `tasks.protocol.Role`
-    prepare: Callable[[Base, str], Change]  # `name:ARGUMENT` gives the argument
-    says: str
+    texts: tuple[Change, ...]
+    role: str  # the column that they change
+    media: tuple[str, ...]  # names of those of images and sounds
+
+    def rows(self, rows: Columns, rng: np.random.Generator) -> Columns:
+        """Rows before they are encoded, with some of the texts changed."""
+        made = dict(rows)
+        for change in self.texts:
+            made[self.role] = [change(str(x), rng) if rng.random() < SHARE else x for x in made[self.role]]
+        return made
+
+    def features(self, features: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Features before they are collated, with images and sounds changed."""
+        return augment_media.augmented(features, self.media, rng) if self.media else features
 
 
-def augmented(task: Task, base: Base, spec: Spec, names: Sequence[str]) -> Augment:
-    """What encodes rows of the task with some of them changed: the first role that fits, which is the input.
+def augment_for(task: Task, base: Base, names: Sequence[str]) -> Augment:
+    """What the names say for a task. Of texts the first role is changed, which is the input.
 
-    Raises AdaptError for an augmentation that is unknown or does not fit the task.
+    Raises AdaptError for a name that is unknown or does not fit the task.
     """
-    changes: list[tuple[str, Change]] = []
+    holds = {role.holds: role.name for role in reversed(task.roles)}
+    if "audio" in holds:  # whose text is the target
+        holds.pop("text", None)
+    texts: list[Change] = []
+    media: list[str] = []
     for given in names:
         name, _, argument = given.partition(":")
-        if name not in AUGMENTATIONS:
-            raise AdaptError(f"{name!r} is no augmentation", hint=f"one of: {', '.join(AUGMENTATIONS)}")
-        found = AUGMENTATIONS[name]
-        role = next((role.name for role in task.roles if role.holds == found.holds), None)
-        if role is None:
+        kinds = [kind for kind, known in AUGMENTATIONS.items() if name in known]
+        if not kinds:
+            every = sorted({name for known in AUGMENTATIONS.values() for name in known})
+            raise AdaptError(f"{name!r} is no augmentation", hint=f"one of: {', '.join(every)}")
+        if not set(kinds) & set(holds):
             raise AdaptError(
-                f"the augmentation {name} changes {found.holds}, and {task.name} reads none",
+                f"the augmentation {name} changes {' or '.join(kinds)}, and {task.name} reads none",
                 hint="leave it out",
             )
-        changes.append((role, found.prepare(base, argument)))
-
-    def encode(rows: Mapping[str, Sequence[Any]], *, rng: np.random.Generator) -> dict[str, list[Any]]:
-        made = dict(rows)
-        for role, change in changes:
-            made[role] = [change(x, rng) if rng.random() < SHARE else x for x in made[role]]
-        return task.encode(base, spec, made)
-
-    return encode
+        if "text" in kinds and "text" in holds:
+            texts.append(TEXTS[name](base, argument))
+        else:
+            media.append(name)
+    return Augment(tuple(texts), holds.get("text", ""), tuple(media))
 
 
 def swap(text: str, rng: np.random.Generator) -> str:
@@ -90,7 +100,7 @@ def delete(text: str, rng: np.random.Generator) -> str:
 
 
 def insert(text: str, rng: np.random.Generator) -> str:
-    """Words of the text are put into it once more elsewhere; EDA's random insertion takes synonyms of them."""
+    """Words of the text are put into it once more elsewhere; EDA's insertion takes their synonyms."""
     words, gaps = _words(text)
     for _ in range(_count(words)):
         word, at = words[rng.integers(len(words))], int(rng.integers(len(words) + 1))
@@ -100,13 +110,13 @@ def insert(text: str, rng: np.random.Generator) -> str:
 
 
 def replace(text: str, rng: np.random.Generator, *, synonyms: Synonyms) -> str:
-    """A tenth of the words, at least one, where they have synonyms, become one of these (EDA's replacement)."""
+    """A tenth of the words, at least one, become synonyms, where they have some (EDA's replacement)."""
     words, gaps = _words(text)
     wanted = _count(words)
     for i in rng.permutation(len(words)):
         others = synonyms(words[i].lower()) if wanted else ()
         if others:
-            words[i] = others[rng.integers(len(others))]
+            words[i] = others[int(rng.integers(len(others)))]
             wanted -= 1
     return _joined(words, gaps)
 
@@ -152,7 +162,7 @@ def nearest_words(base: Base) -> Synonyms:
     numbers = np.array(sorted(whole))
     number_of = {word.lower(): number for number, word in whole.items()}
 
-    @lru_cache(maxsize=None)
+    @cache
     def nearest(word: str) -> tuple[str, ...]:
         if word not in number_of:
             return ()
@@ -172,16 +182,15 @@ def _noise(text: str, rng: np.random.Generator) -> str:
     return typos(text, RATE, rng)
 
 
-AUGMENTATIONS: Mapping[str, Augmentation] = {
-    made.name: made
-    for made in (
-        Augmentation("noise", "text", lambda base, _: _noise, "slips of the keyboard in a tenth of the words"),
-        Augmentation("swap", "text", lambda base, _: swap, "words change places"),
-        Augmentation("delete", "text", lambda base, _: delete, "words are left out"),
-        Augmentation("insert", "text", lambda base, _: insert, "words are said once more"),
-        Augmentation("synonyms", "text", _synonyms,
-                     "words of a file (synonyms:FILE), or near ones in the base's embedding table"),
-    )
+TEXTS: Mapping[str, Callable[[Base, str], Change]] = {  # `name:ARGUMENT` gives the argument
+    "noise": lambda base, _: _noise,
+    "swap": lambda base, _: swap,
+    "delete": lambda base, _: delete,
+    "insert": lambda base, _: insert,
+    "synonyms": _synonyms,
+}
+AUGMENTATIONS: Mapping[str, Mapping[str, Any]] = {  # by what the role of a task holds
+    "text": TEXTS, "image": augment_media.IMAGES, "audio": augment_media.SOUNDS,
 }  # fmt: skip
 
 

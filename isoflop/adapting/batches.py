@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from isoflop.adapting.augment import Augment
 from isoflop.errors import AdaptError
 from isoflop.progress import Progress
+from isoflop.store import HASH_DIGITS
 from isoflop.tasks.protocol import Base, Spec, Task
 
 if TYPE_CHECKING:
@@ -19,20 +23,22 @@ if TYPE_CHECKING:
 MIXED = 50  # batches that are sorted by length together, so that a batch has rows of near lengths
 CUT = "cut"
 
-Encode = Callable[[Mapping[str, Sequence[Any]]], dict[str, list[Any]]]
 Batch = dict[str, "Tensor"]
+Lengths = NDArray[np.int64]
 
 
 class Rows:
-    """Encoded rows of a task."""
+    """Encoded rows of a task; the folder keeps them for whoever asks for the same."""
 
     def __init__(self, task: Task, base: Base, spec: Spec, rows: Dataset, folder: Path, name: str) -> None:
         self.task, self.base, self.spec, self.raw = task, base, spec, rows
         if not len(rows):
             raise AdaptError(f"there are no examples for {name}", hint="give more rows, or other shares")
+        known = f"{rows._fingerprint} {task.name} {spec.digest()} {base.folder} {base.max_length}"
+        key = hashlib.sha256(known.encode()).hexdigest()[:HASH_DIGITS]
         self.features = rows.map(
             lambda some: task.encode(base, spec, some), batched=True, remove_columns=rows.column_names,
-            cache_file_name=str(folder / f"{name}.arrow"), load_from_cache_file=False, new_fingerprint=name,
+            cache_file_name=str(folder / f"{key}.arrow"), load_from_cache_file=True, new_fingerprint=key,
         )  # fmt: skip
         if len(self.features) != len(rows):
             raise AdaptError(
@@ -48,7 +54,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.raw)
 
-    def _lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _lengths(self) -> Lengths:
         """(n,) tokens of each input, with those of its target where that is text too; 0 of what has none."""
         total = np.zeros(len(self), np.int64)
         for name in ("input_ids", "labels"):
@@ -60,11 +66,20 @@ class Rows:
                     total += pc.list_value_length(column).to_numpy()
         return total
 
-    def features_of(self, numbers: Sequence[int], change: Encode | None = None) -> list[dict[str, Any]]:
-        """Of those rows; `change` encodes their raw rows anew."""
-        columns = self.features[list(numbers)] if change is None else change(self.raw[list(numbers)])
-        kept = {name: values for name, values in columns.items() if name != CUT}
-        return [dict(zip(kept, values, strict=True)) for values in zip(*kept.values(), strict=True)]
+    def features_of(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Of those rows."""
+        return _by_row(self.features[list(numbers)])
+
+    def augmented(
+        self, numbers: Sequence[int], augment: Augment, rng: np.random.Generator
+    ) -> list[dict[str, Any]]:
+        """The same, changed; where texts are, the rows are encoded anew."""
+        if not augment.texts:
+            return augment.features(self.features_of(numbers), rng)
+        rows = augment.rows(self.raw[list(numbers)], rng)
+        columns = self.task.encode(self.base, self.spec, rows)
+        columns.pop(CUT, None)
+        return augment.features(_by_row(columns), rng)
 
     def collated(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         """A padded batch."""
@@ -78,14 +93,18 @@ class Rows:
             yield numbers, self.collated(self.features_of(numbers))
 
 
-def order_of(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:
+def _by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def order_of(lengths: Lengths, size: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Row numbers of each batch of a pass, every row once: near lengths together, batches shuffled."""
     rng = np.random.default_rng((seed, epoch))
-    rows, known = rng.permutation(len(lengths)), np.asarray(lengths)
+    rows = rng.permutation(len(lengths))
     batches = []
     for start in range(0, len(rows), MIXED * size):
         some = rows[start : start + MIXED * size]
-        some = some[np.argsort(-known[some], kind="stable")]
+        some = some[np.argsort(-lengths[some], kind="stable")]
         batches += [some[i : i + size].tolist() for i in range(0, len(some), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 

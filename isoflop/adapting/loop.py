@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from isoflop.adapting.augment import augmented
+from isoflop.adapting.augment import augment_for
 from isoflop.adapting.batches import Rows, tell_cut
 from isoflop.adapting.methods import prepared
 from isoflop.adapting.objective import Teacher
@@ -48,14 +49,15 @@ def fine_tune(
     task: Task, base: Base, spec: Spec, train: Dataset, validation: Dataset, config: AdaptConfig, *,
     seconds: float | None = None, report: Report = lambda point: False, progress: Progress | None = None,
     initial: nn.Module | None = None, checkpoint: Path | None = None, teacher: Teacher | None = None,
-    penalty: Penalty | None = None, replay: Dataset | None = None,
+    penalty: Penalty | None = None, replay: Dataset | None = None, features: Path | None = None,
 ) -> Tuned:  # fmt: skip
     """Adapt the base to the task; the best weights by the chief metric on `validation` are kept.
 
-    It takes `seconds` at most, encoding and scores among them; `report` hears each score. `initial` is trained
-    as it is, in place of a new model: what requires gradients of it. `checkpoint` is a folder: called again
+    It takes `seconds` at most, encoding and scores among them; `report` hears each score. `initial` is
+    trained as it is, in place of a new model: what requires gradients of it. `checkpoint` is a folder: called again
     after a kill it goes on there. A `teacher` gives logits of a batch, `penalty` adds gradients, and of
-    `replay` the share `config.replay` of each batch is drawn.
+    `replay` the share `config.replay` of each batch is drawn. A folder `features` keeps encoded rows for the
+    next call.
 
     Raises AdaptError for a method, option or data that do not fit or a loss that is not finite, BudgetError
     where the time is too short for one step, CorruptError for a damaged checkpoint; Interrupted, saved, at
@@ -63,7 +65,7 @@ def fine_tune(
     """
     progress = progress or Silent()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), heeded(progress) as pressed:
+    with _kept(features) as folder, torch.random.fork_rng(), heeded(progress) as pressed:
         torch.manual_seed(config.seed)
         device = device_for()
         check_precision(config.precision, device, progress)
@@ -72,23 +74,26 @@ def fine_tune(
         if config.dropout is not None:
             set_dropout(model, config.dropout)
         training = Training(task, model, spec, config, device, teacher, penalty)
-        rows = Rows(task, base, spec, train, Path(folder), "training")
+        rows = Rows(task, base, spec, train, folder, "training")
         tell_cut(rows, "training", progress)
-        held = Rows(task, base, spec, validation, Path(folder), "validation")
-        earlier = Rows(task, base, spec, replay, Path(folder), "replay") if replay is not None else None
-        change = augmented(task, base, spec, config.augment) if config.augment else None
-        running = Running(training, rows, held, earlier, change, Clock(started, seconds), device)
+        held = Rows(task, base, spec, validation, folder, "validation")
+        earlier = Rows(task, base, spec, replay, folder, "replay") if replay is not None else None
+        augment = augment_for(task, base, config.augment) if config.augment else None
+        running = Running(training, rows, held, earlier, augment, Clock(started, seconds), device)
         trial = running.run(report, progress, pressed, checkpoint)
     return Tuned(model.eval(), trial, rows.cut)
 
 
 def predict_all(
     task: Task, base: Base, spec: Spec, model: nn.Module, rows: Dataset, *, batch: int = 32,
-    progress: Progress | None = None,
+    progress: Progress | None = None, features: Path | None = None,
 ) -> list[Any]:  # fmt: skip
-    """One prediction for each row, in the rows' order and the form that the task's metrics take."""
-    with tempfile.TemporaryDirectory() as folder:
-        encoded = Rows(task, base, spec, rows, Path(folder), "prediction")
+    """One prediction for each row, in the rows' order and the form that the task's metrics take.
+
+    A folder `features` keeps encoded rows for the next call.
+    """
+    with _kept(features) as folder:
+        encoded = Rows(task, base, spec, rows, folder, "prediction")
         tell_cut(encoded, "prediction", progress or Silent())
         return predicted(encoded, model, batch, progress or Silent())
 
@@ -96,3 +101,14 @@ def predict_all(
 def scores_of(task: Task, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Score, ...]:
     """Every metric of the task, the chief one first, with bootstrap intervals."""
     return tuple(scored(METRICS[name], predictions, references) for name in task.metrics)
+
+
+@contextmanager
+def _kept(folder: Path | None) -> Iterator[Path]:
+    """The folder, or one for this block alone."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(own)

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from isoflop.adapting.parts import depths, linear_layers, model_type, new_parameters, stacks
+from isoflop.adapting.parts import (
+    depths,
+    linear_layers,
+    model_type,
+    new_parameters,
+    pretrained_parts,
+    stacks,
+)
 from isoflop.errors import AdaptError
 from isoflop.tasks.protocol import DECODER, ENCODER, Base
 
@@ -93,9 +100,8 @@ def merged(model: nn.Module) -> nn.Module:
         return model
     if model.active_peft_config.is_prompt_learning:
         raise AdaptError(
-            f"{model.active_peft_config.peft_type.value.lower()} puts vectors before inputs, which no weights "
-            "can hold",
-            hint="save it beside its base",
+            f"the vectors of {model.active_peft_config.peft_type.value.lower()} are no weights of a plain model",
+            hint="save them beside it",
         )
     plain: nn.Module = model.merge_and_unload()
     return plain
@@ -112,7 +118,7 @@ class Bottleneck(nn.Module):
     """x + W_up gelu(W_down x), the identity at first (Houlsby et al., arXiv 1902.00751, section 2.1).
 
     One after each block, rather than two in it as theirs: outputs of blocks have one form in every
-    architecture, and Pfeiffer et al. (arXiv 2005.00247, section 3.1) find one as good.
+    architecture, and Pfeiffer et al. (arXiv 2005.00247) find one as good.
     """
 
     def __init__(self, d: int, width: int) -> None:
@@ -128,7 +134,7 @@ class Bottleneck(nn.Module):
 
 def _full(model: nn.Module, base: Base, new: set[str], options: Options) -> nn.Module:
     _no_more(options)
-    return model.requires_grad_(True)
+    return model
 
 
 def _probe(model: nn.Module, base: Base, new: set[str], options: Options) -> nn.Module:
@@ -142,7 +148,7 @@ def _last_layers(model: nn.Module, base: Base, new: set[str], options: Options) 
     _no_more(options, "layers")
     found, top = depths(model)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(found[name] >= top - layers)
+        weight.requires_grad_(weight.requires_grad and found[name] > top - 1 - layers)
     return model
 
 
@@ -150,10 +156,11 @@ def _adapters(model: nn.Module, base: Base, new: set[str], options: Options) -> 
     width = options.get("width", WIDTH)
     _no_more(options, "width")
     model.requires_grad_(False)
-    for stack in stacks(model).values():
-        for block in stack:
-            block.add_module("bottleneck", Bottleneck(base.config.hidden_size, width))
-            block.register_forward_hook(_after_block)
+    for _, part in pretrained_parts(model):
+        for stack in stacks(part).values():
+            for block in stack:
+                block.add_module("bottleneck", Bottleneck(part.config.hidden_size, width))
+                block.register_forward_hook(_after_block)
     return model
 
 
@@ -172,7 +179,7 @@ def _tuned(config_class: str, **defaults: Any) -> Callable[..., nn.Module]:
         given: dict[str, Any] = {**defaults, **options}
         if config_class != "IA3Config":  # its layers are of two kinds, which peft knows by architecture
             given.setdefault("target_modules", linear_layers(model, new))
-        made: nn.Module = peft.get_peft_model(model, getattr(peft, config_class)(**given))  # type: ignore[arg-type]
+        made: nn.Module = peft.get_peft_model(model, getattr(peft, config_class)(**given))
         return made
 
     return apply
@@ -188,7 +195,7 @@ def _prompted(config_class: str) -> Callable[..., nn.Module]:
         if config_class == "PromptEncoderConfig":
             given.setdefault("encoder_hidden_size", base.config.hidden_size)
         _check_room(base, given["num_virtual_tokens"])
-        made: nn.Module = peft.get_peft_model(model, getattr(peft, config_class)(**given))  # type: ignore[arg-type]
+        made: nn.Module = peft.get_peft_model(model, getattr(peft, config_class)(**given))
         return made
 
     return apply
@@ -199,8 +206,8 @@ def _check_room(base: Base, tokens: int) -> None:
     most = getattr(base.config, "max_position_embeddings", None)
     if most and base.max_length + tokens > most:
         raise AdaptError(
-            f"{tokens} vectors before inputs of {base.max_length} tokens are more than the {most} positions of "
-            f"{base.folder}",
+            f"{tokens} vectors before inputs of {base.max_length} tokens are more than the {most} positions "
+            f"of {base.folder}",
             hint=f"give --max-length {most - tokens}",
         )
 
@@ -222,8 +229,10 @@ def _has_blocks(model: nn.Module, base: Base) -> bool:
 
 
 def _has_width(model: nn.Module, base: Base) -> bool:
-    """Blocks of one width each."""
-    return bool(stacks(model)) and isinstance(getattr(base.config, "hidden_size", None), int)
+    """Blocks, all of one width."""
+    parts = [part for _, part in pretrained_parts(model)]
+    widths = [getattr(part.config, "hidden_size", None) for part in parts]
+    return bool(stacks(model)) and all(isinstance(width, int) for width in widths)
 
 
 def _ia3_knows(model: nn.Module, base: Base) -> bool:
@@ -233,7 +242,7 @@ def _ia3_knows(model: nn.Module, base: Base) -> bool:
 
 
 def _takes_prefix(model: nn.Module, base: Base) -> bool:
-    """Keys and values given before the input's: models of text; not encoder-decoders under a head of labels."""
+    """Keys and values given before the input's: not of encoder-decoders under a head of labels."""
     purpose = _purpose(model)
     return purpose == "SEQ_2_SEQ_LM" or (purpose is not None and base.kind in (ENCODER, DECODER))
 
@@ -257,16 +266,16 @@ METHODS: Mapping[str, Method] = {
         Method("dora", 5e-4, ASSUMED + ": LoRA's", True,
                _tuned("LoraConfig", r=RANK, lora_alpha=2 * RANK, use_dora=True), _has_linear,
                "LoRA of the direction, beside the magnitude (Liu et al., arXiv 2402.09353)"),
-        Method("adalora", 1e-3, "Zhang et al., arXiv 2303.10512, table 6: 5e-4 to 2.2e-3 by task", True,
+        Method("adalora", 1e-3, "Zhang et al., arXiv 2303.10512, appendix: 5e-4 to 2.2e-3 by task", True,
                _tuned("AdaLoraConfig", init_r=12, target_r=RANK, lora_alpha=2 * RANK, total_step=1),
                _has_linear, "LoRA whose rank goes where it counts (Zhang et al., arXiv 2303.10512)"),
         Method("adapters", 3e-4, "Houlsby et al., arXiv 1902.00751, section 3.2: 3e-5 to 3e-3", False,
-               _adapters, _has_width, "a small bottleneck after each block (Houlsby et al., arXiv 1902.00751)"),
-        Method("ia3", 3e-3, "Liu et al., arXiv 2205.05638, section 3.6", True, _tuned("IA3Config"),
-               _ia3_knows, "one factor for each key, value and feed-forward unit (Liu et al., arXiv 2205.05638)"),
+               _adapters, _has_width, "a bottleneck after each block (Houlsby et al., arXiv 1902.00751)"),
+        Method("ia3", 3e-3, "Liu et al., arXiv 2205.05638, with Adafactor", True, _tuned("IA3Config"),
+               _ia3_knows, "factors of keys, values and feed-forward units (Liu et al., arXiv 2205.05638)"),
         Method("prefix", 5e-3, ASSUMED, False, _prompted("PrefixTuningConfig"), _takes_prefix,
                "keys and values put before every layer's (Li and Liang, arXiv 2101.00190)"),
-        Method("prompt", 3e-2, ASSUMED + ": a tenth of the 0.3 of Lester et al., which is for Adafactor", False,
+        Method("prompt", 3e-2, ASSUMED + ": a tenth of the 0.3 of Lester et al. with Adafactor", False,
                _prompted("PromptTuningConfig"), _takes_prompt,
                "vectors put before the input (Lester et al., arXiv 2104.08691)"),
         Method("p-tuning", 1e-3, ASSUMED, False, _prompted("PromptEncoderConfig"), _takes_prompt,

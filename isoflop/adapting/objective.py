@@ -112,8 +112,8 @@ class Objective:
 def mix(batch: Batch, alpha: float, rng: np.random.Generator) -> Mixed:
     """Mixup: lambda of each example and 1 - lambda of another, lambda of Beta(alpha, alpha) for the batch.
 
-    Of images the pixels are mixed (Zhang et al., arXiv 1710.09412, section 2), of texts the embeddings (Guo et
-    al., arXiv 1905.08941, wordMixup). Raises AdaptError where an example has not one target.
+    Of images the pixels are mixed (Zhang et al., arXiv 1710.09412, section 2), of texts the embeddings (Guo
+    et al., arXiv 1905.08941, wordMixup). Raises AdaptError where an example has not one target.
     """
     labels = batch["labels"]
     if labels.dim() != 1 and not labels.is_floating_point():
@@ -127,13 +127,15 @@ def mix(batch: Batch, alpha: float, rng: np.random.Generator) -> Mixed:
         return share * x + (1 - share) * x[other]
 
     targets = ((share, batch), (1 - share, {**batch, "labels": labels[other]}))
+    inputs = dict(batch)
     if "pixel_values" in batch:
-        return Mixed({**batch, "pixel_values": mixed(batch["pixel_values"])}, targets, None)
-    if "input_ids" not in batch:
+        inputs["pixel_values"] = mixed(batch["pixel_values"])
+    if "input_ids" in batch:
+        inputs["attention_mask"] = batch["attention_mask"] | batch["attention_mask"][other]
+    elif "pixel_values" not in batch:
         raise AdaptError("mixup mixes pixels or embeddings of tokens, and these inputs are neither",
                          hint="leave it out")  # fmt: skip
-    mask = batch["attention_mask"]
-    return Mixed({**batch, "attention_mask": mask | mask[other]}, targets, mixed)
+    return Mixed(inputs, targets, mixed if "input_ids" in batch else None)
 
 
 def divergence(first: Tensor, second: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:

@@ -17,13 +17,16 @@ def stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{other}.") for other in found)
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside:
+        if isinstance(module, nn.ModuleList) and not inside:
             found[name] = module
     return found
 
 
 def depths(model: nn.Module) -> tuple[dict[str, int], int]:
-    """Depth of each parameter, and the greatest: 0 before the blocks, 1 in the first, n + 1 after the last."""
+    """Depth of each parameter, and the greatest: 0 before the n blocks, 1 in the first, n + 1 after the last.
+
+    Blocks of a decoder come after those of its encoder.
+    """
     starts, blocks = {}, 0
     for name, stack in stacks(model).items():
         starts[name] = blocks
@@ -41,10 +44,10 @@ def depths(model: nn.Module) -> tuple[dict[str, int], int]:
 
 def new_parameters(model: nn.Module, folder: Path) -> set[str]:
     """Names of what has to be trained whatever the method: parameters that the folder's weights lack, or have
-    in another shape, and heads of labels."""
+    in another shape, and heads of labels; but for what the model keeps fixed."""
     stored = _stored_shapes(folder)
     known: set[str] = set()
-    for path, part in _pretrained(model):
+    for path, part in pretrained_parts(model):
         prefix = part.base_model_prefix
         for name, weight in part.named_parameters():
             own = name.removeprefix(f"{prefix}.")
@@ -52,8 +55,8 @@ def new_parameters(model: nn.Module, folder: Path) -> set[str]:
                 known.add(f"{path}.{name}" if path else name)
     return {
         name
-        for name, _ in model.named_parameters()
-        if name not in known or any(piece in HEADS for piece in name.split("."))
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and (name not in known or any(piece in HEADS for piece in name.split(".")))
     }
 
 
@@ -75,7 +78,7 @@ def model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
-def _pretrained(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def pretrained_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The outermost models of transformers in it, with where they are."""
     from transformers import PreTrainedModel
 
@@ -83,7 +86,7 @@ def _pretrained(model: nn.Module) -> Iterator[tuple[str, Any]]:
         yield "", model
         return
     for name, child in model.named_children():
-        for path, part in _pretrained(child):
+        for path, part in pretrained_parts(child):
             yield f"{name}.{path}" if path else name, part
 
 

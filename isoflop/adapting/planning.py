@@ -31,8 +31,8 @@ def steps_that_fit(pace: Pace, evaluations: int, seconds: float) -> tuple[int, i
 
 
 def rate(step: int, total: int, warmup: float) -> float:
-    """Of step 0, 1, ... as a share of the peak: up in a straight line for the share `warmup` of the steps, then
-    down to zero, which step `total` would have (Devlin et al., arXiv 1810.04805, appendix A.2)."""
+    """Of step 0, 1, ... as a share of the peak: up in a straight line for the share `warmup` of the steps,
+    then down to zero, which step `total` would have (Devlin et al., arXiv 1810.04805, appendix A.2)."""
     warm = warmup * total
     if step + 1 <= warm:
         return (step + 1) / warm

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from isoflop.metrics.protocol import Score
-from isoflop.records import Record
+from isoflop.records import Interval, Record
 from isoflop.tasks.protocol import Spec
 
 
@@ -67,6 +67,34 @@ class Trial(Record):
     stopped: str = ""  # "pruned", "patience", "budget", or an error's sentence; "": it ran to its end
 
 
+class LawPoint(Record):
+    """A run of the law of a task."""
+
+    who: str  # "chosen", "default", or the folder of a further base model
+    params: int  # N of its base model
+    examples: int  # n, that it learned from
+    seed: int
+    score: Score  # the chief metric on the test examples
+    seconds: float
+
+
+class TaskLaw(Record):
+    """The chief metric against training examples, and against size where further base models were given."""
+
+    metric: str
+    passes: float  # over their examples, of every run
+    points: tuple[LawPoint, ...] = ()
+    law: dict[str, float] = Field(
+        default_factory=dict
+    )  # error(n) = E + beta n^-c, of the chosen configuration
+    now: float | None = None  # the score that it gives for all examples
+    twice_labels: Interval | None = None  # score of a new run with twice the examples
+    twice_model: Interval | None = None  # and with twice the parameters
+    doublings: Interval | None = None  # of the examples that full fine-tuning would need for the same score
+    undefined_share: float = 0.0  # of draws in which it never reaches that score
+    sentences: tuple[str, ...] = ()
+
+
 class Adapted(Record):
     """An adapted model: where it is, how it was found, and what it scores on examples not chosen by."""
 
@@ -88,3 +116,4 @@ class Adapted(Record):
     flops: float  # of all trials
     model: str  # artifact folder, relative to the project
     notes: tuple[str, ...] = ()
+    law: TaskLaw | None = None

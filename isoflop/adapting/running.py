@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,11 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def units(batch: Batch) -> int:
-    """What a batch's FLOPs go with: tokens of inputs and targets with padding; else its examples."""
-    tokens = sum(
-        batch[name].numel() for name in ("input_ids", "labels") if name in batch and batch[name].dim() > 1
-    )
-    return tokens or len(next(iter(batch.values())))
+    """What a batch's FLOPs go with: tokens of inputs and targets, padding among them; else its examples."""
+    if "input_ids" not in batch:
+        return len(next(iter(batch.values())))
+    targets = batch["labels"].numel() if batch["labels"].dim() > 1 else 0
+    return batch["input_ids"].numel() + targets
 
 
 class Clock:
@@ -111,10 +110,10 @@ class Running:
 
     def __init__(
         self, training: Training, train: Rows, validation: Rows, replay: Rows | None,
-        change: Augment | None, clock: Clock, device: torch.device,
+        augment: Augment | None, clock: Clock, device: torch.device,
     ) -> None:  # fmt: skip
         self.training, self.train, self.validation, self.replay = training, train, validation, replay
-        self.config, self.change, self.clock, self.device = training.config, change, clock, device
+        self.config, self.augment, self.clock, self.device = training.config, augment, clock, device
         self.metric = METRICS[train.task.metrics[0]]
         self.references = train.task.references(train.spec, validation.raw)
         self.replayed = round(self.config.replay * self.config.batch) if replay is not None else 0
@@ -172,8 +171,11 @@ class Running:
         if self.order[0] != epoch:
             self.order = epoch, order_of(self.train.lengths, self.fresh, seed=seed, epoch=epoch)
         rng = np.random.default_rng((seed, step))
-        features = self.train.features_of(
-            self.order[1][number], self.change and partial(self.change, rng=rng)
+        rows = self.order[1][number]
+        features = (
+            self.train.features_of(rows)
+            if self.augment is None
+            else self.train.augmented(rows, self.augment, rng)
         )
         if self.replay is not None and self.replayed:
             features += self.replay.features_of(rng.integers(len(self.replay), size=self.replayed).tolist())
@@ -210,12 +212,15 @@ class Running:
 
     def _measure(self) -> None:
         """The FLOPs of a first step, and with a time to keep how long steps and scores take."""
-        first = self._batch(self.place.step)
-        self.place.flops_per_unit = self.training.flops_of(first) / units(first)
-        if self.clock.limit is not None:
+        training = self.training
+        with training.nothing_kept():
+            first = self._batch(0)
+            self.place.flops_per_unit = training.flops_of(first) / units(first)
+            if self.clock.limit is None:
+                return
             for step in range(REHEARSED):
                 begun = time.monotonic()
-                self.training.rehearse(self._batch(step))
+                training.gradients(self._batch(step), step)
                 self.clock.steps.append(time.monotonic() - begun)
             self.clock.scorings.append(self._rehearsed_scoring())
 
@@ -225,8 +230,8 @@ class Running:
         if not self.place.total:
             pace = self.clock.pace
             raise BudgetError(
-                f"{self.clock.limit:.1f} seconds are too few: {self.clock.seconds:.1f} are over, and one step "
-                f"with one score takes {sum(pace):.1f} more",
+                f"{self.clock.limit:.1f} seconds are too few: {self.clock.seconds:.1f} are over, and one "
+                f"step with one score takes {sum(pace):.1f} more",
                 hint="give more time, fewer validation examples, or a smaller model",
             )
 

@@ -4,8 +4,8 @@
     isoflop_task.json                                     the task, its spec, how it was adapted
     adapted.safetensors                                   only of methods that cannot be merged: what learned
 
-A folder of the latter kind has the base's own weights too, so that it needs no other folder; the method is put
-on again when it is read, and all that learned, the head among it, has the values of `adapted.safetensors`.
+A folder of the latter kind has the base's own weights too, so that it needs no other folder; the method is
+put on again when it is read, and all that learned, the head among it, is in `adapted.safetensors`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -46,7 +46,10 @@ class Saved(Record):
 def save_adapted(
     folder: Path, task: Task, base: Base, spec: Spec, config: AdaptConfig, model: nn.Module
 ) -> None:
-    """Write the model; the folder appears whole or not at all. What can be merged is, in `model` itself."""
+    """Write the model; the folder appears whole or not at all.
+
+    What can be merged is, in `model` itself; of other methods the base's weights are read anew.
+    """
     from safetensors.torch import save_file
 
     says = Saved(task=task.name, spec=spec, config=config, max_length=base.max_length)
@@ -56,14 +59,15 @@ def save_adapted(
             temp.mkdir(parents=True)
             base.processor.save_pretrained(temp)
             (temp / TASK).write_text(says.model_dump_json(indent=2))
-            if method_of(config.method).merges:
-                merged(model).save_pretrained(temp)
-            else:
+            plain: Any = merged(model) if method_of(config.method).merges else task.build(base, spec)
+            plain.save_pretrained(temp)
+            if not method_of(config.method).merges:
                 learned = {
-                    n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad
+                    name: p.detach().cpu().contiguous()
+ for name, p in model.named_parameters()
+ if p.requires_grad
                 }
                 save_file(learned, temp / ADAPTED)
-                task.build(base, spec).save_pretrained(temp)
             keep_folder(temp, folder)
         finally:
             shutil.rmtree(temp, ignore_errors=True)
@@ -72,7 +76,7 @@ def save_adapted(
 def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
     """What `save_adapted` wrote; the model is in evaluation mode.
 
-    Raises AdaptError for a folder that is no adapted model, CorruptError for one that is not what was written.
+    Raises AdaptError for a folder that is no adapted model, CorruptError for one that was changed since.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

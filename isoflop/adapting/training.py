@@ -55,7 +55,12 @@ class Training:
         """One step of the optimizer; returns the loss. Raises AdaptError where it is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * group["share"] * rate(number, total, self.config.warmup)
-        loss = float(self._gradients(batch, number))
+        loss = float(self.gradients(batch, number))
+        self.precision.unscale()
+        if self.penalty is not None:
+            self.penalty(self.model)
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.config.grad_clip)
         self.precision.step()
         if self.precision.failed(loss):
             raise AdaptError(
@@ -72,36 +77,26 @@ class Training:
             mean.lerp_(self.trained[name].detach(), 1 - decay)
         return loss
 
-    def _gradients(self, batch: Batch, number: int) -> Tensor:
-        loss = self.objective.gradients(
-            batch, np.random.default_rng((self.config.seed, number, 1)), self.precision
-        )
+    def gradients(self, batch: Batch, number: int) -> Tensor:
+        """Add those of step `number`; returns the loss."""
+        rng = np.random.default_rng((self.config.seed, number, 1))
+        loss = self.objective.gradients(batch, rng, self.precision)
         if self.ranks is not None:
             self.precision.backward(self.ranks.penalty())
-        self.precision.unscale()
-        if self.penalty is not None:
-            self.penalty(self.model)
-        if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self.trained.values(), self.config.grad_clip)
         return loss
 
     def flops_of(self, batch: Batch) -> float:
         """Of the gradients of a batch, counted as they are computed (torch's counter of matrix products)."""
-        with self.nothing_kept(), FlopCounterMode(display=False) as counter:
-            self._gradients(batch, 0)
+        with FlopCounterMode(display=False) as counter:
+            self.gradients(batch, 0)
         return float(counter.get_total_flops())
-
-    def rehearse(self, batch: Batch) -> None:
-        """Compute gradients and drop them."""
-        with self.nothing_kept():
-            self._gradients(batch, 0)
 
     @contextmanager
     def nothing_kept(self) -> Iterator[None]:
-        """After this block weights, statistics and random numbers are as before, and there are no gradients."""
-        state, buffers = torch.get_rng_state(), {n: b.clone() for n, b in self.model.named_buffers()}
-        yield
-        torch.set_rng_state(state)
+        """After this block layers' statistics and random numbers are as before, and no gradients are left."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with torch.random.fork_rng():
+            yield
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,6 +168,7 @@ def groups_of(model: nn.Module, config: AdaptConfig) -> list[dict[str, Any]]:
 
 def set_dropout(model: nn.Module, p: float) -> None:
     """Every dropout's share, also of attention layers that keep it as a number."""
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
@@ -181,7 +177,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 
 class _Ranks:
-    """AdaLoRA's budget of ranks (Zhang et al., arXiv 2303.10512, section 3), which it moves while it trains."""
+    """AdaLoRA's budget of ranks, which moves while it trains (Zhang et al., arXiv 2303.10512, section 3)."""
 
     WAIT, END = 0.1, 0.3  # shares of the steps before and after; assumption: theirs differ by task
 

@@ -54,7 +54,7 @@ class Masked:
         if self.words:
             order = np.take_along_axis(order, _word_numbers(ids_bt, corpus), axis=1)
         (mask,) = special_ids(self.special, corpus)
-        return _hide(ids_bt, order, kind, other, self.predicted(ids_bt.shape[1]), mask, corpus.vocab_size)
+        return hide(ids_bt, order, kind, other, self.predicted(ids_bt.shape[1]), mask, corpus.vocab_size)
 
 
 class MaskedNext:
@@ -92,7 +92,7 @@ class MaskedNext:
         ids_bt, where_bt, label_b = _pairs(windows_bu[:, :-1].numpy(), text, cls, sep, rng)
         order, kind, other = rng.random((3, *ids_bt.shape))
         order[where_bt] = 2.0  # special tokens come last
-        inputs, targets = _hide(
+        inputs, targets = hide(
             ids_bt, order, kind, other, self.predicted(ids_bt.shape[1]), mask, corpus.vocab_size
         )
         return inputs, torch.cat([targets, torch.from_numpy(label_b)[:, None]], dim=1)
@@ -118,7 +118,7 @@ def _pairs(
     return pairs, where, label_b
 
 
-def _hide(
+def hide(
     ids_bt: Ids, order: NDArray[np.float64], kind: NDArray[np.float64], other: NDArray[np.float64],
     count: int, mask: int, vocab_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from isoflop.errors import AdaptError
+from isoflop.tasks.labels import UNSEEN, numbers_of
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, LossOptions, Role, Spec
-from isoflop.tasks.text import encode_texts, headed, padded
+from isoflop.tasks.text import encode_texts, head_logits, headed, padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +24,10 @@ LABEL = Role("label", ("label", "class", "category", "target", "sentiment", "sta
 
 
 class Classification:
-    """Labels are numbered in sorted order; the head is the base's own for sequences."""
+    """Labels are numbered in sorted order; the head is the base's own for sequences.
+
+    A label that training had not is UNSEEN: no prediction of its example is right.
+    """
 
     name: ClassVar[str] = "classification"
     roles: ClassVar[tuple[Role, ...]] = (TEXT, LABEL)
@@ -50,7 +54,7 @@ class Classification:
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         features = encode_texts(base, spec, rows["text"])
         if "label" in rows:
-            features["labels"] = [spec.labels.index(str(label)) for label in rows["label"]]
+            features["labels"] = numbers_of(spec, rows["label"])
         return features
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -60,14 +64,12 @@ class Classification:
         return batch
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        found: Tensor = model(**inputs).logits
-        return found
+        return head_logits(model, batch)
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], options: LossOptions) -> Tensor:
         return torch.nn.functional.cross_entropy(
             logits, batch["labels"], weight=options.label_weights, reduction="none",
-            label_smoothing=options.label_smoothing,
+            label_smoothing=options.label_smoothing, ignore_index=UNSEEN,
         )  # fmt: skip
 
     def predict(self, model: nn.Module, base: Base, spec: Spec, batch: Mapping[str, Tensor]) -> list[Any]:
@@ -75,4 +77,4 @@ class Classification:
         return list(self.logits(model, batch).float().softmax(-1).cpu().numpy())
 
     def references(self, spec: Spec, rows: Dataset) -> list[Any]:
-        return [spec.labels.index(str(label)) for label in rows["label"]]
+        return numbers_of(spec, rows["label"])

@@ -42,6 +42,7 @@ class Spec(Record):
     max_length: int = 0  # tokens of an input at most; 0: the base's own
     source: str = ""  # of tasks from text to text: what comes before an input
     extra: Mapping[str, Any] = {}  # plain JSON values of one task alone
+    notes: tuple[str, ...] = ()  # sentences on how the training rows were read, which users should see
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,17 @@ class Task(Protocol):
         """The base's weights under this task's head. Raises AdaptError for a base of another kind."""
 
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Features of a batch of rows, for `Dataset.map`; "cut" says whether an input was shortened."""
+        """Features of a batch of rows, for `Dataset.map`; "cut" says whether an input was shortened.
+
+        One a row. Where a row is read as several windows, they are lists in its features, which `collate`
+        lays side by side and `predict` joins again (`tasks.windows`).
+        """
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """A padded batch; its "labels" are the targets."""
+        """A padded batch; its "labels" are the targets. Of windows, "example" (w,) says whose they are."""
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """(b, C), (b, t, C) or (b, t, V)."""
+        """(b, C), (b, t, C) or (b, t, V); of windows, w in the place of b."""
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], options: LossOptions) -> Tensor:
         """(b,) nats of each example, the mean over its own targets."""

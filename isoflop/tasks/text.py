@@ -19,9 +19,12 @@ def encode_texts(base: Base, spec: Spec, texts: Sequence[str], **options: Any) -
     """Ids of each text, cut to what the spec allows; `cut` says whether it was."""
     most = spec.max_length or base.max_length
     found = base.processor([str(text) for text in texts], truncation=True, max_length=most, **options)
-    whole = base.processor([str(text) for text in texts], **options)["input_ids"]
     features = {name: list(values) for name, values in found.items() if name in NAMES}
-    features["cut"] = [len(ids) > most for ids in whole]
+    if base.processor.is_fast:
+        features["cut"] = [bool(encoding.overflowing) for encoding in found.encodings]
+    else:
+        whole = base.processor([str(text) for text in texts], **options)["input_ids"]
+        features["cut"] = [len(ids) > most for ids in whole]
     return features
 
 
@@ -39,12 +42,7 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
 
     Raises AdaptError for a base of another kind.
     """
-    if base.kind not in task.kinds:
-        fits = ", ".join(task.kinds)
-        raise AdaptError(
-            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {fits}",
-            hint="name another model, or another --task",
-        )
+    check_kind(task, base)
     numbers = {"num_labels": len(spec.labels)}
     if base.kind != VISION:
         numbers["pad_token_id"] = base.processor.pad_token_id
@@ -53,3 +51,19 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
         "label2id": {label: number for number, label in enumerate(spec.labels)},
     }
     return opened(auto_class, base.folder, **numbers, **names)
+
+def check_kind(task: Task, base: Base) -> None:
+    """Raises AdaptError for a base of a kind that the task does not take, and names the tasks that do."""
+    from isoflop.tasks import fits  # it imports every task
+
+    if base.kind not in task.kinds:
+        raise AdaptError(
+            f"{base.folder} is of the kind {base.kind}, and {task.name} takes {', '.join(task.kinds)}",
+            hint=f"name another model, or a task that it fits: {', '.join(fits(base))}",
+        )
+
+
+def head_logits(model: nn.Module, batch: Mapping[str, Tensor], but: Sequence[str] = ("labels",)) -> Tensor:
+    """What the model's head says of the batch's inputs: of all in it but for those names."""
+    found: Tensor = model(**{name: value for name, value in batch.items() if name not in but}).logits
+    return found

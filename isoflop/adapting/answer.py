@@ -1,0 +1,188 @@
+"""A base model and examples in, the best adapted model that a budget buys out.
+
+    examples -> base as it is (baseline) -> search -> training of the winner -> scores on test examples -> law
+
+What is chosen is chosen by validation examples; test examples are scored by the chosen model, by the baseline
+and by the runs of the task's law. It can be killed at any moment: the same call goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.adapting.candidates import Facts, candidates, rule_for
+from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, known_labels, some
+from isoflop.adapting.lawful import law_of_task
+from isoflop.adapting.methods import METHODS, method_of
+from isoflop.adapting.pace import Seen, look
+from isoflop.adapting.prompting import prompted
+from isoflop.adapting.records import AdaptConfig, Adapted
+from isoflop.adapting.search import Search, trial_seconds
+from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
+from isoflop.metrics import Score
+from isoflop.progress import Progress, Silent
+from isoflop.records import digest
+from isoflop.store import HASH_DIGITS, Project, content_hash
+from isoflop.tasks import load_base, task_of
+from isoflop.tasks.protocol import Base
+
+ADAPTED = "adapted"
+# Shares of the budget. The long training has what the others leave, and the law's where there is none.
+BASELINE, SEARCH, LAW, SCORING = 0.05, 0.4, 0.2, 0.08
+LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
+MOST_VALIDATION = 1000  # in the search
+SCORED = 0.06  # share of a trial's time that one score of it may take
+TIMED = 16  # examples from which the time of the baseline is known
+
+
+def adapt(
+    project: Project, base: Path, task: str, data: Sequence[Path], *, budget_seconds: float,
+    method: str | None = None, columns: Mapping[str, str] | None = None, validation: Sequence[Path] = (),
+    test: Sequence[Path] = (), set: Mapping[str, Any] | None = None, max_length: int | None = None,
+    also: Sequence[Path] = (), law: bool = True, seed: int = 0, progress: Progress | None = None,
+) -> Adapted:  # fmt: skip
+    """Adapt a base to a task within a budget; the answer is also in the ledger.
+
+    `method` None: methods and learning rates are searched. `columns` are role -> column where guesses fail;
+    `validation` and `test` examples are parts of `data` where they are not given. `set` holds values of
+    `AdaptConfig` for all that is tried. `also` are further bases, which the law compares by their size.
+
+    Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
+    time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
+    """
+    began, progress = time.monotonic(), progress or Silent()
+    found, given, sources = task_of(task), dict(set or {}), Sources(data, validation, test)
+    if method is not None:
+        method_of(method)
+    opened, others = load_base(base, max_length=max_length), [load_base(folder) for folder in also]
+    hash, digests = content_hash(base)[:HASH_DIGITS], sources.digests()
+    id = digest([
+        hash, [content_hash(other.folder)[:HASH_DIGITS] for other in others], task, digests,
+        dict(columns or {}), budget_seconds, method, given, opened.max_length, law, seed,
+    ])  # fmt: skip
+    done = project.get(ADAPTED, id, Adapted)
+    if done is not None:
+        progress.log("this was adapted before; nothing to do")
+        return done
+    notes: list[str] = []
+    rows, names = sources.read(found, columns or {}, seed, notes, progress)
+    spec = found.spec(rows[TRAIN], opened)
+    rows = known_labels(rows, spec, notes)
+    record = project.get(KIND, id, Adapting) or Adapting(id=id)
+    work = Work(project, record, found, opened, spec, rows, budget_seconds, seed, notes, progress)
+    work.count("read", time.monotonic() - began)
+    answer = _answer(work, others, method, given, law)
+    done = answer.model_copy(update={
+        "base": hash, "base_path": str(base), "data": digests, "columns": names,
+    })  # fmt: skip
+    project.put(ADAPTED, done)
+    project.delete(KIND, id)
+    shutil.rmtree(work.folder, ignore_errors=True)
+    return done
+
+
+def _answer(
+    work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool
+) -> Adapted:
+    """All but what the answer says of its inputs."""
+    with work.part("open"):
+        seen = look(work.task, work.base, work.spec, work.rows[TRAIN])
+    _cap_test(work, seen)
+    baseline, says = _baseline(work)
+    search = _search(work, seen, method, given)
+    best = search.best.config
+    held = len(work.rows[TEST]) + 2 * len(work.rows[VALIDATION])
+    after = seen.pace.predicting * held + 2 * seen.pace.opening + (LAW * work.budget if law else 0.0)
+    if work.record.final is None and work.left - after > seen.pace.needed(
+        len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION])
+    ):
+        work.train(
+            best.model_copy(update={"evaluations": AdaptConfig(task="").evaluations}), work.left - after
+        )
+    name, validation, test, timed = _chosen(work)
+    config = work.record.final.config if name == FINAL and work.record.final else best
+    found = law_of_task(work, config, name, others, seen, timed) if law else None
+    model = work.project.add_artifact(
+        f"{ADAPTED}-{work.task.name}",
+        lambda folder: shutil.copytree(work.folder / name, folder, dirs_exist_ok=True),
+    )
+    trials = (*work.record.trials, *([work.record.final] if work.record.final else []))
+    return Adapted(
+        id=work.record.id, task=work.task.name, base="", base_path="", data={}, columns={},
+        examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=config,
+        trials=trials, validation=validation, test=test, baseline=baseline, baseline_says=says,
+        seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
+        flops=sum(trial.flops for trial in trials),
+    )  # fmt: skip
+
+
+def _cap_test(work: Work, seen: Seen) -> None:
+    """As many test examples as can be scored in their share of the budget."""
+    there = len(work.rows[TEST])
+    most = max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
+    work.rows[TEST] = some(work.rows[TEST], most, work.seed)
+    if len(work.rows[TEST]) < there:
+        work.notes.append(f"{len(work.rows[TEST]):,} of {there:,} test examples are scored, for want of time")
+
+
+def _baseline(work: Work) -> tuple[tuple[Score, ...], str]:
+    """The base as it is, on as many test examples as a share of the budget lets."""
+    if work.record.baseline:
+        return work.record.baseline, work.record.baseline_says
+    with work.part("baseline"):
+        rows, began = work.rows[TEST], time.monotonic()
+        found, says = _asked(work, some(rows, TIMED, work.seed))
+        each = (time.monotonic() - began) / len(found)
+        asked = some(rows, max(TIMED, int(BASELINE * work.budget / each)), work.seed)
+        if len(asked) > len(found):
+            found, says = _asked(work, asked)
+        if len(asked) < len(rows):
+            says += f"; {len(asked):,} of the {len(rows):,} test examples"
+        scores = work.scores(found, asked)
+    work.change(baseline=scores, baseline_says=says)
+    return scores, says
+
+
+def _asked(work: Work, rows: Any) -> tuple[list[Any], str]:
+    return prompted(work.task, work.base, work.spec, work.rows[TRAIN], rows, seed=work.seed)
+
+
+def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]) -> Search:
+    """The trials, those of the ledger first."""
+    n, pace = len(work.rows[TRAIN]), seen.pace
+    seconds = SEARCH * work.budget
+    facts = Facts(
+        examples=n, labels=len(work.spec.labels), params=seen.params, scratch=seen.scratch,
+        text_out=work.task.soft and not work.spec.labels,
+        passes=trial_seconds(seconds, 0.0) / (pace.training * n),
+    )  # fmt: skip
+    rates = {name: METHODS[name].lr for name in METHODS if name in seen.methods or name == method}
+    tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
+    each = trial_seconds(seconds, pace.needed(n, rule_for(facts).batch, LEAST_VALIDATION))
+    most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
+    validation = some(work.rows[VALIDATION], most, work.seed)
+    search = Search(
+        tried, given, seconds=seconds, each=each, higher=work.metric.higher_is_better,
+        done=work.record.trials,
+    )  # fmt: skip
+    search.run(
+        lambda config, seconds, report: work.attempt(config, validation, seconds, report),
+        lambda trial: work.change(trials=(*work.record.trials, trial)), work.progress,
+    )  # fmt: skip
+    return search
+
+
+def _chosen(work: Work) -> tuple[str, tuple[Score, ...], tuple[Score, ...], float]:
+    """Which model is better on the validation examples: its name, its scores, and seconds of the test's."""
+    with work.part("score"):
+        models = {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
+        scores = {name: work.scored(model, work.rows[VALIDATION]) for name, model in models.items()}
+        sign = 1 if work.metric.higher_is_better else -1
+        best = max(scores, key=lambda name: sign * scores[name][0].value)
+        began = time.monotonic()
+        test = work.scored(models[best], work.rows[TEST])
+    return best, scores[best], test, time.monotonic() - began

@@ -1,0 +1,217 @@
+"""The law of a task: what twice the labels, or twice the model, would buy.
+
+The chosen configuration is trained on nested subsets of the examples, each for as many passes, and scored on
+the test examples; so is full fine-tuning with default values, which is what label doublings count in, and
+the chosen configuration on further base models where any are given. What the budget cannot pay is left out,
+the dearest question first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from isoflop.adapting.curve import PRIOR_EXPONENT, Curves, fit_curves
+from isoflop.adapting.records import LawPoint, TaskLaw
+from isoflop.gain.compute import bounded, drawn
+from isoflop.laws import intervals
+from isoflop.laws.solve import Array
+from isoflop.metrics.protocol import Metric, Score
+from isoflop.records import Interval
+
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training examples
+CHOSEN, DEFAULT = "chosen", "default"
+SEEDS = ((1 / 8, 1), (1 / 4, 1), (1 / 2, 1), (1 / 8, 2), (1 / 4, 2), (1.0, 1))  # further runs, as far as paid
+FIRST = 0.6  # of the law's seconds may be needed by what cannot be left out; more passes cost more
+LEAST_PASSES = 1.0
+LEVEL = 0.9
+Z = 1.6449  # of a normal's central 90%
+SURE = 0.95  # share of draws from which on one thing is said to be better than another
+SIZE_EXPONENT = 0.2  # taken of error against parameters before any are seen: an assumption
+
+
+class Wanted(NamedTuple):
+    """A run that the law asks for."""
+
+    who: str
+    share: float
+    seed: int
+
+
+Measure = Callable[[Wanted, float], LawPoint]  # a run of so many passes
+
+
+@dataclass(frozen=True)
+class Price:
+    """Expected seconds of a run."""
+
+    per_example: float  # of training
+    fixed: float  # of opening the model and scoring it on the test examples
+    relative: Mapping[
+        str, float
+    ]  # of other base models, by their names: what it costs in units of the chosen
+
+    def of(self, wanted: Wanted, examples: int, passes: float) -> float:
+        trained = self.per_example * wanted.share * examples * passes
+        return (trained + self.fixed) * self.relative.get(wanted.who, 1.0)
+
+    def passes(self, asked: Sequence[Wanted], examples: int, seconds: float, most: float) -> float:
+        """With which the runs take that time together."""
+        fixed = sum(self.of(w, examples, 0.0) for w in asked)
+        one = sum(self.of(w, examples, 1.0) for w in asked) - fixed
+        return min(most, (seconds - fixed) / one)
+
+
+def task_law(
+    measure: Measure, metric: Metric, examples: int, seconds: float, price: Price, *, passes: float,
+    default: bool, seed: int = 0,
+) -> TaskLaw:  # fmt: skip
+    """Run what the seconds pay for, fit the law, and say what it says.
+
+    `passes` is what the chosen configuration had at most; `default` says that it is not full fine-tuning with
+    default values, so that this is run beside it.
+    """
+    first = [Wanted(CHOSEN, share, 0) for share in SHARES]
+    first += [Wanted(who, 1.0, 0) for who in price.relative]
+    found = price.passes(first, examples, FIRST * seconds, passes)
+    if found < min(LEAST_PASSES, passes):
+        needed = sum(price.of(w, examples, LEAST_PASSES) for w in first) / FIRST
+        sentence = (
+            f"No law of the task: its runs need about {needed:.0f} s, and {seconds:.0f} s were left for them."
+        )
+        return TaskLaw(metric=metric.name, passes=0.0, sentences=(sentence,))
+    more = [Wanted(DEFAULT, share, 0) for share in SHARES] if default else []
+    more += [Wanted(CHOSEN, share, number) for share, number in SEEDS]
+    points, left = [], seconds
+    for number, wanted in enumerate([*first, *more]):
+        if number < len(first) or price.of(wanted, examples, found) <= left:
+            points.append(measure(wanted, found))
+            left -= points[-1].seconds
+    return law_of(points, metric, passes=found, seed=seed)
+
+
+def law_of(points: Sequence[LawPoint], metric: Metric, *, passes: float, seed: int = 0) -> TaskLaw:
+    """The law that the runs say, with its sentences."""
+    chosen = [p for p in points if p.who == CHOSEN]
+    examples, params = max(p.examples for p in chosen), chosen[0].params
+    curve = _curve(chosen, metric, [p.examples for p in chosen], seed)
+    now, twice = float(curve.value(examples)[0, 0]), curve.new_runs(2.0 * examples, seed)[0]
+    labels = _scored(float(curve.value(2.0 * examples)[0, 0]), twice, metric)
+    said = [_of_labels(labels, metric, now, twice, examples)]
+    others = [p for p in points if p.examples == examples and p.who != DEFAULT]
+    model, larger = None, None
+    if len({p.params for p in others}) > 1:
+        sizes = _curve(others, metric, [p.params for p in others], seed, SIZE_EXPONENT)
+        larger = sizes.new_runs(2.0 * params, seed + 1)[0]
+        model = _scored(float(sizes.value(2.0 * params)[0, 0]), larger, metric)
+        said.append(_labels_or_parameters(labels, model, twice, larger))
+    doublings, undefined = _doublings([p for p in points if p.who == DEFAULT], curve, metric, examples, seed)
+    if doublings is not None:
+        said.append(_of_doublings(doublings, undefined))
+    natural = curve.law.uncentre(curve.theta, curve.centre)[0]
+    return TaskLaw(
+        metric=metric.name, passes=passes, points=tuple(points), now=_score(now, metric),
+        law={name: float(v) for name, v in zip(curve.law.names, natural, strict=True)}, twice_labels=labels,
+        twice_model=model, doublings=doublings, undefined_share=undefined, sentences=tuple(said),
+    )  # fmt: skip
+
+
+def _curve(
+    points: Sequence[LawPoint],
+    metric: Metric,
+    x: Sequence[float],
+    seed: int,
+    exponent: float = PRIOR_EXPONENT,
+) -> Curves:
+    """Error against x."""
+    pairs = [_error(p.score, metric) for p in points]
+    error, sd = (np.array([column]) for column in zip(*pairs, strict=True))
+    return fit_curves(np.array(x, dtype=np.float64), error, sd / error, exponent=exponent, seed=seed)
+
+
+def ceiling(metric: Metric) -> float:
+    """Of a metric that rises: what it cannot be above."""
+    return 100.0 if metric.unit.startswith("points") else 1.0
+
+
+def _error(score: Score, metric: Metric) -> tuple[float, float]:
+    """What is missing to the best score, above zero, and its standard error by the test examples.
+
+    Half an example's worth stands for nothing missing; the error has at least that standard error.
+    """
+    scale = ceiling(metric)
+    missing = scale - score.value if metric.higher_is_better else score.value
+    half = 0.5 * scale / score.examples
+    return max(missing, half), max((score.high - score.low) / (2 * Z), half)
+
+
+def _score(error: float, metric: Metric) -> float:
+    return ceiling(metric) - error if metric.higher_is_better else error
+
+
+def _scored(value: float, draws: Array, metric: Metric) -> Interval:
+    """The interval of a score, from errors."""
+    low, high = intervals.quantiles(draws, LEVEL)
+    if metric.higher_is_better:
+        low, high = min(high, ceiling(metric)), low
+    ends = sorted((_score(low, metric), _score(high, metric)))
+    return Interval(value=_score(value, metric), low=ends[0], high=ends[1], level=LEVEL, of="new run")
+
+
+def _doublings(
+    default: Sequence[LawPoint], chosen: Curves, metric: Metric, examples: int, seed: int
+) -> tuple[Interval | None, float]:
+    """log2 of the examples that the default needs for the chosen one's score, over those there are; and the
+    share of draws in which no number of them is enough."""
+    if len({p.examples for p in default}) < len(SHARES):
+        return None, 0.0
+    base = _curve(default, metric, [p.examples for p in default], seed)
+    draws = chosen.law.value(chosen.draws[0], np.log([[examples]]) - chosen.centre[:, None])[:, 0]
+    reached = np.concatenate([chosen.value(examples)[0], draws])
+    needed = np.concatenate(base.needed(reached))
+    row = np.log2(bounded(needed) / examples)
+    return drawn(row, LEVEL), float(np.isnan(needed[1:]).mean())
+
+
+# -- sentences --------------------------------------------------------------------------------------------
+
+
+def _of_labels(labels: Interval, metric: Metric, now: float, twice: Array, examples: int) -> str:
+    better = float((twice < now).mean())
+    unsure = "" if better >= SURE else " The runs cannot tell that from no gain."
+    return (
+        f"With twice the training examples ({2 * examples:,}), {metric.name} is expected at "
+        f"{_range(labels)}; the law has {_score(now, metric):.4g} for those that there are.{unsure}"
+    )
+
+
+def _labels_or_parameters(labels: Interval, model: Interval, twice: Array, larger: Array) -> str:
+    """Draws of the two are independent: pairs of them say which is better."""
+    better = float((twice < larger).mean())
+    said = "The runs cannot tell which is worth more"
+    if better >= SURE:
+        said = "Labels are worth more than parameters"
+    elif better <= 1 - SURE:
+        said = "Parameters are worth more than labels"
+    return (
+        f"{said}: twice the labels give {_range(labels)}, and twice the model gives {_range(model)}; labels "
+        f"are ahead in {better:.0%} of the draws."
+    )
+
+
+def _of_doublings(found: Interval, undefined: float) -> str:
+    never = f" In {undefined:.0%} of the draws it never does." if undefined else ""
+    times = f"{2**found.value:.2g} times" if found.value < math.log2(1e6) else "more than a million times"
+    high = f"{found.high:+.2f}" if found.high < math.log2(1e6) else "without limit"
+    return (
+        f"Full fine-tuning with default values would need {times} the labels for this score: "
+        f"{found.value:+.2f} doublings (90%: {found.low:+.2f} to {high}).{never}"
+    )
+
+
+def _range(found: Interval) -> str:
+    return f"{found.value:.4g} (90%: {found.low:.4g} to {found.high:.4g})"

@@ -1,0 +1,82 @@
+"""How long an adaptation's parts take on this machine, measured on a few examples before any is trained."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from isoflop.adapting.methods import METHODS
+from isoflop.adapting.parts import CHECKPOINTS, new_parameters
+from isoflop.tasks.protocol import Base, LossOptions, Spec, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LOOKED_AT = 8  # examples
+PROBE = "probe"  # which has nothing to train without a new head
+LEAST_STEPS = 12  # of a trial worth its name, rehearsals among them
+
+
+class Pace(NamedTuple):
+    """In seconds; an example is one of the middle length."""
+
+    opening: float  # of a model
+    encoding: float  # an example
+    training: float  # an example, all weights
+    predicting: float  # an example
+
+    def needed(self, examples: int, batch: int, validation: int) -> float:
+        """Of the shortest trial: opened, encoded, some steps, one score."""
+        return (
+            self.opening
+            + self.encoding * (examples + validation)
+            + self.training * LEAST_STEPS * min(batch, examples)
+            + self.predicting * validation
+        )
+
+
+class Seen(NamedTuple):
+    """What opening the base has shown."""
+
+    pace: Pace
+    params: int
+    scratch: bool  # there are no weights
+    methods: frozenset[str]  # that fit the model
+
+
+def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
+    """Open the base under its head, and time it on a few rows.
+
+    Raises AdaptError for a base of another kind.
+    """
+    began = time.monotonic()
+    model = task.build(base, spec)
+    opening = time.monotonic() - began
+    some = rows.select(range(min(LOOKED_AT, len(rows))))
+    began = time.monotonic()
+    columns = task.encode(base, spec, some[:])
+    encoding = (time.monotonic() - began) / len(some)
+    features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    batch = task.collate(base, spec, [{k: v for k, v in f.items() if k != "cut"} for f in features])
+    seconds = [_trained(task, model, batch) for _ in range(2)][1]  # the first one also allocates
+    began = time.monotonic()
+    with torch.no_grad():
+        task.predict(model.eval(), base, spec, batch)
+    predicting = (time.monotonic() - began) / len(some)
+    params = sum(p.numel() for p in model.parameters())
+    scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
+    headed = bool(new_parameters(model, base.folder))
+    fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
+    pace = Pace(opening, encoding, seconds / len(some), predicting)
+    return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
+
+
+def _trained(task: Task, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
+    """Seconds of a batch's gradients."""
+    began = time.monotonic()
+    loss = task.loss(task.logits(model.train(), batch), batch, LossOptions()).mean()
+    torch.autograd.backward(loss)
+    model.zero_grad(set_to_none=True)
+    return time.monotonic() - began

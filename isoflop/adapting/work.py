@@ -1,0 +1,148 @@
+"""One adaptation while it goes on: its inputs, its budget, and what the ledger has of it.
+
+The record is put after every piece of work, so that the same call goes on where it was interrupted. Models
+that may still be chosen lie in the project's folder `adapting/ID/`, which is deleted at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from isoflop.adapting.loop import fine_tune, predict_all, scores_of
+from isoflop.adapting.records import AdaptConfig, LawPoint, Point, Trial
+from isoflop.adapting.saved import is_adapted, load_adapted, save_adapted
+from isoflop.metrics import METRICS, Metric, Score
+from isoflop.progress import Progress
+from isoflop.records import Record
+from isoflop.store import Project
+from isoflop.tasks.protocol import Base, Spec, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import nn
+
+KIND = "adapting"
+BEST, FINAL, CHECKPOINT = (
+    "best",
+    "final",
+    "checkpoint",
+)  # what a folder has: of the search, of the long training
+MARGIN = 0.98  # of the seconds that a training is given; the rest is for putting it away
+
+
+class Adapting(Record):
+    """An adaptation that goes on."""
+
+    id: str
+    trials: tuple[Trial, ...] = ()
+    final: Trial | None = None
+    baseline: tuple[Score, ...] = ()
+    baseline_says: str = ""
+    points: tuple[LawPoint, ...] = ()
+    seconds: dict[str, float] = Field(default_factory=dict)  # by stage, of all processes
+
+
+@dataclass
+class Work:
+    """What one adaptation works with."""
+
+    project: Project
+    record: Adapting
+    task: Task
+    base: Base
+    spec: Spec
+    rows: dict[str, Dataset]  # train, validation, test; columns are roles
+    budget: float  # seconds
+    seed: int
+    notes: list[str]
+    progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        return self.project.folder / KIND / self.record.id
+
+    @property
+    def metric(self) -> Metric:
+        """The chief one."""
+        return METRICS[self.task.metrics[0]]
+
+    @property
+    def left(self) -> float:
+        return self.budget - sum(self.record.seconds.values())
+
+    def change(self, **values: object) -> None:
+        """Replace fields of the record, and keep it."""
+        self.record = self.record.model_copy(update=values)
+        self.project.put(KIND, self.record)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the seconds of a piece of work."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.count(name, time.monotonic() - began)
+
+    def count(self, name: str, seconds: float) -> None:
+        """More seconds of a stage."""
+        spent = self.record.seconds.get(name, 0.0) + seconds
+        self.change(seconds={**self.record.seconds, name: spent})
+
+    # -- trainings --------------------------------------------------------------------------------------
+
+    def attempt(
+        self, config: AdaptConfig, validation: Dataset, seconds: float, report: Callable[[Point], bool]
+    ) -> Trial:
+        """A trial of the search; its model is kept while it is the best of those so far."""
+        with self.part("search"):
+            began = time.monotonic()
+            tuned = fine_tune(
+                self.task, self.base, self.spec, self.rows["train"], validation, config,
+                seconds=MARGIN * seconds, report=report,
+            )  # fmt: skip
+            gain = self._gain(tuned.trial)
+            if all(gain > self._gain(t) for t in self.record.trials if t.curve):
+                self._save(BEST, config, tuned.model)
+            return tuned.trial.model_copy(update={"seconds": time.monotonic() - began})
+
+    def train(self, config: AdaptConfig, seconds: float) -> None:
+        """The long training of the chosen configuration, from its start."""
+        with self.part("train"):
+            tuned = fine_tune(
+                self.task, self.base, self.spec, self.rows["train"], self.rows["validation"], config,
+                seconds=MARGIN * seconds, progress=self.progress, checkpoint=self.folder / CHECKPOINT,
+            )  # fmt: skip
+            self._save(FINAL, config, tuned.model)
+            self.record = self.record.model_copy(update={"final": tuned.trial})
+        shutil.rmtree(self.folder / CHECKPOINT)
+
+    def _gain(self, trial: Trial) -> float:
+        return trial.score if self.metric.higher_is_better else -trial.score
+
+    # -- models -----------------------------------------------------------------------------------------
+
+    def _save(self, name: str, config: AdaptConfig, model: nn.Module) -> None:
+        folder = self.folder / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        save_adapted(folder, self.task, self.base, self.spec, config, model)
+
+    def saved(self, name: str) -> nn.Module | None:
+        """That model, if it is there."""
+        return load_adapted(self.folder / name)[3] if is_adapted(self.folder / name) else None
+
+    def scored(self, model: nn.Module, rows: Dataset) -> tuple[Score, ...]:
+        """Every metric of a model."""
+        return self.scores(predict_all(self.task, self.base, self.spec, model, rows), rows)
+
+    def scores(self, predictions: Sequence[Any], rows: Dataset) -> tuple[Score, ...]:
+        return scores_of(self.task, predictions, self.task.references(self.spec, rows))
