@@ -12,28 +12,26 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from huggingface_hub import ModelCard
+from tiny import BAD, GOOD, PLAIN, tiny_bert
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from isoflop.errors import AdaptError
+from isoflop.adapting.records import AdaptConfig, Adapted, TaskLaw
 from isoflop.explaining.attributions import attribute, output, tokens_of
 from isoflop.explaining.calibration import reliability
+from isoflop.explaining.card import card, write_card
 from isoflop.explaining.fairness import fairness
 from isoflop.explaining.faithfulness import faithfulness
-from isoflop.explaining.records import Attribution
+from isoflop.explaining.records import Attribution, Explained
 from isoflop.explaining.robustness import robustness
 from isoflop.explaining.slices import slices
 from isoflop.explaining.words import joined, words_of
+from isoflop.metrics import METRICS, scored
 from isoflop.plots.explaining import attribution_data, save_attributions
 from isoflop.tasks import Base, LossOptions, Spec, load_base, task_of
 
-DECIDING = {
-    "good": ("splendid", "delightful", "excellent"), "bad": ("dreadful", "miserable", "horrid"),
-}  # fmt: skip
-WORDS = sum(DECIDING.values(), ())
-PLAIN = "the room was near a street and we had our dinner there with some friends who live in town"
-OTHERS = PLAIN.split()
+DECIDING = {"good": GOOD, "bad": BAD}
 
 
 class Learned(NamedTuple):
@@ -50,7 +48,7 @@ def sentences(n: int, seed: int) -> Dataset:
     rng = np.random.default_rng(seed)
     texts, labels = [], []
     for i in range(n):
-        words = rng.choice(OTHERS, rng.integers(6, 13)).tolist()
+        words = rng.choice(PLAIN, rng.integers(6, 13)).tolist()
         label = ("good", "bad", "plain")[i % 3]
         if label != "plain":
             words[rng.integers(len(words))] = str(rng.choice(DECIDING[label]))
@@ -60,40 +58,11 @@ def sentences(n: int, seed: int) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers of width 32, random; its tokenizer splits the deciding words."""
-    folder = tmp_path_factory.mktemp("bert")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=specials)
-    tokenizer.train_from_iterator([" ".join(OTHERS)] * 4 + [" ".join(WORDS)], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{name}_token": specials[i] for name, i in names.items()}
-    )
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(fast), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=96, initializer_range=0.1, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
-
-
-@pytest.fixture(scope="session")
-def learned(tiny_bert: Path) -> Learned:
-    task, base, rows = task_of("classification"), load_base(tiny_bert), sentences(480, 1)
+def learned() -> Learned:
+    task, base, rows = task_of("classification"), load_base(tiny_bert()), sentences(480, 1)
     spec = task.spec(rows, base)
     torch.manual_seed(0)
-    model = task.build(base, spec)
+    model = task.build(base, spec).eval()  # without dropout: it is learned within some dozen steps
     encoded = task.encode(base, spec, rows.to_dict())
     features = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -107,7 +76,7 @@ def learned(tiny_bert: Path) -> Learned:
         if loss < 0.31:  # the smoothed labels' entropy is 0.29
             break
     assert loss < 0.31
-    return Learned(base, spec, model.eval(), sentences(60, 2))
+    return Learned(base, spec, model, sentences(60, 2))
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +91,7 @@ def test_the_word_that_decides_is_found(learned: Learned, attributed: list[Attri
     assert [a.output for a in attributed] == learned.rows["label"][:24]
     decided = [a for a in attributed if a.output != "plain"]
     largest = [max(a.words, key=lambda word: word.attribution) for a in decided]
-    assert np.mean([word.text in WORDS for word in largest]) >= 0.9
+    assert np.mean([word.text in GOOD + BAD for word in largest]) >= 0.9
     for a in attributed:
         assert [a.text[w.start : w.end] for w in a.words] == [w.text for w in a.words]
         assert [w.text for w in a.words] == [*a.text[:-1].split(), "."]
@@ -153,7 +122,7 @@ def test_attributions_name_what_the_model_goes_by(learned: Learned, attributed: 
 
 
 def test_another_label_is_asked_about(learned: Learned) -> None:
-    task, text = task_of("classification"), "the bread was horrid."
+    task, text = task_of("classification"), "the walk was grim."
     here, there = (
         attribute(task, learned.base, learned.spec, learned.model, text, label=label)
         for label in ("bad", "good")
@@ -166,9 +135,9 @@ def test_another_label_is_asked_about(learned: Learned) -> None:
 
 
 def test_tokens_are_joined_to_words(learned: Learned) -> None:
-    text = "Splendid, not-horrid rooms2go!  "
+    text = "Bright, not-so walk2day!  "
     tokens = tokens_of(task_of("classification"), learned.base, learned.spec, text)
-    assert [word for word, _, _ in tokens.words] == ["Splendid", ",", "not", "-", "horrid", "rooms2go", "!"]
+    assert [word for word, _, _ in tokens.words] == ["Bright", ",", "not", "-", "so", "walk2day", "!"]
     assert all(text[start:end] == word for word, start, end in tokens.words)
     assert [n == -1 for n in tokens.numbers] == list(tokens.special)
     assert max(tokens.numbers) == 6
@@ -358,3 +327,53 @@ def test_the_picture_has_every_word(attributed: list[Attribution], tmp_path: Pat
     assert data.left_out > 0
     save_attributions(tmp_path / "words.png", [attributed[0], long])
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_is_read_back_with_its_numbers(
+    learned: Learned, attributed: list[Attribution], tmp_path: Path
+) -> None:
+    task = task_of("classification")
+    shop = ["north" if i % 2 else "south | east" for i in range(60)]
+    rows = learned.rows.add_column("shop", shop)
+    predictions, references = predicted(learned, rows), task.references(learned.spec, rows)
+    scores = tuple(scored(METRICS[name], predictions, references) for name in task.metrics)
+    found = Explained(
+        task=task.name, data="reviews.csv", examples=60, scores=scores, attributions=tuple(attributed),
+        faithfulness=faithfulness(task, learned.base, learned.spec, learned.model, attributed[:4]),
+        slices=slices(task, learned.spec, rows, predictions, references),
+        fairness=fairness(task, learned.spec, "shop", shop, predictions, references),
+        reliability=reliability(task, learned.spec, predictions, references), pictures=("attributions.png",),
+        robustness=robustness(task, rows, predictions, references, lambda _: predictions, rates=(0.1,)),
+        notes=("2 of 62 rows have no label and are left out",),
+    )  # fmt: skip
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# A base\n")
+    adapted = Adapted(
+        id="a", task=task.name, base="0123", base_path=str(base), data={"train": "train.csv 45"},
+        columns={"text": "body", "label": "stars"}, examples={"train": 400, "test": 60}, spec=learned.spec,
+        config=AdaptConfig(task=task.name, method="lora", method_options={"r": 8}), trials=(),
+        validation=(), test=scores, baseline=(scores[0].model_copy(update={"value": 0.1234}),),
+        baseline_says="the commonest label", seconds={}, flops=1e12, model="m",
+        law=TaskLaw(metric="macro_f1", passes=3, sentences=("Twice the labels would buy 0.01.",)),
+    )  # fmt: skip
+    write_card(tmp_path / "README.md", "reviews", found, adapted)
+    read = ModelCard.load(tmp_path / "README.md")
+    assert read.data.license == "mit"
+    assert read.data.pipeline_tag == "text-classification"
+    results = {r.metric_type: r for r in read.data.eval_results}
+    assert set(results) == set(task.metrics)
+    for score in scores:
+        assert results[score.metric].metric_value == pytest.approx(score.value, abs=1e-6)
+        assert results[score.metric].metric_args["low"] == pytest.approx(score.low, abs=1e-6)
+        assert f"| {score.metric} | {score.value:.4f} | {score.low:.4f} to {score.high:.4f} |" in read.text
+    for words in (
+        "lora r=8", "0.1234", "the commonest label", "Twice the labels would buy 0.01.", "text: body",
+        "2 of 62 rows", "shop south \\| east", "attributions.png", "| typos | 10% |", "true-positive rate of bad",
+        f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",
+    ):  # fmt: skip
+        assert words in read.text
+    plain = ModelCard(card("reviews", Explained(task="similarity", data="x", examples=3)))
+    assert plain.data.license is None
+    assert "Not stated" in plain.text
+    assert "## Where it is worst" not in plain.text

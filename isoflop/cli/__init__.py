@@ -2,7 +2,8 @@
 its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
-all that, `trend` tells how the whole industry grows, and `limit` where that ends.
+all that, `sequence` learns data sets of a task in order, `explain` says what an adapted model goes by,
+`trend` tells how the whole industry grows, and `limit` where that ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from isoflop.cli import (
     averages,
     engines,
     evals,
+    explain,
     improve,
     job,
     laws,
@@ -27,6 +29,7 @@ from isoflop.cli import (
     prune,
     quantize,
     runs,
+    sequence,
     transforms,
     trend,
     tune,
@@ -60,6 +63,8 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(sequence.app)
+app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
 
