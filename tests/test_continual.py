@@ -31,9 +31,7 @@ from isoflop.plots.continual import matrix_data, save_matrix
 from isoflop.tasks import LossOptions, load_base, task_of
 
 TASK = task_of("classification")
-CONFIG = AdaptConfig(
-    task="classification", lr=3e-3, steps=40, dropout=0.0, evaluations=2, patience=0, seed=1
-)
+CONFIG = AdaptConfig(task="classification", lr=3e-3, steps=40, dropout=0.0, evaluations=2, patience=0, seed=1)
 
 
 @given(st.integers(2, 5), st.integers(0, 1000))
@@ -61,7 +59,9 @@ def stages() -> list[Stage]:
     """Reviews, and reviews whose words mean the opposite and which begin with a mark."""
     sizes = {"train": 240, "validation": 40, "test": 100}
     made = {name: reviews(count, seed) for seed, (name, count) in enumerate(sizes.items(), start=10)}
-    others = {name: turned(reviews(count, seed)) for seed, (name, count) in enumerate(sizes.items(), start=20)}
+    others = {
+        name: turned(reviews(count, seed)) for seed, (name, count) in enumerate(sizes.items(), start=20)
+    }
     return [Stage("plain", made), Stage("turned", others)]
 
 
@@ -105,9 +105,7 @@ def test_consolidation_holds_weights(stages: list[Stage], forgetful: InOrder) ->
 
 def test_an_adapter_for_each_forgets_nothing(stages: list[Stage]) -> None:
     config = CONFIG.model_copy(update={"method": "lora", "lr": 1e-2, "steps": 60})
-    found, _, models = learn_in_order(
-        TASK, load_base(tiny_bert()), stages, config, Against(per_task=True)
-    )
+    found, _, models = learn_in_order(TASK, load_base(tiny_bert()), stages, config, Against(per_task=True))
     assert len(models) == 2
     assert found.backward.value == found.forward.value == 0
     assert found.scores[0][1] == found.before[1]

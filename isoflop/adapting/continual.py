@@ -243,7 +243,9 @@ def _known(stage: Stage, spec: Spec, notes: list[str]) -> Stage:
     if "label" in rows.column_names:
         missing = sorted(set(spec.labels) - {str(label) for label in rows["label"]})
         if missing:
-            notes.append(f"{stage.name} has no examples of {', '.join(missing)}: labels are those of all sets")
+            notes.append(
+                f"{stage.name} has no examples of {', '.join(missing)}: labels are those of all sets"
+            )
     return Stage(stage.name, known_labels(dict(stage.rows), spec, notes))
 
 

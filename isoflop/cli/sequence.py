@@ -74,9 +74,7 @@ def adapt_sequence(
 
 def _show(found: InOrder) -> None:
     rows = [("before", *map(cell, found.before))]
-    rows += [
-        (f"after {name}", *map(cell, row)) for name, row in zip(found.names, found.scores, strict=True)
-    ]
+    rows += [(f"after {name}", *map(cell, row)) for name, row in zip(found.names, found.scores, strict=True)]
     table(f"{found.metric} on the test examples of", ("", *found.names), rows)
     table(
         "over all", ("", "value", "low", "high"),

@@ -23,7 +23,9 @@ PIPELINES: Mapping[str, str] = {  # Hugging Face's names of tasks, where they di
     "masked": "fill-mask", "similarity": "sentence-similarity", "embedding": "feature-extraction",
     "image-classification": "image-classification", "speech": "automatic-speech-recognition",
 }  # fmt: skip
-NO_LICENCE = "Not stated: whoever publishes the model has to, within the licences of the base and of the data."
+NO_LICENCE = (
+    "Not stated: whoever publishes the model has to, within the licences of the base and of the data."
+)
 
 
 def write_card(
@@ -134,7 +136,9 @@ def _faithful(found: Explained) -> dict[str, str]:
 def _limits(found: Explained, adapted: Adapted | None) -> tuple[str, ...]:
     """What went otherwise than one would think."""
     cut = sum(a.cut for a in found.attributions)
-    told = (f"{cut} of {len(found.attributions)} texts that are shown were longer than it reads",) if cut else ()
+    told = (
+        (f"{cut} of {len(found.attributions)} texts that are shown were longer than it reads",) if cut else ()
+    )
     return (*told, *found.notes, *(adapted.notes if adapted is not None else ()))
 
 

@@ -120,9 +120,7 @@ def _learned_from(record: Adapted, data: Sequence[Path]) -> bool:
     return any(content_hash(path)[:HASH_DIGITS] in record.data.get(TRAIN, "") for path in data)
 
 
-def _shown(
-    model: Model, rows: Dataset, examples: int, seed: int, out: Path, notes: list[str]
-) -> Explained:
+def _shown(model: Model, rows: Dataset, examples: int, seed: int, out: Path, notes: list[str]) -> Explained:
     """Attributions of some examples, drawn, and whether they are faithful."""
     task = model.task
     empty = Explained(task=task.name, data="", examples=0)

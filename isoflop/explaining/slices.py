@@ -93,7 +93,11 @@ def _candidates(
     task: Task, spec: Spec, rows: Dataset, references: Sequence[Any], harm: Array, half: Mask
 ) -> Iterator[Candidate]:
     everything = np.ones(len(harm), bool)
-    for name, kind, inside in [*_labels(task, spec, references), *_lengths(task, rows), *_columns(task, rows)]:
+    for name, kind, inside in [
+        *_labels(task, spec, references),
+        *_lengths(task, rows),
+        *_columns(task, rows),
+    ]:
         yield Candidate(name, kind, inside, everything)
     role = task.roles[0]
     if role.holds == "text":
