@@ -28,7 +28,7 @@ from isoflop.adapting.records import AdaptConfig
 from isoflop.continued import Consolidation
 from isoflop.errors import AdaptError
 from isoflop.plots.continual import matrix_data, save_matrix
-from isoflop.tasks import LossOptions, load_base, task_of
+from isoflop.tasks import load_base, task_of
 
 TASK = task_of("classification")
 CONFIG = AdaptConfig(task="classification", lr=3e-3, steps=40, dropout=0.0, evaluations=2, patience=0, seed=1)

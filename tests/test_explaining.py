@@ -369,7 +369,8 @@ def test_the_card_is_read_back_with_its_numbers(
         assert f"| {score.metric} | {score.value:.4f} | {score.low:.4f} to {score.high:.4f} |" in read.text
     for words in (
         "lora r=8", "0.1234", "the commonest label", "Twice the labels would buy 0.01.", "text: body",
-        "2 of 62 rows", "shop south \\| east", "attributions.png", "| typos | 10% |", "true-positive rate of bad",
+        "2 of 62 rows", "shop south \\| east", "attributions.png", "| typos | 10% |",
+        "true-positive rate of bad",
         f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",
     ):  # fmt: skip
         assert words in read.text

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.adapting.candidates import Facts, candidates, rule_for
-from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, known_labels, some
+from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some, tell_unseen
 from isoflop.adapting.lawful import law_of_task
 from isoflop.adapting.methods import METHODS, method_of
-from isoflop.adapting.pace import Seen, look
+from isoflop.adapting.pace import Pace, Seen, length_for, look
 from isoflop.adapting.prompting import prompted
 from isoflop.adapting.records import AdaptConfig, Adapted
-from isoflop.adapting.search import Search, trial_seconds
+from isoflop.adapting.search import SHARE, Search, trial_seconds
 from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
+from isoflop.errors import AdaptError, BudgetError
 from isoflop.metrics import Score
 from isoflop.progress import Progress, Silent
 from isoflop.records import digest
@@ -32,7 +33,7 @@ from isoflop.tasks.protocol import Base
 
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
-BASELINE, SEARCH, LAW, SCORING = 0.05, 0.4, 0.2, 0.08
+BASELINE, LAW, SCORING = 0.05, 0.2, 0.08
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
@@ -55,6 +56,8 @@ def adapt(
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
     """
     began, progress = time.monotonic(), progress or Silent()
+    if not data:
+        raise AdaptError("there are no examples", hint="name files or folders: --data FILE")
     found, given, sources = task_of(task), dict(set or {}), Sources(data, validation, test)
     if method is not None:
         method_of(method)
@@ -71,8 +74,8 @@ def adapt(
     notes: list[str] = []
     rows, names = sources.read(found, columns or {}, seed, notes, progress)
     spec = found.spec(rows[TRAIN], opened)
-    rows = known_labels(rows, spec, notes)
-    record = project.get(KIND, id, Adapting) or Adapting(id=id)
+    tell_unseen(rows, spec, notes)
+    record = project.get(KIND, id, Adapting) or Adapting(id=id, max_length=max_length)
     work = Work(project, record, found, opened, spec, rows, budget_seconds, seed, notes, progress)
     work.count("read", time.monotonic() - began)
     answer = _answer(work, others, method, given, law)
@@ -89,23 +92,22 @@ def _answer(
     work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool
 ) -> Adapted:
     """All but what the answer says of its inputs."""
-    with work.part("open"):
-        seen = look(work.task, work.base, work.spec, work.rows[TRAIN])
+    seen = _opened(work)
     _cap_test(work, seen)
     baseline, says = _baseline(work)
-    search = _search(work, seen, method, given)
-    best = search.best.config
+    best = work.record.best or _search(work, seen, method, given)
+    work.change(best=best)
     held = len(work.rows[TEST]) + 2 * len(work.rows[VALIDATION])
     after = seen.pace.predicting * held + 2 * seen.pace.opening + (LAW * work.budget if law else 0.0)
     if work.record.final is None and work.left - after > seen.pace.needed(
         len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION])
     ):
-        work.train(
-            best.model_copy(update={"evaluations": AdaptConfig(task="").evaluations}), work.left - after
-        )
+        try:
+            work.train(best, work.left - after)
+        except (AdaptError, BudgetError) as error:
+            work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
     name, validation, test, timed = _chosen(work)
-    config = work.record.final.config if name == FINAL and work.record.final else best
-    found = law_of_task(work, config, name, others, seen, timed) if law else None
+    found = law_of_task(work, best, name, others, seen, timed) if law else None
     model = work.project.add_artifact(
         f"{ADAPTED}-{work.task.name}",
         lambda folder: shutil.copytree(work.folder / name, folder, dirs_exist_ok=True),
@@ -113,18 +115,41 @@ def _answer(
     trials = (*work.record.trials, *([work.record.final] if work.record.final else []))
     return Adapted(
         id=work.record.id, task=work.task.name, base="", base_path="", data={}, columns={},
-        examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=config,
-        trials=trials, validation=validation, test=test, baseline=baseline, baseline_says=says,
+        examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=best,
+        cut=work.record.cut, trials=trials, validation=validation, test=test, baseline=baseline, baseline_says=says,
         seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
         flops=sum(trial.flops for trial in trials),
     )  # fmt: skip
 
 
+def _opened(work: Work) -> Seen:
+    """The base under its head and how fast it is; inputs are cut where nobody has said how long they are and the
+    budget has no time for them."""
+    known = work.record.max_length
+    with work.part("open"):
+        if known is not None:
+            work.read_to(known)
+        seen = look(work.task, work.base, work.spec, work.rows[TRAIN])
+        if known is None:
+            passes = _passes(work, seen.pace)
+            length = length_for(work.task, work.base, work.spec, work.rows[TRAIN], passes)
+            shorter = length < work.base.max_length
+            work.read_to(length)
+            seen = look(work.task, work.base, work.spec, work.rows[TRAIN]) if shorter else seen
+    return seen
+
+
+def _passes(work: Work, pace: Pace) -> float:
+    """Over the training examples, that a trial has time for."""
+    return trial_seconds(SHARE * work.budget, 0.0) / (pace.training * len(work.rows[TRAIN]))
+
+
 def _cap_test(work: Work, seen: Seen) -> None:
     """As many test examples as can be scored in their share of the budget."""
     there = len(work.rows[TEST])
-    most = max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
+    most = work.record.tested or max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
     work.rows[TEST] = some(work.rows[TEST], most, work.seed)
+    work.change(tested=most)
     if len(work.rows[TEST]) < there:
         work.notes.append(f"{len(work.rows[TEST]):,} of {there:,} test examples are scored, for want of time")
 
@@ -151,19 +176,22 @@ def _asked(work: Work, rows: Any) -> tuple[list[Any], str]:
     return prompted(work.task, work.base, work.spec, work.rows[TRAIN], rows, seed=work.seed)
 
 
-def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]) -> Search:
-    """The trials, those of the ledger first."""
+def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]) -> AdaptConfig:
+    """The best of the trials, those of the ledger first."""
     n, pace = len(work.rows[TRAIN]), seen.pace
-    seconds = SEARCH * work.budget
+    spent = work.record.seconds.get("search", 0.0)
+    seconds = max(0.0, min(SHARE * work.budget, work.left + spent))
     facts = Facts(
         examples=n, labels=len(work.spec.labels), params=seen.params, scratch=seen.scratch,
-        text_out=work.task.soft and not work.spec.labels,
-        passes=trial_seconds(seconds, 0.0) / (pace.training * n),
+        text_out=work.task.soft and not work.spec.labels, passes=_passes(work, pace),
     )  # fmt: skip
     rates = {name: METHODS[name].lr for name in METHODS if name in seen.methods or name == method}
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
-    each = trial_seconds(seconds, pace.needed(n, rule_for(facts).batch, LEAST_VALIDATION))
+    needed = pace.needed(n, rule_for(facts).batch, LEAST_VALIDATION)
+    each = work.record.each or trial_seconds(seconds, needed)
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
+    most = work.record.validated or most
+    work.change(each=each, validated=most)
     validation = some(work.rows[VALIDATION], most, work.seed)
     search = Search(
         tried, given, seconds=seconds, each=each, higher=work.metric.higher_is_better,
@@ -173,7 +201,7 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
         lambda config, seconds, report: work.attempt(config, validation, seconds, report),
         lambda trial: work.change(trials=(*work.record.trials, trial)), work.progress,
     )  # fmt: skip
-    return search
+    return search.best.config
 
 
 def _chosen(work: Work) -> tuple[str, tuple[Score, ...], tuple[Score, ...], float]:
@@ -183,6 +211,8 @@ def _chosen(work: Work) -> tuple[str, tuple[Score, ...], tuple[Score, ...], floa
         scores = {name: work.scored(model, work.rows[VALIDATION]) for name, model in models.items()}
         sign = 1 if work.metric.higher_is_better else -1
         best = max(scores, key=lambda name: sign * scores[name][0].value)
+        if best == BEST and FINAL in scores:
+            work.notes.append("the long training was no better than the trial of the search, which is kept")
         began = time.monotonic()
         test = work.scored(models[best], work.rows[TEST])
     return best, scores[best], test, time.monotonic() - began

@@ -84,7 +84,7 @@ def backward_transfer(r_tt: Array) -> Array:
 
 
 def forward_transfer(r_tt: Array, b_t: Array) -> Array:
-    """Equation 4: the mean over all tasks but the first of R_(i-1)i - b_i, of R (..., T, T) and b (..., T)."""
+    """Equation 4: the mean over all tasks but the first of R_(i-1)i - b_i, with b (..., T)."""
     just_before = np.diagonal(r_tt, offset=1, axis1=-2, axis2=-1)
     return np.asarray((just_before - b_t[..., 1:]).mean(-1))
 
@@ -93,7 +93,7 @@ def stages_of(
     task: Task, data: Sequence[Path], columns: Mapping[str, str], *, seed: int = 0,
     notes: list[str] | None = None, progress: Progress | None = None,
 ) -> list[Stage]:  # fmt: skip
-    """The data sets, each split on its own. Raises AdaptError for fewer than two, or one that does not fit."""
+    """The data sets, each split on its own. Raises AdaptError for fewer than two, or data that do not fit."""
     if len(data) < 2:
         raise AdaptError("a sequence has two data sets or more", hint="give --data for each, in order")
     notes, progress = [] if notes is None else notes, progress or Silent()
@@ -111,7 +111,7 @@ def learn_in_order(
 ) -> tuple[InOrder, Spec, list[nn.Module]]:  # fmt: skip
     """Learn the stages in order; returns what came of it, and the last model, or with adapters one a stage.
 
-    Labels are those of all stages, from the beginning. Raises AdaptError where what is asked for does not fit.
+    Labels are those of all stages, from the beginning. Raises AdaptError for what does not go together.
     """
     _check(against, config)
     progress, notes = progress or Silent(), list(notes)
@@ -151,8 +151,7 @@ def _on(
         earlier = [other.rows[TRAIN] for other in stages[:number]]
         model = fine_tune(
             task, base, spec, stage.rows[TRAIN], stage.rows[VALIDATION],
-            config if earlier else config.model_copy(update={"replay": 0.0}), initial=model, progress=progress,
-            penalty=_penalty(held) if held else None,
+            config, initial=model, progress=progress, penalty=_penalty(held) if held else None,
             replay=_together(earlier) if earlier and against.replay else None,
         ).model  # fmt: skip
         found.append(_predictions(task, base, spec, stages, model))

@@ -12,12 +12,14 @@ from isoflop.errors import AdaptError
 from isoflop.examples import read_examples, splits_of, with_roles
 from isoflop.progress import Progress
 from isoflop.store import content_hash
+from isoflop.tasks.labels import unseen_labels
 from isoflop.tasks.protocol import Spec, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+NAMED = 5  # labels in a sentence
 
 
 class Sources(NamedTuple):
@@ -56,28 +58,13 @@ def _named(path: Path) -> str:
     return f"{path} {content_hash(path)[:16]}"
 
 
-def known_labels(rows: dict[str, Dataset], spec: Spec, notes: list[str]) -> dict[str, Dataset]:
-    """Without held-out rows of one label that no training example has: no model could predict it."""
-    kept = dict(rows)
-    if not spec.labels or "label" not in rows[TRAIN].column_names:
-        return kept
+def tell_unseen(rows: Mapping[str, Dataset], spec: Spec, notes: list[str]) -> None:
+    """Say which labels of held-out rows no training example has."""
     for split in (VALIDATION, TEST):
-        labels = [str(label) for label in rows[split]["label"]]
-        good = [number for number, label in enumerate(labels) if label in spec.labels]
-        if len(good) == len(labels):
-            continue
-        unseen = sorted({label for label in labels if label not in spec.labels})
-        if not good:
-            raise AdaptError(
-                f"no label of the {split} examples is one of the training examples': {', '.join(unseen[:5])}",
-                hint="give examples of the same labels",
-            )
-        kept[split] = rows[split].select(good)
-        notes.append(
-            f"{len(labels) - len(good)} {split} examples have labels that no training example has, and are "
-            f"left out: {', '.join(unseen[:5])}"
-        )
-    return kept
+        unseen = unseen_labels(spec, rows[split]) if spec.labels else {}
+        if unseen:
+            named = ", ".join(f"{label} ({count})" for label, count in list(unseen.items())[:NAMED])
+            notes.append(f"{split} examples have labels that no training example has: {named}")
 
 
 def some(rows: Dataset, most: int, seed: int) -> Dataset:

@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
     seed: int
 
 
-Measure = Callable[[Wanted, float], LawPoint]  # a run of so many passes
+Measure = Callable[[Wanted, float], LawPoint | None]  # a run of so many passes; None where it cannot be
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ class Price:
 
 def task_law(
     measure: Measure, metric: Metric, examples: int, seconds: float, price: Price, *, passes: float,
-    default: bool, seed: int = 0,
+    known: float | None = None, default: bool, seed: int = 0,
 ) -> TaskLaw:  # fmt: skip
     """Run what the seconds pay for, fit the law, and say what it says.
 
-    `passes` is what the chosen configuration had at most; `default` says that it is not full fine-tuning with
-    default values, so that this is run beside it.
+    `passes` is what the chosen configuration had at most, and `known` what the runs had that an ended process
+    has made; `default` says that it is not full fine-tuning with default values, so that this is run beside it.
     """
     first = [Wanted(CHOSEN, share, 0) for share in SHARES]
     first += [Wanted(who, 1.0, 0) for who in price.relative]
-    found = price.passes(first, examples, FIRST * seconds, passes)
+    found = known or price.passes(first, examples, FIRST * seconds, passes)
     if found < min(LEAST_PASSES, passes):
         needed = sum(price.of(w, examples, LEAST_PASSES) for w in first) / FIRST
         sentence = (
@@ -86,11 +86,17 @@ def task_law(
         return TaskLaw(metric=metric.name, passes=0.0, sentences=(sentence,))
     more = [Wanted(DEFAULT, share, 0) for share in SHARES] if default else []
     more += [Wanted(CHOSEN, share, number) for share, number in SEEDS]
-    points, left = [], seconds
+    points: list[LawPoint] = []
+    left = seconds
     for number, wanted in enumerate([*first, *more]):
         if number < len(first) or price.of(wanted, examples, found) <= left:
-            points.append(measure(wanted, found))
-            left -= points[-1].seconds
+            made = measure(wanted, found)
+            if made is not None:
+                points.append(made)
+                left -= made.seconds
+    if len({p.examples for p in points if p.who == CHOSEN}) < len(SHARES):
+        sentence = "No law of the task: some of its runs failed."
+        return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
     return law_of(points, metric, passes=found, seed=seed)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
 from isoflop.adapting.law import CHOSEN, DEFAULT, Price, Wanted, task_law
@@ -12,8 +13,17 @@ from isoflop.adapting.loop import fine_tune, predict_all
 from isoflop.adapting.pace import Seen, look
 from isoflop.adapting.records import AdaptConfig, LawPoint, TaskLaw, Trial
 from isoflop.adapting.work import FINAL, Work
+from isoflop.errors import AdaptError
 from isoflop.metrics import scored
-from isoflop.tasks.protocol import Base
+from isoflop.tasks.protocol import Base, Spec
+
+
+class Subject(NamedTuple):
+    """A base that the law is about."""
+
+    base: Base
+    spec: Spec
+    params: int
 
 
 @dataclass(frozen=True)
@@ -22,35 +32,44 @@ class Runs:
 
     work: Work
     config: AdaptConfig
-    bases: dict[str, tuple[Base, int]]  # by who asks for them: the base and its parameters
+    subjects: dict[str, Subject]  # by who asks for them
 
-    def measure(self, wanted: Wanted, passes: float) -> LawPoint:
+    def measure(self, wanted: Wanted, passes: float) -> LawPoint | None:
         """Train on a subset for so many passes, and score on the test examples; the ledger keeps it."""
         work = self.work
         examples = max(2, round(wanted.share * len(work.rows[TRAIN])))
-        asked = (wanted.who, examples, wanted.seed)
         done = {(p.who, p.examples, p.seed): p for p in work.record.points}
-        if asked in done:
-            return done[asked]
-        with work.part("law"):
-            began = time.monotonic()
-            base, params = self.bases[wanted.who]
-            rows = some(work.rows[TRAIN], examples, work.seed + wanted.seed)
-            tuned = fine_tune(
-                work.task, base, work.spec, rows, work.rows[VALIDATION], self._config(wanted, passes)
+        if (wanted.who, examples, wanted.seed) in done:
+            return done[wanted.who, examples, wanted.seed]
+        try:
+            with work.part("law"):
+                point = self._made(wanted, examples, passes)
+        except AdaptError as error:
+            work.notes.append(
+                f"a run of the law failed ({wanted.who}, {examples:,} examples): {error.message}"
             )
-            found = predict_all(work.task, base, work.spec, tuned.model, work.rows[TEST])
-            score = scored(work.metric, found, work.task.references(work.spec, work.rows[TEST]))
-            point = LawPoint(
-                who=wanted.who, params=params, examples=examples, seed=wanted.seed, score=score,
-                seconds=time.monotonic() - began,
-            )  # fmt: skip
-        work.change(points=(*work.record.points, point))
+            return None
+        work.change(points=(*work.record.points, point), law_passes=passes)
         work.progress.log(
-            f"law: {wanted.who}, {examples:,} examples: {score.metric} {score.value:.4f} in "
+            f"law: {wanted.who}, {examples:,} examples: {point.score.metric} {point.score.value:.4f} in "
             f"{point.seconds:.1f} s"
         )
         return point
+
+    def _made(self, wanted: Wanted, examples: int, passes: float) -> LawPoint:
+        work, began = self.work, time.monotonic()
+        base, spec, params = self.subjects[wanted.who]
+        rows, test = some(work.rows[TRAIN], examples, work.seed + wanted.seed), work.rows[TEST]
+        tuned = fine_tune(
+            work.task, base, spec, rows, work.rows[VALIDATION], self._config(wanted, passes),
+            features=work.features,
+        )  # fmt: skip
+        found = predict_all(work.task, base, spec, tuned.model, test, features=work.features)
+        return LawPoint(
+            who=wanted.who, params=params, examples=examples, seed=wanted.seed,
+            score=scored(work.metric, found, work.task.references(spec, test)),
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
 
     def _config(self, wanted: Wanted, passes: float) -> AdaptConfig:
         """Scored at its end alone."""
@@ -71,32 +90,30 @@ def default_of(config: AdaptConfig) -> AdaptConfig:
 def law_of_task(
     work: Work, config: AdaptConfig, name: str, others: Sequence[Base], seen: Seen, scoring: float
 ) -> TaskLaw:
-    """What is left of the budget goes to it. `scoring` is the seconds of the test examples."""
-    trained = _trained(work, config, name)
-    examples = len(work.rows[TRAIN])
-    bases = {CHOSEN: (work.base, seen.params), DEFAULT: (work.base, seen.params)}
-    relative = {}
-    for base in others:
-        with work.part("law"):
-            other = look(work.task, base, work.spec, work.rows[TRAIN])
-        bases[str(base.folder)] = base, other.params
-        relative[str(base.folder)] = other.pace.training / seen.pace.training
-    seen_examples = trained.curve[-1].examples
-    price = Price(
-        trained.seconds / seen_examples,
-        seen.pace.opening + seen.pace.predicting * len(work.rows[VALIDATION]) + scoring, relative,
-    )  # fmt: skip
-    own = {"method", "lr", "batch"}
+    """What is left of the budget goes to it.
+
+    `name` is the model that was chosen, and `scoring` the seconds of its scores on the test examples.
+    """
+    own = Subject(work.base, work.spec, seen.params)
+    subjects, relative = {CHOSEN: own, DEFAULT: own}, {}
+    with work.part("law"):
+        for base in others:
+            cut = replace(base, max_length=min(base.max_length, work.base.max_length))
+            spec = work.task.spec(work.rows[TRAIN], cut)
+            other = look(work.task, cut, spec, work.rows[TRAIN])
+            subjects[str(base.folder)] = Subject(cut, spec, other.params)
+            relative[str(base.folder)] = other.pace.training / seen.pace.training
+    trained, examples = _trained(work, config, name), len(work.rows[TRAIN])
+    learned = trained.curve[-1].examples
+    fixed = seen.pace.opening + seen.pace.predicting * len(work.rows[VALIDATION]) + scoring
+    values = {"method", "lr", "batch"}
     return task_law(
-        Runs(work, config, bases).measure, work.metric, examples, work.left + _law_spent(work), price,
-        passes=seen_examples / examples, seed=work.seed,
-        default=config.model_dump(include=own) != default_of(config).model_dump(include=own),
+        Runs(work, config, subjects).measure, work.metric, examples,
+        work.left + sum(point.seconds for point in work.record.points),
+        Price(trained.seconds / learned, fixed, relative), passes=learned / examples,
+        known=work.record.law_passes, seed=work.seed,
+        default=config.model_dump(include=values) != default_of(config).model_dump(include=values),
     )  # fmt: skip
-
-
-def _law_spent(work: Work) -> float:
-    """On runs of an ended process, which count as those of this one."""
-    return sum(point.seconds for point in work.record.points)
 
 
 def _trained(work: Work, config: AdaptConfig, name: str) -> Trial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from isoflop.adapting.methods import METHODS
@@ -14,7 +15,10 @@ from isoflop.tasks.protocol import Base, LossOptions, Spec, Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LOOKED_AT = 8  # examples
+LOOKED_AT = 4  # examples
+SAMPLED = 200  # examples whose lengths are counted
+SHORTEST = 128  # tokens
+OF_WHOLE_TEXTS = ("classification", "multi-label", "regression")
 PROBE = "probe"  # which has nothing to train without a new head
 LEAST_STEPS = 12  # of a trial worth its name, rehearsals among them
 
@@ -60,7 +64,7 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     encoding = (time.monotonic() - began) / len(some)
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     batch = task.collate(base, spec, [{k: v for k, v in f.items() if k != "cut"} for f in features])
-    seconds = [_trained(task, model, batch) for _ in range(2)][1]  # the first one also allocates
+    seconds = _trained(task, model, batch)
     began = time.monotonic()
     with torch.no_grad():
         task.predict(model.eval(), base, spec, batch)
@@ -71,6 +75,23 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
     pace = Pace(opening, encoding, seconds / len(some), predicting)
     return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
+
+
+def length_for(task: Task, base: Base, spec: Spec, rows: Dataset, passes: float) -> int:
+    """Tokens to which inputs are cut where a trial would see less than one pass: half, a quarter ... of what
+    the base reads, `SHORTEST` at least, for tasks whose labels are of whole texts.
+
+    `passes` are those of uncut inputs; time goes with tokens.
+    """
+    most = base.max_length
+    if task.name not in OF_WHOLE_TEXTS or passes >= 1:
+        return most
+    columns = task.encode(base, spec, rows.select(range(min(SAMPLED, len(rows))))[:])
+    lengths = np.array([len(ids) for ids in columns["input_ids"]])
+    length = most
+    while length // 2 >= SHORTEST and passes * lengths.sum() / np.minimum(lengths, length).sum() < 1:
+        length //= 2
+    return length
 
 
 def _trained(task: Task, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:

@@ -105,6 +105,7 @@ class Adapted(Record):
     data: dict[str, str]  # what each split was read from, and its digest
     columns: dict[str, str]  # role -> column
     examples: dict[str, int]  # by split
+    cut: int = 0  # training inputs that are longer than the model reads
     spec: Spec
     config: AdaptConfig  # the chosen one
     trials: tuple[Trial, ...]

@@ -64,8 +64,8 @@ def save_adapted(
             if not method_of(config.method).merges:
                 learned = {
                     name: p.detach().cpu().contiguous()
- for name, p in model.named_parameters()
- if p.requires_grad
+                    for name, p in model.named_parameters()
+                    if p.requires_grad
                 }
                 save_file(learned, temp / ADAPTED)
             keep_folder(temp, folder)

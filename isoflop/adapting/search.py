@@ -26,6 +26,7 @@ HALVING, QUARTERS = 2, 4  # a trial is judged after one quarter of its time, and
 PLANNED = 6  # trials that the time of the search is laid out for
 EXPECTED = 0.5  # of a trial's time, that one takes which is not the first
 ENOUGH = 0.5  # of a trial's time: with less left no further one begins
+SHARE = 0.4  # of the budget
 STAGE = "search"
 
 Report = Callable[[Point], bool]
@@ -41,7 +42,8 @@ def trial_seconds(seconds: float, needed: float, planned: int = PLANNED) -> floa
     if seconds < needed:
         raise BudgetError(
             f"{seconds:.1f} s are left for the search, and one trial needs about {needed:.1f} s",
-            hint=f"give a budget of about {math.ceil(needed / seconds)} times as much (--budget)",
+            hint=f"give a budget of {math.ceil(needed / SHARE)} s or more (--budget), or shorter inputs "
+            "(--max-length)",
         )
     return max(needed, seconds / (1 + EXPECTED * (planned - 1)))
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 KIND = "adapting"
-BEST, FINAL, CHECKPOINT = (
-    "best",
-    "final",
-    "checkpoint",
-)  # what a folder has: of the search, of the long training
+BEST, FINAL = "best", "final"  # models: of the search, of the long training
+CHECKPOINT, FEATURES = "checkpoint", "features"  # what else the folder has
 MARGIN = 0.98  # of the seconds that a training is given; the rest is for putting it away
 
 
@@ -42,10 +39,17 @@ class Adapting(Record):
     """An adaptation that goes on."""
 
     id: str
+    max_length: int | None = None  # tokens of an input; None: that is not known yet
+    cut: int = 0  # training inputs that are longer
+    tested: int | None = None  # test examples that are scored
+    validated: int | None = None  # validation examples that are scored in the search
+    each: float | None = None  # seconds of a trial
     trials: tuple[Trial, ...] = ()
+    best: AdaptConfig | None = None  # of the search, once that is over
     final: Trial | None = None
     baseline: tuple[Score, ...] = ()
     baseline_says: str = ""
+    law_passes: float | None = None  # of the law's runs, once that is known
     points: tuple[LawPoint, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)  # by stage, of all processes
 
@@ -68,6 +72,11 @@ class Work:
     @property
     def folder(self) -> Path:
         return self.project.folder / KIND / self.record.id
+
+    @property
+    def features(self) -> Path:
+        """Encoded rows."""
+        return self.folder / FEATURES
 
     @property
     def metric(self) -> Metric:
@@ -97,6 +106,16 @@ class Work:
         spent = self.record.seconds.get(name, 0.0) + seconds
         self.change(seconds={**self.record.seconds, name: spent})
 
+    def read_to(self, length: int) -> None:
+        """Cut inputs to so many tokens."""
+        if length < self.base.max_length:
+            self.notes.append(
+                f"inputs are read to {length} tokens, for want of time; --max-length says otherwise"
+            )
+            self.base = replace(self.base, max_length=length)
+            self.spec = self.spec.model_copy(update={"max_length": length})
+        self.change(max_length=length)
+
     # -- trainings --------------------------------------------------------------------------------------
 
     def attempt(
@@ -107,8 +126,9 @@ class Work:
             began = time.monotonic()
             tuned = fine_tune(
                 self.task, self.base, self.spec, self.rows["train"], validation, config,
-                seconds=MARGIN * seconds, report=report,
+                seconds=MARGIN * seconds, report=report, features=self.features,
             )  # fmt: skip
+            self.record = self.record.model_copy(update={"cut": tuned.cut})
             gain = self._gain(tuned.trial)
             if all(gain > self._gain(t) for t in self.record.trials if t.curve):
                 self._save(BEST, config, tuned.model)
@@ -120,6 +140,7 @@ class Work:
             tuned = fine_tune(
                 self.task, self.base, self.spec, self.rows["train"], self.rows["validation"], config,
                 seconds=MARGIN * seconds, progress=self.progress, checkpoint=self.folder / CHECKPOINT,
+                features=self.features,
             )  # fmt: skip
             self._save(FINAL, config, tuned.model)
             self.record = self.record.model_copy(update={"final": tuned.trial})
@@ -142,7 +163,8 @@ class Work:
 
     def scored(self, model: nn.Module, rows: Dataset) -> tuple[Score, ...]:
         """Every metric of a model."""
-        return self.scores(predict_all(self.task, self.base, self.spec, model, rows), rows)
+        found = predict_all(self.task, self.base, self.spec, model, rows, features=self.features)
+        return self.scores(found, rows)
 
     def scores(self, predictions: Sequence[Any], rows: Dataset) -> tuple[Score, ...]:
         return scores_of(self.task, predictions, self.task.references(self.spec, rows))

@@ -2,7 +2,7 @@
 its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
-all that, `sequence` learns data sets of a task in order, `explain` says what an adapted model goes by,
+all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
 `trend` tells how the whole industry grows, and `limit` where that ends.
 """
 
@@ -17,6 +17,7 @@ import typer
 from isoflop import terminal
 from isoflop.cli import (
     ablate,
+    adapt,
     averages,
     engines,
     evals,
@@ -63,6 +64,7 @@ app.add_typer(engines.app)
 app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
+app.add_typer(adapt.app)
 app.add_typer(sequence.app)
 app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.cli.adapt import AdaptedArgument, RoleOption, _pairs
 from isoflop.cli.options import JsonOption, SeedOption
 from isoflop.errors import AdaptError
 from isoflop.quantities import cell
@@ -20,18 +21,14 @@ app = typer.Typer()
 SLICES = 12  # that are printed
 WORDS = 12
 
-RolesOption = Annotated[
-    list[str] | None, typer.Option("--map", metavar="ROLE=COLUMN", help="E.g. text=review; may be repeated.")
-]
-
 
 @app.command()
 def explain(
-    model: Annotated[Path, typer.Argument(metavar="ADAPTED", help="A folder that isoflop adapt has made.")],
+    model: AdaptedArgument,
     data: Annotated[
         list[Path] | None, typer.Option(help="Test examples that it has not learned from; may be repeated.")
     ] = None,
-    map: RolesOption = None,
+    columns: RoleOption = None,
     group: Annotated[str | None, typer.Option(help="Column whose groups are compared for fairness.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="So many have their attributions drawn.")] = 8,
     text: Annotated[str | None, typer.Option(help="Instead: attributions of this text alone.")] = None,
@@ -47,13 +44,15 @@ def explain(
 
     Example: [bold]isoflop explain ADAPTED --data test.csv --group region[/bold]
     """
+    from isoflop.adapting.quiet import quiet
     from isoflop.adapting.saved import is_adapted
     from isoflop.explaining.card import CARD, write_card
     from isoflop.explaining.explain import explain as explained
     from isoflop.explaining.explain import explain_text, record_of
 
     if text is not None and not data:
-        found = explain_text(model, text)
+        with quiet():
+            found = explain_text(model, text)
         out(found) if json else _show_words(found)
         return
     if not data or text is not None:
@@ -62,9 +61,9 @@ def explain(
         raise AdaptError(f"{model} is no adapted model", hint="make one: isoflop adapt MODEL --task TASK")
     folder = to or _folder_for(model)
     folder.mkdir(parents=True, exist_ok=True)
-    with Terminal() as progress:
+    with quiet(), Terminal() as progress:
         answer = explained(
-            model, data, folder, columns=roles(map), group=group, examples=examples, seed=seed,
+            model, data, folder, columns=_pairs(columns or [], "--map"), group=group, examples=examples, seed=seed,
             progress=progress,
         )  # fmt: skip
     write_card(folder / CARD, model.resolve().name, answer, record_of(model))
@@ -73,15 +72,6 @@ def explain(
         return
     _show(answer)
     typer.echo(folder / CARD)
-
-
-def roles(given: list[str] | None) -> dict[str, str]:
-    """ROLE=COLUMN pairs. Raises AdaptError for anything else."""
-    pairs = [pair.partition("=") for pair in given or []]
-    for role, equals, column in pairs:
-        if not (role and equals and column):
-            raise AdaptError(f"--map {role}{equals}{column} is no ROLE=COLUMN", hint="write e.g. text=review")
-    return {role: column for role, _, column in pairs}
 
 
 def _folder_for(model: Path) -> Path:
@@ -97,8 +87,8 @@ def _show(found: Explained) -> None:
     )  # fmt: skip
     if found.slices is not None and found.slices.slices:
         table(
-            f"slices, the worst of {found.slices.looks} looks", ("slice", "n", found.slices.metric, "low", "high",
-            "others", "q", ""),
+            f"slices, the worst of {found.slices.looks} looks",
+            ("slice", "n", found.slices.metric, "low", "high", "others", "q", ""),
             [
                 (s.name, s.score.examples, cell(s.score.value), cell(s.score.low), cell(s.score.high),
                  cell(s.others), f"{s.q:.2g}", "worse" if s.worse else "")
@@ -107,7 +97,8 @@ def _show(found: Explained) -> None:
         )  # fmt: skip
     if found.robustness:
         table(
-            "disturbed text", ("perturbation", "rate", found.robustness[0].comparison.metric, "change", "low", "high"),
+            "disturbed text",
+            ("perturbation", "rate", found.robustness[0].comparison.metric, "change", "low", "high"),
             [
                 (d.perturbation, f"{d.rate:.0%}", cell(c.second), f"{c.difference:+.4f}", f"{c.low:+.4f}",
                  f"{c.high:+.4f}")
@@ -128,7 +119,7 @@ def _show(found: Explained) -> None:
     if found.faithfulness is not None:
         f = found.faithfulness
         table(
-            f"faithfulness of attributions on {f.texts} texts: change of the {f.output} with {f.share:.0%} of words",
+            f"change of the {f.output} by {f.share:.0%} of the words, in {f.texts} texts",
             ("", "named", "random", "gain", "low", "high"),
             [
                 ("taken out", cell(f.comprehensiveness.value), cell(f.random_comprehensiveness.value),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.explain import RolesOption, roles
+from isoflop.cli.adapt import RoleOption, _pairs
 from isoflop.cli.options import JsonOption, SeedOption
 from isoflop.errors import AdaptError
 from isoflop.quantities import cell
@@ -24,8 +24,8 @@ def adapt_sequence(
     model: Annotated[Path, typer.Argument(help="A folder of a model of transformers.")],
     data: Annotated[list[Path], typer.Option(help="Examples, once for each data set, in order.")],
     task: Annotated[str, typer.Option(help="The task of all of them, e.g. classification.")],
-    to: Annotated[Path, typer.Option("--out", help="New folder of the model, or the models, and the picture.")],
-    map: RolesOption = None,
+    to: Annotated[Path, typer.Option("--out", help="New folder of the model or models, and the picture.")],
+    columns: RoleOption = None,
     replay: Annotated[float, typer.Option(help="Share of each batch from earlier data sets.")] = 0.0,
     ewc: Annotated[float, typer.Option(help="Strength of elastic weight consolidation.")] = 0.0,
     per_task: Annotated[
@@ -46,6 +46,7 @@ def adapt_sequence(
     """
     from isoflop.adapting.continual import Against, learn_in_order, stages_of
     from isoflop.adapting.methods import method_of
+    from isoflop.adapting.quiet import quiet
     from isoflop.adapting.records import AdaptConfig
     from isoflop.adapting.saved import save_adapted
     from isoflop.plots.continual import save_matrix
@@ -57,8 +58,8 @@ def adapt_sequence(
     config = AdaptConfig(task=task, method=way.name, lr=lr or way.lr, epochs=epochs, seed=seed)
     against = Against(replay=replay, ewc=ewc, per_task=per_task)
     found, base, notes = task_of(task), load_base(model, max_length=max_length), list[str]()
-    with Terminal() as progress:
-        stages = stages_of(found, data, roles(map), seed=seed, notes=notes, progress=progress)
+    with quiet(), Terminal() as progress:
+        stages = stages_of(found, data, _pairs(columns or [], "--map"), seed=seed, notes=notes, progress=progress)
         answer, spec, models = learn_in_order(
             found, base, stages, config, against, notes=notes, progress=progress
         )

@@ -74,7 +74,7 @@ def test_one_text(isoflop: Isoflop, adapted: Path) -> None:
         ("ADAPTED", "takes examples or one text"),
         ("ADAPTED --data DATA --text x", "takes examples or one text"),
         ("ADAPTED --data DATA --group country", "no column 'country'"),
-        ("ADAPTED --data DATA --map text", "is no ROLE=COLUMN"),
+        ("ADAPTED --data DATA --map text", "--map text has no ="),
         ("ADAPTED --data DATA --group text", "have 30 examples or more"),
         ("/no/such/model --data DATA", "/no/such/model is no adapted model"),
         ("/no/such/model --text hello", "/no/such/model has no isoflop_task.json"),

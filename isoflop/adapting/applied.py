@@ -1,0 +1,106 @@
+"""An adapted folder at work: predictions of rows, scores on them, and two models compared on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isoflop.adapting.inputs import TEST, TRAIN
+from isoflop.adapting.loop import predict_all, scores_of
+from isoflop.adapting.saved import load_adapted
+from isoflop.errors import AdaptError
+from isoflop.examples import read_examples, with_roles
+from isoflop.metrics import METRICS, Comparison, Score, compared
+from isoflop.progress import Progress, Silent
+from isoflop.tasks.protocol import Role, Spec, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Roles that a prediction is of, and that nobody has to know beforehand.
+TARGETS = (
+    "label", "labels", "number", "tags", "answers", "target", "summary", "response", "completion", "score",
+)  # fmt: skip
+LIKELY = 0.5  # probability from which one of several labels is given
+
+
+def predictions(
+    folder: Path, data: Sequence[Path], *, texts: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None, progress: Progress | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What an adapted model says of each row of files, or of texts: plain JSON values.
+
+    Raises AdaptError for a folder that is no adapted model, and rows that have not what it reads.
+    """
+    task, base, spec, model = load_adapted(folder)
+    if texts:
+        rows = _of_texts(task, texts)
+    else:
+        found = read_examples(data, progress=progress)
+        rows, _ = with_roles(found.get(TEST, found[TRAIN]), inputs_of(task), columns or {})
+    made = predict_all(task, base, spec, model, rows, progress=progress)
+    return [worded(task, spec, prediction) for prediction in made]
+
+
+def inputs_of(task: Task) -> list[Role]:
+    """Roles of what a model reads; beside sounds a text is what is said in them."""
+    heard = any(role.holds == "audio" for role in task.roles)
+    return [r for r in task.roles if r.name not in TARGETS and not (heard and r.name == "text")]
+
+
+def _of_texts(task: Task, texts: Sequence[str]) -> Dataset:
+    from datasets import Dataset
+
+    roles = [role for role in inputs_of(task) if not role.optional]
+    if len(roles) != 1 or roles[0].holds != "text":
+        needed = ", ".join(role.name for role in inputs_of(task))
+        raise AdaptError(f"{task.name} does not read one text, but {needed}", hint="give --data FILE")
+    return Dataset.from_dict({roles[0].name: list(texts)})
+
+
+def worded(task: Task, spec: Spec, prediction: Any) -> dict[str, Any]:
+    """A prediction in words: labels with their probabilities, tags, numbers or text."""
+    if spec.labels and isinstance(prediction, np.ndarray):
+        shares = {label: float(p) for label, p in zip(spec.labels, prediction, strict=True)}
+        if task.name == "multi-label":
+            said: Any = [label for label, share in shares.items() if share >= LIKELY]
+        else:
+            said = max(shares, key=lambda label: shares[label])
+        return {"prediction": said, "probabilities": shares}
+    plain = prediction.tolist() if isinstance(prediction, np.ndarray | np.generic) else prediction
+    return {"prediction": plain}
+
+
+def scores(
+    folder: Path, data: Sequence[Path], *, against: Path | None = None,
+    columns: Mapping[str, str] | None = None, progress: Progress | None = None,
+) -> tuple[tuple[Score, ...], tuple[Comparison, ...]]:  # fmt: skip
+    """Every metric of an adapted model on the test rows of files, or all that they have; and how much it is
+    above another one on the same rows, by the paired bootstrap.
+
+    Raises AdaptError for rows or models that do not fit.
+    """
+    progress = progress or Silent()
+    task, base, spec, model = load_adapted(folder)
+    found = read_examples(data, progress=progress)
+    rows, _ = with_roles(found.get(TEST, found[TRAIN]), task.roles, columns or {})
+    references = task.references(spec, rows)
+    own = predict_all(task, base, spec, model, rows, progress=progress)
+    if against is None:
+        return scores_of(task, own, references), ()
+    other_task, other_base, other_spec, other_model = load_adapted(against)
+    if (other_task.name, other_spec.labels) != (task.name, spec.labels):
+        raise AdaptError(
+            f"{against} is adapted to {_job(other_spec)}, and {folder} to {_job(spec)}",
+            hint="compare models of one task with the same labels",
+        )
+    other = predict_all(task, other_base, other_spec, other_model, rows, progress=progress)
+    apart = tuple(compared(METRICS[name], other, own, references) for name in task.metrics)
+    return scores_of(task, own, references), apart
+
+
+def _job(spec: Spec) -> str:
+    return f"{spec.task} of {', '.join(spec.labels)}" if spec.labels else spec.task

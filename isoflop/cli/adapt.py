@@ -1,0 +1,258 @@
+"""The commands that adapt a model to a task, let it predict, and score it."""
+
+from __future__ import annotations
+
+import json as json_text
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoflop.cli.options import (
+    DEFAULT_PROJECT,
+    BudgetOption,
+    JsonOption,
+    ProjectOption,
+    SeedOption,
+    open_project,
+)
+from isoflop.errors import AdaptError, BudgetError
+from isoflop.terminal import Terminal, out, table
+
+if TYPE_CHECKING:
+    from isoflop.adapting.records import Adapted, Trial
+    from isoflop.metrics import Comparison, Score
+
+app = typer.Typer()
+
+DataOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Examples: .csv .tsv .jsonl .parquet .txt, catalogues (.mo .tmx), a saved dataset, a folder of "
+        "images, sounds or texts with a sub-folder a label; may be repeated.",
+    ),
+]
+RoleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="ROLE=COLUMN", help="E.g. label=stars; guessed when absent; may be repeated."
+    ),
+]
+AdaptedArgument = Annotated[
+    Path, typer.Argument(metavar="ADAPTED", help="A folder that isoflop adapt wrote.")
+]
+
+
+@app.command()
+def adapt(
+    model: Annotated[Path, typer.Argument(help="A model folder of transformers, or one of ours.")],
+    task: Annotated[
+        str, typer.Option(help="classification, multi-label, tagging, translation ...: one unknown lists all.")
+    ],
+    data: DataOption,
+    valid: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Validation examples; else a tenth of --data.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Test examples; else a fifth of --data.")
+    ] = None,
+    columns: RoleOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="full, lora, last-layers, probe ...; by the data, the model and the time when absent."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE",
+            help="A value of all that is tried, e.g. lr=1e-4, balanced=true, augment=noise, or of the method's "
+            "own, e.g. method.r=16; may be repeated.",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an input; by the model and the time when absent.")
+    ] = None,
+    budget: BudgetOption = "10m",
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="MODEL", help="A further base, for the law: labels or parameters? May be repeated."),
+    ] = None,
+    law: Annotated[
+        bool, typer.Option(help="Also measure what twice the labels would buy, in a fifth of the budget.")
+    ] = True,
+    project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Adapt a model to a task: what is tried fits the data and the time, the best is kept.
+
+    A part of the budget searches method and learning rate, most trials of which end early; then the winner is
+    trained for long, and scored on test examples that nothing was chosen by. It needs isoflop's extra adapt.
+
+    Example: [bold]isoflop adapt MODEL --task classification --data reviews.csv --budget 10m[/bold]
+    """
+    seconds = _seconds(budget)
+    given, roles = _values(set_ or []), _pairs(columns or [], "--map")
+    from isoflop.adapting.answer import adapt as adapted
+
+    home = open_project(project, create=True)
+    with home.lock(), _quiet(), Terminal() as progress:
+        done = adapted(
+            home, model, task, data, budget_seconds=seconds, method=method, columns=roles,
+            validation=valid or (), test=test or (), set=given, max_length=max_length, also=also or (), law=law,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    folder = home.folder / done.model
+    if json:
+        out({**done.model_dump(mode="json"), "folder": str(folder)})
+        return
+    _show(done)
+    typer.echo(folder)
+
+
+@app.command(name="apply")
+def apply_(
+    adapted: AdaptedArgument,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="FILE", help="As of isoflop adapt.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    columns: RoleOption = None,
+) -> None:
+    """Predict with an adapted model: a line of JSON an example on stdout.
+
+    Example: [bold]isoflop apply my-project/artifacts/adapted-... --text "a warm welcome"[/bold]
+    """
+    if bool(data) == bool(text):
+        raise AdaptError("there is nothing to predict, or two things", hint="give --data FILE or --text TEXT")
+    from isoflop.adapting.applied import predictions
+
+    roles = _pairs(columns or [], "--map")
+    with _quiet(), Terminal() as progress:
+        made = predictions(adapted, data or (), texts=text or (), columns=roles, progress=progress)
+    for line in made:
+        typer.echo(json_text.dumps(line, ensure_ascii=False))
+
+
+@app.command()
+def score(
+    adapted: AdaptedArgument,
+    data: DataOption,
+    against: Annotated[
+        Path | None, typer.Option(metavar="ADAPTED", help="Compare it with another on the same examples.")
+    ] = None,
+    columns: RoleOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score an adapted model on examples: every metric of its task, with intervals.
+
+    Where the files have test examples of their own, on these.
+
+    Example: [bold]isoflop score my-project/artifacts/adapted-... --data new.csv[/bold]
+    """
+    from isoflop.adapting.applied import scores
+
+    roles = _pairs(columns or [], "--map")
+    with _quiet(), Terminal() as progress:
+        found, apart = scores(adapted, data, against=against, columns=roles, progress=progress)
+    if json:
+        out({
+            "scores": [s.model_dump(mode="json") for s in found],
+            "comparisons": [c.model_dump(mode="json") for c in apart],
+        })  # fmt: skip
+        return
+    table(
+        f"{found[0].examples:,} examples", ("metric", "value", "90% interval", "unit"),
+        [(s.metric, f"{s.value:.4f}", _interval(s), s.unit) for s in found],
+    )  # fmt: skip
+    if apart:
+        _show_comparison(apart, against)
+
+
+# -- reading options --------------------------------------------------------------------------------------
+
+
+def _seconds(budget: str) -> float:
+    from isoflop.budget import Budget
+
+    seconds = Budget.parse(budget).seconds
+    if seconds is None:
+        raise BudgetError(f"the budget {budget!r} is no time", hint="write a time such as 10m, 2h or 90s")
+    return seconds
+
+
+def _pairs(listed: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE by name."""
+    for text in listed:
+        if "=" not in text:
+            raise AdaptError(f"{option} {text} has no =", hint=f"write {option} NAME=VALUE")
+    return dict((part.strip() for part in text.split("=", 1)) for text in listed)
+
+
+def _values(listed: Sequence[str]) -> dict[str, Any]:
+    """Numbers and truth values as JSON has them; `augment` is a list; other words as they are."""
+    found: dict[str, Any] = {}
+    for name, text in _pairs(listed, "--set").items():
+        try:
+            found[name] = json_text.loads(text)
+        except json_text.JSONDecodeError:
+            found[name] = text
+    if "augment" in found:
+        found["augment"] = str(found["augment"]).split(",")
+    return found
+
+
+def _quiet() -> Any:
+    """Without the bars and reports of transformers and datasets."""
+    from isoflop.adapting.quiet import quiet
+
+    return quiet()
+
+
+# -- showing ----------------------------------------------------------------------------------------------
+
+
+def _show(done: Adapted) -> None:
+    typer.echo(", ".join(f"{role} is the column {column!r}" for role, column in done.columns.items()))
+    counts = ", ".join(f"{count:,} {split}" for split, count in done.examples.items())
+    cut = f"; {done.cut:,} training inputs are cut to {done.spec.max_length} tokens" if done.cut else ""
+    typer.echo(f"examples: {counts}{cut}")
+    for note in (*done.spec.notes, *done.notes):
+        typer.echo(note)
+    table("Tried", ("method", "rate", "batch", "passes", "validation", "seconds", "ended"), [
+        _row(done, trial) for trial in done.trials
+    ])  # fmt: skip
+    base = {s.metric: f"{s.value:.4f} ({_interval(s)})" for s in done.baseline}
+    table("Scores on test examples", ("metric", "the base", done.config.method, "90% interval", "unit"), [
+        (s.metric, base.get(s.metric, "–"), f"{s.value:.4f}", _interval(s), s.unit) for s in done.test
+    ])  # fmt: skip
+    typer.echo(f"the base: {done.baseline_says}")
+    for sentence in done.law.sentences if done.law else ():
+        typer.echo(sentence)
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
+    typer.echo(f"{sum(done.seconds.values()) / 60:.1f} minutes ({parts})")
+
+
+def _row(done: Adapted, trial: Trial) -> tuple[str, ...]:
+    config = trial.config
+    passes = trial.curve[-1].examples / done.examples["train"] if trial.curve else 0.0
+    score = f"{trial.score:.4f}" if math.isfinite(trial.score) else "–"
+    mark = "* " if config == done.config else "  "
+    return (
+        f"{mark}{config.method}", f"{config.lr:.2g}", str(config.batch), f"{passes:.2f}", score,
+        f"{trial.seconds:.1f}", trial.stopped or "at its end",
+    )  # fmt: skip
+
+
+def _interval(score: Score) -> str:
+    return f"{score.low:.4f} to {score.high:.4f}"
+
+
+def _show_comparison(apart: Sequence[Comparison], against: Path | None) -> None:
+    table(f"Above {against}", ("metric", "the other", "this", "difference", "90% interval", "better in"), [
+        (c.metric, f"{c.first:.4f}", f"{c.second:.4f}", f"{c.difference:+.4f}",
+         f"{c.low:+.4f} to {c.high:+.4f}", f"{c.p_better:.0%}")
+        for c in apart
+    ])  # fmt: skip

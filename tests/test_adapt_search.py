@@ -1,0 +1,164 @@
+"""What is tried, in which order, and what ends early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from isoflop.adapting.candidates import RULES, Facts, candidates, rule_for
+from isoflop.adapting.methods import METHODS
+from isoflop.adapting.records import AdaptConfig, Point, Trial
+from isoflop.adapting.search import Report, Search, trial_seconds
+from isoflop.errors import AdaptError, BudgetError, IsoflopError
+from isoflop.progress import Silent
+
+RATES = {name: METHODS[name].lr for name in ("full", "lora", "last-layers", "probe")}
+MANY = Facts(examples=10_000, labels=2, params=100_000_000, scratch=False, text_out=False, passes=2.0)
+
+
+def test_the_rules_look_at_data_base_and_time() -> None:
+    found = {
+        "many": MANY, "few": Facts(40, 2, 100_000_000, False, False, 9.0),
+        "scratch": Facts(10_000, 10, 100_000, True, False, 9.0),
+        "texts": Facts(10_000, 0, 100_000_000, False, True, 2.0),
+        "slow": Facts(10_000, 2, 100_000_000, False, False, 0.1),
+        "small": Facts(10_000, 2, 1_000_000, False, False, 9.0),
+    }  # fmt: skip
+    rules = {name: rule_for(facts) for name, facts in found.items()}
+    assert len({id(rule) for rule in rules.values()}) == len(RULES)
+    assert rules["scratch"].methods == ("full",)
+    assert "probe" in rules["few"].methods
+    assert "last-layers" in rules["slow"].methods
+    assert set(rules["texts"].methods) == {"full", "lora"}
+    assert all(method in METHODS for rule in RULES for method in rule.methods)
+
+
+def test_candidates_are_methods_that_fit_at_several_rates() -> None:
+    made = candidates("classification", MANY, {"full": 1e-4}, method=None, given={}, seed=3)
+    assert [[c.lr for c in configs] for configs in made] == [pytest.approx([1e-4, 3e-4, 1e-4 / 3])]
+    named = candidates(
+        "classification", MANY, RATES, method="lora", seed=0,
+        given={"lr": 0.01, "batch": 4, "method.r": 2, "augment": ["noise"]},
+    )  # fmt: skip
+    assert len(named) == len(named[0]) == 1
+    only = named[0][0]
+    assert (only.method, only.lr, only.batch, only.method_options) == ("lora", 0.01, 4, {"r": 2})
+    assert only.augment == ("noise",)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [({"rate": 1}, "'rate' is no value"), ({"lr": "high"}, "lr is 'high'")]
+)
+def test_values_that_no_configuration_has(given: dict[str, object], says: str) -> None:
+    with pytest.raises(AdaptError, match=says):
+        candidates("classification", MANY, RATES, method=None, given=given, seed=0)
+
+
+def search(**more: object) -> Search:
+    made = candidates("classification", MANY, RATES, method=None, given={}, seed=0)
+    options: dict[str, object] = {"seconds": 100.0, "each": 20.0, "higher": True}
+    return Search(made, {}, **{**options, **more})  # type: ignore[arg-type]
+
+
+def simulated(score: Callable[[AdaptConfig], float]) -> Callable[[AdaptConfig, float, Report], Trial]:
+    """Trainings whose score rises by quarters of their time to what their configuration reaches."""
+
+    def attempt(config: AdaptConfig, seconds: float, report: Report) -> Trial:
+        curve: list[Point] = []
+        for quarter in (1, 2, 3, 4):
+            value = score(config) * quarter / 4
+            point = Point(
+                step=quarter, examples=10 * quarter, seconds=5.0 * quarter, train_loss=1.0, score=value
+            )
+            curve.append(point)
+            if report(point):
+                break
+        return Trial(
+            config=config, curve=tuple(curve), score=curve[-1].score, seconds=curve[-1].seconds, flops=1.0,
+            params_trained=1,
+        )  # fmt: skip
+
+    return attempt
+
+
+def by_method(config: AdaptConfig) -> float:
+    """LoRA is the best, at three times its rate."""
+    best = {"full": 0.7, "lora": 0.8, "last-layers": 0.6}[config.method]
+    return best + 0.1 * (config.method == "lora" and config.lr > 1e-3) + 0.01 * (config.batch == 32)
+
+
+def test_each_method_comes_first_then_the_rates_of_the_best() -> None:
+    found = search()
+    kept: list[Trial] = []
+    found.run(simulated(by_method), kept.append, Silent())
+    tried = [(t.config.method, round(t.config.lr / RATES[t.config.method], 2)) for t in found.trials]
+    assert tried[:5] == [("full", 1), ("lora", 1), ("last-layers", 1), ("lora", 3), ("lora", 0.33)]
+    assert found.best.config.method == "lora"
+    assert found.best.config.lr == pytest.approx(3 * RATES["lora"])
+    assert kept == found.trials
+    assert sum(t.seconds for t in found.trials) <= 100.0
+
+
+def test_the_worse_half_ends_early() -> None:
+    found = search()
+    found.run(simulated(by_method), lambda trial: None, Silent())
+    by_name = {(t.config.method, t.config.lr): t for t in found.trials}
+    assert by_name["last-layers", RATES["last-layers"]].stopped == "pruned"
+    assert len(by_name["last-layers", RATES["last-layers"]].curve) == 1
+    assert found.trials[0].stopped == found.best.stopped == ""
+
+
+def test_what_the_ledger_has_is_not_tried_again() -> None:
+    whole = search()
+    whole.run(simulated(by_method), lambda trial: None, Silent())
+    asked: list[AdaptConfig] = []
+
+    def score(config: AdaptConfig) -> float:
+        if config not in asked:
+            asked.append(config)
+        return by_method(config)
+
+    again = search(done=whole.trials[:3])
+    again.run(simulated(score), lambda trial: None, Silent())
+    assert again.trials == whole.trials
+    assert asked == [t.config for t in whole.trials[3:]]
+
+
+def test_a_trial_that_fails_is_kept_with_its_sentence() -> None:
+    def attempt(config: AdaptConfig, seconds: float, report: Report) -> Trial:
+        if config.method == "full":
+            raise AdaptError("the loss is nan at step 3", hint="give a lower learning rate")
+        if config.method == "last-layers":
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
+        return simulated(by_method)(config, seconds, report)
+
+    found = search()
+    found.run(attempt, lambda trial: None, Silent())
+    said = {t.config.method: t.stopped for t in found.trials if math.isnan(t.score)}
+    assert said == {"full": "the loss is nan at step 3", "last-layers": "there is too little memory"}
+    assert found.best.config.method == "lora"
+
+
+def test_where_nothing_can_be_trained_the_first_reason_is_the_error() -> None:
+    def attempt(config: AdaptConfig, seconds: float, report: Report) -> Trial:
+        raise AdaptError(f"{config.method} does not fit", hint="choose another")
+
+    with pytest.raises(AdaptError, match="full does not fit"):
+        search().run(attempt, lambda trial: None, Silent())
+
+
+def test_a_loss_is_searched_downwards() -> None:
+    found = search(higher=False)
+    found.run(simulated(by_method), lambda trial: None, Silent())
+    assert found.best.score == min(t.score for t in found.trials if not t.stopped)
+
+
+def test_a_budget_has_as_many_trials_as_have_the_time_they_need() -> None:
+    assert trial_seconds(70.0, 1.0) == pytest.approx(20.0)
+    assert trial_seconds(70.0, 30.0) == 30.0
+    with pytest.raises(BudgetError, match="one trial needs about 80.0 s") as error:
+        trial_seconds(70.0, 80.0)
+    assert isinstance(error.value, IsoflopError)
+    assert "200 s or more" in error.value.hint
