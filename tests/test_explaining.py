@@ -134,6 +134,30 @@ def test_another_label_is_asked_about(learned: Learned) -> None:
         attribute(task, learned.base, learned.spec, learned.model, text, label="fine")
 
 
+def test_a_tag_of_a_word() -> None:
+    """A tagger that has learned nothing: words and sums are right all the same."""
+    task, base = task_of("tagging"), load_base(tiny_bert())
+    words = ["the", "day", "unheard-of", "kind"]
+    rows = Dataset.from_dict({"tokens": [words], "tags": [["O", "B-x", "O", "O"]]})
+    spec = task.spec(rows, base)
+    torch.manual_seed(0)
+    model = task.build(base, spec)
+    found = attribute(task, base, spec, model, words, word=2, label="B-x")
+    assert [word.text for word in found.words] == words
+    assert [found.text[word.start : word.end] for word in found.words] == words
+    assert found.output == "B-x of unheard-of"
+    assert found.completeness_error <= 0.02
+    inputs = base.processor(words, is_split_into_words=True, return_tensors="pt")
+    at = inputs.word_ids(0).index(2)
+    with torch.no_grad():
+        p = model(**inputs).logits[0, at].softmax(-1)[spec.labels.index("B-x")]
+    assert found.value == pytest.approx(float(torch.logit(p)), abs=1e-4)
+    with pytest.raises(AdaptError, match="an output for each word"):
+        attribute(task, base, spec, model, words)
+    with pytest.raises(AdaptError, match="that read one text, not of similarity"):
+        attribute(task_of("similarity"), base, spec, model, "a text")
+
+
 def test_tokens_are_joined_to_words(learned: Learned) -> None:
     text = "Bright, not-so walk2day!  "
     tokens = tokens_of(task_of("classification"), learned.base, learned.spec, text)

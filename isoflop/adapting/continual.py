@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.adapting.batches import Rows
-from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, known_labels, some
+from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some, tell_unseen
 from isoflop.adapting.loop import fine_tune, predict_all
 from isoflop.adapting.methods import prepared
 from isoflop.adapting.records import AdaptConfig
@@ -117,7 +117,8 @@ def learn_in_order(
     progress, notes = progress or Silent(), list(notes)
     config = config.model_copy(update={"replay": against.replay})
     spec = task.spec(_together([stage.rows[TRAIN] for stage in stages]), base)
-    stages = [_known(stage, spec, notes) for stage in stages]
+    for stage in stages:
+        _tell_labels(stage, spec, notes)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         fresh = prepared(task.build(base, spec), config, base).to(device_for())
@@ -236,8 +237,8 @@ def _together(parts: Sequence[Dataset]) -> Dataset:
     return concatenate_datasets(list(parts))
 
 
-def _known(stage: Stage, spec: Spec, notes: list[str]) -> Stage:
-    """Without held-out rows that training cannot tell; says which labels its training examples lack."""
+def _tell_labels(stage: Stage, spec: Spec, notes: list[str]) -> None:
+    """Says which labels its training examples lack, and which of its held-out ones no stage trains on."""
     rows = stage.rows[TRAIN]
     if "label" in rows.column_names:
         missing = sorted(set(spec.labels) - {str(label) for label in rows["label"]})
@@ -245,7 +246,7 @@ def _known(stage: Stage, spec: Spec, notes: list[str]) -> Stage:
             notes.append(
                 f"{stage.name} has no examples of {', '.join(missing)}: labels are those of all sets"
             )
-    return Stage(stage.name, known_labels(dict(stage.rows), spec, notes))
+    tell_unseen(stage.rows, spec, notes)
 
 
 def _drawn(metric: Metric, found: Predictions, references: Sequence[list[Any]], seed: int) -> Array:

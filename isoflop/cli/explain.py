@@ -63,8 +63,8 @@ def explain(
     folder.mkdir(parents=True, exist_ok=True)
     with quiet(), Terminal() as progress:
         answer = explained(
-            model, data, folder, columns=_pairs(columns or [], "--map"), group=group, examples=examples, seed=seed,
-            progress=progress,
+            model, data, folder, columns=_pairs(columns or [], "--map"), group=group, examples=examples,
+            seed=seed, progress=progress,
         )  # fmt: skip
     write_card(folder / CARD, model.resolve().name, answer, record_of(model))
     if json:
@@ -139,7 +139,7 @@ def _gain(found: object) -> tuple[str, ...]:
 def _show_words(found: Attribution) -> None:
     order = sorted(found.words, key=lambda word: -abs(word.attribution))[:WORDS]
     table(
-        f"{found.output}: {found.value:+.3f} {found.unit}, {found.baseline:+.3f} with {found.baseline_token} for "
-        "each word",
+        f"{found.output}: {found.value:+.3f} {found.unit}; with {found.baseline_token} for each word "
+        f"{found.baseline:+.3f}",
         ("word", "attribution"), [(word.text, f"{word.attribution:+.4f}") for word in order],
     )  # fmt: skip

@@ -59,7 +59,8 @@ def adapt_sequence(
     against = Against(replay=replay, ewc=ewc, per_task=per_task)
     found, base, notes = task_of(task), load_base(model, max_length=max_length), list[str]()
     with quiet(), Terminal() as progress:
-        stages = stages_of(found, data, _pairs(columns or [], "--map"), seed=seed, notes=notes, progress=progress)
+        names = _pairs(columns or [], "--map")
+        stages = stages_of(found, data, names, seed=seed, notes=notes, progress=progress)
         answer, spec, models = learn_in_order(
             found, base, stages, config, against, notes=notes, progress=progress
         )

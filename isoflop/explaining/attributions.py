@@ -23,6 +23,7 @@ from isoflop.errors import AdaptError
 from isoflop.explaining.records import Attribution, Word
 from isoflop.explaining.words import joined
 from isoflop.tasks.protocol import BOTH, Base, Spec, Task
+from isoflop.tasks.tagging import WORDS as BEGINS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,11 +71,13 @@ def attribute(
 ) -> Attribution:  # fmt: skip
     """The words of a text and their share in a label's log-odds: by default of the label that is predicted.
 
-    Of a task that labels words, `given` is a list of words and `word` the number of the one that is asked
-    about. Raises AdaptError for a task or a model that has no such attributions, or an unknown label.
+    Of a tagger `given` is a list of words, and `word` the number of the one whose tag is asked about. Raises
+    AdaptError for a task or a model that has no such attributions, or an unknown label.
     """
     model.eval()
     tokens = tokens_of(task, base, spec, given)
+    if not isinstance(given, str) and word is None:
+        raise AdaptError("a tagger has an output for each word", hint="say which word's tag is asked about")
     batch = task.collate(base, spec, [tokens.features])
     ids = batch.pop("input_ids")
     embed = model.get_input_embeddings()  # type: ignore[operator]
@@ -98,11 +101,18 @@ def attribute(
             Word(text=text, start=start, end=end, attribution=float(share_t[_at(tokens, i)].sum()))
             for i, (text, start, end) in enumerate(tokens.words)
         ),
-        output="the number" if is_number(task) else spec.labels[number],
+        output=_named(task, spec, number, None if word is None else given[word]),
         unit="standard deviations" if is_number(task) else "nats of log-odds",
         value=path.value, baseline=path.baseline, baseline_token=name, total=float(share_t.sum()),
         completeness_error=path.error, steps=path.steps, cut=bool(tokens.features.get("cut", False)),
     )  # fmt: skip
+
+
+def _named(task: Task, spec: Spec, number: int, word: str | None) -> str:
+    """What the output is called."""
+    if is_number(task):
+        return "the number"
+    return spec.labels[number] if word is None else f"{spec.labels[number]} of {word}"
 
 
 def attribute_image(task: Task, base: Base, spec: Spec, model: nn.Module, row: Mapping[str, Any]) -> Heat:
@@ -129,7 +139,7 @@ def tokens_of(task: Task, base: Base, spec: Spec, given: Any) -> Tokens:
 
     Raises AdaptError where the task reads anything but one text, or the model is no encoder or decoder.
     """
-    role, split = task.roles[0], task.roles[0].holds == "tokens"
+    role = task.roles[0]
     others = [r.name for r in task.roles[1:] if r.holds in ("text", "image", "audio") and not r.optional]
     if role.holds not in ("text", "tokens") or others or base.kind == BOTH:
         raise AdaptError(
@@ -139,33 +149,35 @@ def tokens_of(task: Task, base: Base, spec: Spec, given: Any) -> Tokens:
         )
     encoded = task.encode(base, spec, {role.name: [given]})
     features = {name: values[0] for name, values in encoded.items()}
+    return _split(base, features, given) if role.holds == "tokens" else _spoken(base, spec, features, given)
+
+
+def _split(base: Base, features: dict[str, Any], given: Sequence[str]) -> Tokens:
+    """By the words as they were given; characters are those of all of them, joined by blanks."""
+    if len(features["input_ids"]) > 1:
+        raise AdaptError(f"{len(given)} words are more than the model reads at once", hint="give fewer words")
+    specials, number = set(base.processor.all_special_ids), -1
+    numbers = []
+    for id, begins in zip(features["input_ids"][0], features[BEGINS][0], strict=True):
+        number = max(number, begins)
+        numbers.append(-1 if begins < 0 and id in specials else number)
+    ends = np.cumsum([len(word) + 1 for word in given]) - 1
+    words = [(word, int(end) - len(word), int(end)) for word, end in zip(given, ends, strict=True)]
+    return Tokens(features, tuple(n < 0 for n in numbers), tuple(numbers), tuple(words))
+
+
+def _spoken(base: Base, spec: Spec, features: dict[str, Any], text: str) -> Tokens:
+    """By the characters of the tokens."""
     found = base.processor(
-        given, truncation=True, max_length=spec.max_length or base.max_length, is_split_into_words=split,
-        return_offsets_mapping=True, return_special_tokens_mask=True,
+        text, truncation=True, max_length=spec.max_length or base.max_length, return_offsets_mapping=True,
+        return_special_tokens_mask=True,
     )  # fmt: skip
     if list(found["input_ids"]) != list(features["input_ids"]):
         raise AdaptError(
-            f"{task.name} adds tokens of its own to a text, and they have no words",
+            "the task adds tokens of its own to a text, and they have no words",
             hint="explain a classifier, a regression or a tagger",
         )
-    special = tuple(map(bool, found["special_tokens_mask"]))
-    numbers, words = _split(found, given) if split else _spoken(found, given)
-    return Tokens(features, special, tuple(numbers), tuple(words))
-
-
-Words = list[tuple[str, int, int]]
-
-
-def _split(found: Any, given: Sequence[str]) -> tuple[list[int], Words]:
-    """By the words as they were given; characters are those of all of them, joined by blanks."""
-    numbers = [-1 if number is None else number for number in found.word_ids()]
-    ends = np.cumsum([len(word) + 1 for word in given]) - 1
-    words = [(word, int(end) - len(word), int(end)) for word, end in zip(given, ends, strict=True)]
-    return numbers, words[: max(numbers, default=-1) + 1]
-
-
-def _spoken(found: Any, text: str) -> tuple[list[int], Words]:
-    spans = [tuple(span) for span in found["offset_mapping"]]
+    spans = [(int(start), int(end)) for start, end in found["offset_mapping"]]
     numbers = joined(text, spans)
     words = []
     for number in range(max(numbers, default=-1) + 1):
@@ -174,7 +186,7 @@ def _spoken(found: Any, text: str) -> tuple[list[int], Words]:
         word = text[start:end].strip()
         start += text[start:end].index(word)
         words.append((word, start, start + len(word)))
-    return numbers, words
+    return Tokens(features, tuple(map(bool, found["special_tokens_mask"])), tuple(numbers), tuple(words))
 
 
 def is_number(task: Task) -> bool:

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from isoflop.adapting.inputs import TEST, TRAIN, known_labels, some
+from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some, tell_unseen
 from isoflop.adapting.loop import predict_all, scores_of
 from isoflop.adapting.records import Adapted
 from isoflop.adapting.saved import load_adapted
 from isoflop.errors import AdaptError
-from isoflop.examples import read_examples, splits_of, with_roles
+from isoflop.examples import read_examples, with_roles
 from isoflop.explaining.attributions import Heat, attribute, attribute_image
 from isoflop.explaining.calibration import reliability
 from isoflop.explaining.fairness import fairness
@@ -97,23 +97,29 @@ def _rows(
     record: Adapted | None, notes: list[str], progress: Progress,
 ) -> Dataset:  # fmt: skip
     """Test examples, with columns named by roles, and whatever other columns there are."""
-    task = model.task
-    found = read_examples(data, progress=progress, notes=notes)
-    split, rows = (TEST, found[TEST]) if TEST in found else next(iter(found.items()))
-    if group is not None and group not in rows.column_names:
-        raise AdaptError(
-            f"there is no column {group!r} in {', '.join(map(str, data))}; there are "
-            f"{', '.join(rows.column_names)}",
-            hint="name one of these with --group",
-        )
-    roles = {role.name for role in task.roles}
-    keep = [name for name in rows.column_names if name not in roles or name == group]
-    given = {**(record.columns if record is not None else {}), **columns}
-    rows, _ = with_roles(rows, task.roles, given, keep=keep, notes=notes)
-    if split != TEST and record is not None and _learned_from(record, data):
-        rows = splits_of({TRAIN: rows}, seed=record.config.seed, notes=notes)[TEST]
+    task, given = model.task, {**(record.columns if record is not None else {}), **columns}
+    if record is not None and _learned_from(record, data):
+        if group is not None:
+            raise AdaptError(
+                "the model learned from a part of this data, and its test part has no further columns",
+                hint="give test examples of their own with --data",
+            )
         notes.append("the model learned from the rest of this data: these are its test examples")
-    return known_labels({TRAIN: rows, TEST: rows}, model.spec, notes)[TEST]
+        rows = Sources(data).read(task, given, record.config.seed, notes, progress)[0][TEST]
+    else:
+        found = read_examples(data, progress=progress, notes=notes)
+        rows = found.get(TEST, found[TRAIN])
+        if group is not None and group not in rows.column_names:
+            raise AdaptError(
+                f"there is no column {group!r} in {', '.join(map(str, data))}; there are "
+                f"{', '.join(rows.column_names)}",
+                hint="name one of these with --group",
+            )
+        roles = {role.name for role in task.roles}
+        keep = [name for name in rows.column_names if name not in roles or name == group]
+        rows, _ = with_roles(rows, task.roles, given, keep=keep, notes=notes)
+    tell_unseen({VALIDATION: rows.select([]), TEST: rows}, model.spec, notes)
+    return rows
 
 
 def _learned_from(record: Adapted, data: Sequence[Path]) -> bool:
