@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import reviews, tiny_bert
+from tiny import BAD, GOOD, PLAIN, reviews, tiny_bert
 
 from isoflop.adapting.continual import (
     Against,
@@ -31,7 +32,9 @@ from isoflop.plots.continual import matrix_data, save_matrix
 from isoflop.tasks import load_base, task_of
 
 TASK = task_of("classification")
-CONFIG = AdaptConfig(task="classification", lr=3e-3, steps=40, dropout=0.0, evaluations=2, patience=0, seed=1)
+CONFIG = AdaptConfig(
+    task="classification", lr=3e-3, steps=70, batch=24, dropout=0.0, evaluations=2, patience=0, seed=1
+)
 
 
 @given(st.integers(2, 5), st.integers(0, 1000))
@@ -45,24 +48,31 @@ def test_transfer_is_what_the_equations_say(tasks: int, seed: int) -> None:
     assert float(forward_transfer(r, b)) == pytest.approx(given_on)
 
 
-def turned(rows: Dataset) -> Dataset:
-    """The same words with the other label: what was learned is wrong now, where a mark says so."""
-    other = {"good": "bad", "bad": "good"}
-    return Dataset.from_dict({
-        "text": [f"bird bird {text}" for text in rows["text"]],
-        "label": [other[label] for label in rows["label"]],
-    })  # fmt: skip
+FIRST, SECOND = {"good": GOOD, "bad": BAD}, {"good": ("river", "tree"), "bad": ("home", "bird")}
+OTHERS = sorted(set(PLAIN) - set(SECOND["good"] + SECOND["bad"]))
+
+
+def texts(count: int, seed: int, decides: dict[str, Sequence[str]], noise: Sequence[str] = ()) -> Dataset:
+    """Of plain words, one that decides the label, and one that does not."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        label = ("good", "bad")[i % 2]
+        words = [*rng.choice(OTHERS, 5), rng.choice(decides[label]), *([rng.choice(noise)] if noise else [])]
+        rows.append({"text": " ".join(rng.permutation(words)), "label": label})
+    return Dataset.from_list(rows)
 
 
 @pytest.fixture(scope="module")
 def stages() -> list[Stage]:
-    """Reviews, and reviews whose words mean the opposite and which begin with a mark."""
+    """Words that decide in the first are noise in the second, where others do; one model can know both."""
     sizes = {"train": 240, "validation": 40, "test": 100}
-    made = {name: reviews(count, seed) for seed, (name, count) in enumerate(sizes.items(), start=10)}
-    others = {
-        name: turned(reviews(count, seed)) for seed, (name, count) in enumerate(sizes.items(), start=20)
-    }
-    return [Stage("plain", made), Stage("turned", others)]
+    return [
+        Stage("first", {name: texts(n, i, FIRST) for i, (name, n) in enumerate(sizes.items())}),
+        Stage(
+            "second", {name: texts(n, 9 + i, SECOND, GOOD + BAD) for i, (name, n) in enumerate(sizes.items())}
+        ),
+    ]
 
 
 def learned(stages: list[Stage], config: AdaptConfig = CONFIG, **against: Any) -> InOrder:
@@ -76,11 +86,11 @@ def forgetful(stages: list[Stage]) -> InOrder:
 
 def test_plain_training_forgets_and_replay_does_less(stages: list[Stage], forgetful: InOrder) -> None:
     assert forgetful.scores[0][0] > 0.9
-    assert forgetful.scores[1][1] > 0.9
-    assert forgetful.backward.high < -0.3
+    assert forgetful.scores[1][1] > 0.7
+    assert forgetful.backward.high < -0.1
     replayed = learned(stages, replay=0.5)
-    assert replayed.backward.low > forgetful.backward.high
-    assert replayed.average.value > forgetful.average.value + 0.1
+    assert replayed.backward.value > forgetful.backward.value + 0.05
+    assert replayed.average.value > forgetful.average.value
     assert replayed.scores[0] == forgetful.scores[0]  # nothing was there to replay
 
 
@@ -104,12 +114,13 @@ def test_consolidation_holds_weights(stages: list[Stage], forgetful: InOrder) ->
 
 
 def test_an_adapter_for_each_forgets_nothing(stages: list[Stage]) -> None:
-    config = CONFIG.model_copy(update={"method": "lora", "lr": 1e-2, "steps": 60})
+    config = CONFIG.model_copy(update={"method": "lora", "lr": 1e-2, "steps": 100})
     found, _, models = learn_in_order(TASK, load_base(tiny_bert()), stages, config, Against(per_task=True))
     assert len(models) == 2
     assert found.backward.value == found.forward.value == 0
     assert found.scores[0][1] == found.before[1]
-    assert min(found.scores[1]) > 0.8
+    assert found.scores[1][0] == found.scores[0][0] > found.before[0] + 0.15
+    assert found.scores[1][1] > found.before[1] + 0.15
 
 
 def test_the_fisher_information_is_the_mean_square_of_gradients(stages: list[Stage]) -> None:
@@ -171,7 +182,7 @@ def test_what_does_not_fit(stages: list[Stage], against: dict[str, Any], says: s
 
 def test_the_picture_shows_the_matrix(forgetful: InOrder, tmp_path: Path) -> None:
     data = matrix_data(forgetful)
-    assert data.rows == ("before", "after plain", "after turned")
+    assert data.rows == ("before", "after first", "after second")
     assert data.scores.tolist() == [list(forgetful.before), *map(list, forgetful.scores)]
     save_matrix(tmp_path / "sequence.png", forgetful)
     assert (tmp_path / "sequence.png").read_bytes().startswith(b"\x89PNG")

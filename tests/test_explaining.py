@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
-from huggingface_hub import ModelCard
 from tiny import BAD, GOOD, PLAIN, tiny_bert
 from torch import nn
 
-from isoflop.errors import AdaptError
 from isoflop.adapting.records import AdaptConfig, Adapted, TaskLaw
+from isoflop.errors import AdaptError
 from isoflop.explaining.attributions import attribute, output, tokens_of
 from isoflop.explaining.calibration import reliability
 from isoflop.explaining.card import card, write_card

@@ -117,7 +117,10 @@ def _rows(
             )
         roles = {role.name for role in task.roles}
         keep = [name for name in rows.column_names if name not in roles or name == group]
-        rows, _ = with_roles(rows, task.roles, given, keep=keep, notes=notes)
+        rows, chosen = with_roles(rows, task.roles, given, keep=keep, notes=notes)
+        role = next((role for role, column in chosen.items() if column == group != role), None)
+        if group is not None and role is not None:
+            rows = rows.add_column(group, rows[role])
     tell_unseen({VALIDATION: rows.select([]), TEST: rows}, model.spec, notes)
     return rows
 

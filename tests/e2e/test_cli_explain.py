@@ -46,7 +46,7 @@ def test_tables_a_card_and_pictures(isoflop: Isoflop, adapted: Path, tmp_path: P
     words = ("explain", adapted, "--data", data, "--group", "town", "--examples", 3)
     plain = isoflop(*words)
     assert plain.code == 0, plain.err
-    for said in ("macro_f1", "slices", "typos", "true-positive rate of good", "faithfulness", "README.md"):
+    for said in ("macro_f1", "slices", "typos", "true-positive rate of good", "taken out", "README.md"):
         assert said in plain.out
     assert {p.name for p in adapted.glob("*.png")} == {"attributions.png", "reliability.png"}
     found = json.loads(isoflop(*words, "--json", "--out", tmp_path / "card").out)
@@ -107,4 +107,4 @@ def test_data_sets_in_order(isoflop: Isoflop, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "apart").iterdir()} == {"first", "second", "sequence.png"}
     refused(isoflop(*words, "--per-task", "--ewc", 1, "--out", tmp_path / "no"), "forgets nothing")
     refused(isoflop(*words, "--replay", 1.5, "--out", tmp_path / "no"), "is no share of a batch")
-    refused(isoflop(*words[:7], "--data", data[0], "--out", tmp_path / "no"), "two data sets or more")
+    refused(isoflop(*words[:8], "--data", data[0], "--out", tmp_path / "no"), "two data sets or more")
