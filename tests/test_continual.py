@@ -107,12 +107,6 @@ def test_the_answer_agrees_with_its_own_matrix(forgetful: InOrder) -> None:
     assert half == pytest.approx(1.645 * np.sqrt(sum(errors)) / 2, rel=0.25)
 
 
-def test_consolidation_holds_weights(stages: list[Stage], forgetful: InOrder) -> None:
-    held = learned(stages, ewc=1e5)
-    assert held.scores[0] == forgetful.scores[0]
-    assert held.scores[1][0] > forgetful.scores[1][0]
-
-
 def test_an_adapter_for_each_forgets_nothing(stages: list[Stage]) -> None:
     config = CONFIG.model_copy(update={"method": "lora", "lr": 1e-2, "steps": 100})
     found, _, models = learn_in_order(TASK, load_base(tiny_bert()), stages, config, Against(per_task=True))
