@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ FIRST, SECOND = {"good": GOOD, "bad": BAD}, {"good": ("river", "tree"), "bad": (
 OTHERS = sorted(set(PLAIN) - set(SECOND["good"] + SECOND["bad"]))
 
 
-def texts(count: int, seed: int, decides: dict[str, Sequence[str]], noise: Sequence[str] = ()) -> Dataset:
+def texts(count: int, seed: int, decides: Mapping[str, Sequence[str]], noise: Sequence[str] = ()) -> Dataset:
     """Of plain words, one that decides the label, and one that does not."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -121,7 +121,7 @@ def test_the_fisher_information_is_the_mean_square_of_gradients(stages: list[Sta
     base, rows = load_base(tiny_bert()), stages[0].rows["train"].select(range(3))
     spec = TASK.spec(stages[0].rows["train"], base)
     torch.manual_seed(0)
-    model = TASK.build(base, spec).eval()
+    model: Any = TASK.build(base, spec).eval()
     found = example_fisher(TASK, base, spec, model, rows)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for row in rows:

@@ -398,7 +398,7 @@ def test_the_card_is_read_back_with_its_numbers(
         f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",
     ):  # fmt: skip
         assert words in read.text
-    plain = ModelCard(card("reviews", Explained(task="similarity", data="x", examples=3)))
+    plain: Any = ModelCard(card("reviews", Explained(task="similarity", data="x", examples=3)))
     assert plain.data.license is None
     assert "Not stated" in plain.text
     assert "## Where it is worst" not in plain.text

@@ -92,19 +92,19 @@ def test_what_cannot_be_explained(
 def test_data_sets_in_order(isoflop: Isoflop, tmp_path: Path) -> None:
     data = [written(tmp_path / f"{name}.csv", 80, seed) for name, seed in (("first", 5), ("second", 6))]
     words = ("adapt-sequence", tiny_bert(), "--task", "classification", "--epochs", 1, "--lr", "3e-3")
-    words = (*words, "--data", data[0], "--data", data[1])
-    answer = isoflop(*words, "--replay", 0.25, "--out", tmp_path / "both")
+    both = (*words, "--data", data[0], "--data", data[1])
+    answer = isoflop(*both, "--replay", 0.25, "--out", tmp_path / "both")
     assert answer.code == 0, answer.err
     for said in ("after first", "after second", "backward transfer", "forward transfer"):
         assert said in answer.out
     assert (tmp_path / "both" / "sequence.png").exists()
     assert load_adapted(tmp_path / "both" / "model")[2].labels == ("bad", "good")
-    refused(isoflop(*words, "--out", tmp_path / "both"), "exists already")
-    apart = isoflop(*words, "--per-task", "--json", "--out", tmp_path / "apart")
+    refused(isoflop(*both, "--out", tmp_path / "both"), "exists already")
+    apart = isoflop(*both, "--per-task", "--json", "--out", tmp_path / "apart")
     assert apart.code == 0, apart.err
     found = json.loads(apart.out)
     assert found["backward"]["value"] == found["forward"]["value"] == 0
     assert {p.name for p in (tmp_path / "apart").iterdir()} == {"first", "second", "sequence.png"}
-    refused(isoflop(*words, "--per-task", "--ewc", 1, "--out", tmp_path / "no"), "forgets nothing")
-    refused(isoflop(*words, "--replay", 1.5, "--out", tmp_path / "no"), "is no share of a batch")
-    refused(isoflop(*words[:8], "--data", data[0], "--out", tmp_path / "no"), "two data sets or more")
+    refused(isoflop(*both, "--per-task", "--ewc", 1, "--out", tmp_path / "no"), "forgets nothing")
+    refused(isoflop(*both, "--replay", 1.5, "--out", tmp_path / "no"), "is no share of a batch")
+    refused(isoflop(*words, "--data", data[0], "--out", tmp_path / "no"), "two data sets or more")
