@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from isoflop import checkpoint
 from isoflop.corpus import load_corpus
@@ -154,15 +154,17 @@ def mixture(first: Batches, others: Sequence[tuple[Batches, float]]) -> Batches 
 class Consolidation:
     """Elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796, equation 3).
 
-    The penalty, in nats a token, is strength / 2 * sum of F_i (theta_i - theta*_i)^2, where theta* are the
-    weights at the start and F the diagonal of the Fisher information of one predicted token of old text. A
-    strength of n weighs the new text's tokens as if there were n times as many old ones.
+    The penalty, in nats a token (or an example), is strength / 2 * sum of F_i (theta_i - theta*_i)^2, where
+    theta* are the weights at the start and F the diagonal of the Fisher information of one old token (or
+    example), of the weights that it names. A strength of n weighs the new text's tokens as if there were n
+    times as many old ones.
     """
 
-    def __init__(self, model: LanguageModel, fisher: dict[str, Tensor], strength: float) -> None:
+    def __init__(self, model: nn.Module, fisher: dict[str, Tensor], strength: float) -> None:
         self.strength = strength
-        self.weights = [p for _, p in model.named_parameters()]
-        self.fisher = [fisher[name].to(p) for name, p in model.named_parameters()]
+        named = [(name, p) for name, p in model.named_parameters() if name in fisher]
+        self.weights = [p for _, p in named]
+        self.fisher = [fisher[name].to(p) for name, p in named]
         self.start = [p.detach().clone() for p in self.weights]
 
     @torch.no_grad()

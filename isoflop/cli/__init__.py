@@ -2,8 +2,8 @@
 its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints what a cluster buys), `runs`
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
-all that, `adapt` makes models fit for tasks, `trend` tells how the whole industry grows, and `limit` where
-that ends.
+all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
+`trend` tells how the whole industry grows, and `limit` where that ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from isoflop.cli import (
     averages,
     engines,
     evals,
+    explain,
     improve,
     job,
     laws,
@@ -29,6 +30,7 @@ from isoflop.cli import (
     prune,
     quantize,
     runs,
+    sequence,
     transforms,
     trend,
     tune,
@@ -63,6 +65,8 @@ app.add_typer(verdict.app)
 app.add_typer(evals.app)
 app.add_typer(improve.app)
 app.add_typer(adapt.app)
+app.add_typer(sequence.app)
+app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
 

@@ -26,12 +26,26 @@ def scored(
     """A metric with its percentile interval."""
     stats = metric.statistics(predictions, references)
     drawn = metric.value(_sums(stats, resamples, seed))
-    low, high = _central(drawn, level)
+    low, high = central(drawn, level)
     value = float(metric.value(stats.sum(0, keepdims=True))[0])
     return Score(
         metric=metric.name, value=value, low=low, high=high, level=level, examples=len(stats),
         unit=metric.unit, says=metric.says,
     )  # fmt: skip
+
+
+def resampled(
+    metric: Metric, predictions: Sequence[Any], references: Sequence[Any], *, resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Array:  # fmt: skip
+    """(r,): the metric of each resample. Equal seeds and numbers of examples give the same examples."""
+    return metric.value(_sums(metric.statistics(predictions, references), resamples, seed))
+
+
+def central(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
+    """The interval that holds the middle share `level` of what was drawn."""
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def compared(
@@ -43,7 +57,7 @@ def compared(
     a, b = (float(metric.value(s.sum(0, keepdims=True))[0]) for s in stats)
     drawn_a, drawn_b = (metric.value(_sums(s, resamples, seed)) for s in stats)
     more = drawn_b - drawn_a
-    low, high = _central(more, level)
+    low, high = central(more, level)
     gain = more if metric.higher_is_better else -more
     return Comparison(
         metric=metric.name, first=a, second=b, difference=b - a, low=low, high=high, level=level,
@@ -64,8 +78,3 @@ def _counts(n: int, resamples: int, seed: int) -> Iterator[Array]:
         size = min(rows, resamples - start)
         drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
-
-
-def _central(drawn: Array, level: float) -> tuple[float, float]:
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

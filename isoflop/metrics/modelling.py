@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.metrics.protocol import Array
 
@@ -45,11 +46,15 @@ class CalibrationError:
         probabilities = np.asarray(predictions, np.float64)
         confidence = probabilities.max(axis=1)
         right = probabilities.argmax(axis=1) == np.asarray(references)
-        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         made = np.zeros((len(confidence), BINS + 1))
-        made[np.arange(len(confidence)), bins] = confidence - right
+        made[np.arange(len(confidence)), bin_of(confidence)] = confidence - right
         made[:, -1] = 1
         return made
 
     def value(self, sums: Array) -> Array:
         return np.asarray(np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1])
+
+
+def bin_of(confidence: Array) -> NDArray[np.int64]:
+    """(n,) numbers of bins of probabilities (n,); the upper edge belongs to a bin."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)

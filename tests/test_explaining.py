@@ -1,0 +1,404 @@
+"""What a model goes by and where it fails, on models and data whose reasons are known."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import BAD, GOOD, PLAIN, tiny_bert
+from torch import nn
+
+from isoflop.adapting.records import AdaptConfig, Adapted, TaskLaw
+from isoflop.errors import AdaptError
+from isoflop.explaining.attributions import attribute, output, tokens_of
+from isoflop.explaining.calibration import reliability
+from isoflop.explaining.card import card, write_card
+from isoflop.explaining.fairness import fairness
+from isoflop.explaining.faithfulness import faithfulness
+from isoflop.explaining.records import Attribution, Explained
+from isoflop.explaining.robustness import robustness
+from isoflop.explaining.slices import slices
+from isoflop.explaining.words import joined, words_of
+from isoflop.metrics import METRICS, scored
+from isoflop.plots.explaining import attribution_data, save_attributions
+from isoflop.tasks import Base, LossOptions, Spec, load_base, task_of
+
+DECIDING = {"good": GOOD, "bad": BAD}
+
+
+class Learned(NamedTuple):
+    """A classifier that goes by one word of a sentence."""
+
+    base: Base
+    spec: Spec
+    model: nn.Module
+    rows: Dataset
+
+
+def sentences(n: int, seed: int) -> Dataset:
+    """Of six to twelve words; one of them decides the label, or none and the label is plain."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for i in range(n):
+        words = rng.choice(PLAIN, rng.integers(6, 13)).tolist()
+        label = ("good", "bad", "plain")[i % 3]
+        if label != "plain":
+            words[rng.integers(len(words))] = str(rng.choice(DECIDING[label]))
+        texts.append(" ".join(words) + ".")
+        labels.append(label)
+    return Dataset.from_dict({"text": texts, "label": labels})
+
+
+@pytest.fixture(scope="session")
+def learned() -> Learned:
+    task, base, rows = task_of("classification"), load_base(tiny_bert()), sentences(480, 1)
+    spec = task.spec(rows, base)
+    torch.manual_seed(0)
+    model = task.build(base, spec).eval()  # without dropout: it is learned within some dozen steps
+    encoded = task.encode(base, spec, rows.to_dict())
+    features = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows))]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loss = torch.tensor(torch.inf)
+    for step in range(200):
+        batch = task.collate(base, spec, features[24 * (step % 20) :][:24])
+        optimizer.zero_grad()
+        loss = task.loss(task.logits(model, batch), batch, LossOptions(label_smoothing=0.1)).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if loss < 0.31:  # the smoothed labels' entropy is 0.29
+            break
+    assert loss < 0.31
+    return Learned(base, spec, model, sentences(60, 2))
+
+
+@pytest.fixture(scope="session")
+def attributed(learned: Learned) -> list[Attribution]:
+    task = task_of("classification")
+    return [
+        attribute(task, learned.base, learned.spec, learned.model, text) for text in learned.rows["text"][:24]
+    ]
+
+
+def test_the_word_that_decides_is_found(learned: Learned, attributed: list[Attribution]) -> None:
+    assert [a.output for a in attributed] == learned.rows["label"][:24]
+    decided = [a for a in attributed if a.output != "plain"]
+    largest = [max(a.words, key=lambda word: word.attribution) for a in decided]
+    assert np.mean([word.text in GOOD + BAD for word in largest]) >= 0.9
+    for a in attributed:
+        assert [a.text[w.start : w.end] for w in a.words] == [w.text for w in a.words]
+        assert [w.text for w in a.words] == [*a.text[:-1].split(), "."]
+
+
+def test_attributions_sum_to_the_difference_of_outputs(
+    learned: Learned, attributed: list[Attribution]
+) -> None:
+    for a in attributed:
+        assert a.completeness_error <= 0.02
+        assert a.total == pytest.approx(a.value - a.baseline, rel=0.02)
+        assert abs(a.total - sum(w.attribution for w in a.words)) < 1e-4 * abs(a.total)
+        inputs = learned.base.processor(a.text, return_tensors="pt")
+        with torch.no_grad():
+            p = learned.model(**inputs).logits.softmax(-1)[0, learned.spec.labels.index(a.output)]
+        assert a.value == pytest.approx(float(torch.logit(p)), rel=1e-3)
+
+
+def test_attributions_name_what_the_model_goes_by(learned: Learned, attributed: list[Attribution]) -> None:
+    task = task_of("classification")
+    decided = [a for a in attributed if a.output != "plain"]
+    found = faithfulness(task, learned.base, learned.spec, learned.model, decided, seed=0)
+    assert found.texts == len(decided)
+    assert found.comprehensiveness_gain.low > 0.2
+    assert found.sufficiency_gain.low > 0.2
+    gain = found.comprehensiveness.value - found.random_comprehensiveness.value
+    assert found.comprehensiveness_gain.value == pytest.approx(gain)
+
+
+def test_another_label_is_asked_about(learned: Learned) -> None:
+    task, text = task_of("classification"), "the walk was grim."
+    here, there = (
+        attribute(task, learned.base, learned.spec, learned.model, text, label=label)
+        for label in ("bad", "good")
+    )
+    assert here.value > 1 > -1 > there.value
+    assert here.words[3].attribution == max(word.attribution for word in here.words)
+    assert there.words[3].attribution < here.words[3].attribution
+    with pytest.raises(AdaptError, match="'fine' is no label"):
+        attribute(task, learned.base, learned.spec, learned.model, text, label="fine")
+
+
+def test_a_tag_of_a_word() -> None:
+    """A tagger that has learned nothing: words and sums are right all the same."""
+    task, base = task_of("tagging"), load_base(tiny_bert())
+    words = ["the", "day", "unheard-of", "kind"]
+    rows = Dataset.from_dict({"tokens": [words], "tags": [["O", "B-x", "O", "O"]]})
+    spec = task.spec(rows, base)
+    torch.manual_seed(0)
+    model = task.build(base, spec)
+    found = attribute(task, base, spec, model, words, word=2, label="B-x")
+    assert [word.text for word in found.words] == words
+    assert [found.text[word.start : word.end] for word in found.words] == words
+    assert found.output == "B-x of unheard-of"
+    assert found.completeness_error <= 0.02
+    inputs = base.processor(words, is_split_into_words=True, return_tensors="pt")
+    at = inputs.word_ids(0).index(2)
+    with torch.no_grad():
+        p = model(**inputs).logits[0, at].softmax(-1)[spec.labels.index("B-x")]
+    assert found.value == pytest.approx(float(torch.logit(p)), abs=1e-4)
+    with pytest.raises(AdaptError, match="an output for each word"):
+        attribute(task, base, spec, model, words)
+    with pytest.raises(AdaptError, match="that read one text, not of similarity"):
+        attribute(task_of("similarity"), base, spec, model, "a text")
+
+
+def test_tokens_are_joined_to_words(learned: Learned) -> None:
+    text = "Bright, not-so walk2day!  "
+    tokens = tokens_of(task_of("classification"), learned.base, learned.spec, text)
+    assert [word for word, _, _ in tokens.words] == ["Bright", ",", "not", "-", "so", "walk2day", "!"]
+    assert all(text[start:end] == word for word, start, end in tokens.words)
+    assert [n == -1 for n in tokens.numbers] == list(tokens.special)
+    assert max(tokens.numbers) == 6
+    assert len(tokens.numbers) > 9  # words of several tokens
+
+
+def test_words_of_a_script_without_blanks() -> None:
+    spans = [(0, 2), (2, 3), (3, 3), (3, 6), (6, 7), (6, 7)]  # the last two are parts of one character
+    assert joined("非常好now难", spans) == [0, 1, -1, 2, 3, 3]
+    assert joined("a new day", [(0, 1), (1, 3), (3, 5), (5, 9)]) == [0, 1, 1, 2]  # blanks within tokens
+    assert words_of("好吃 Now") == {"好", "吃", "好吃", "now"}
+
+
+@given(st.lists(st.floats(-20, 20), min_size=3, max_size=6), st.floats(-50, 50))
+def test_log_odds_are_those_of_the_probability(logits: list[float], shift: float) -> None:
+    task, z = task_of("classification"), torch.tensor([logits], dtype=torch.float64)
+    p = z.softmax(1)[0, 0]
+    found = output(task, z + shift, 0)
+    assert float(found) == pytest.approx(float(torch.log(p / z.softmax(1)[0, 1:].sum())), abs=1e-9)
+
+
+SAID = "some plain words that a text has in it and others like them"
+ABOUT = SAID.split()
+
+
+def reviews(n: int, seed: int, **columns: list[str]) -> Dataset:
+    """Texts of random words and one of two labels."""
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(rng.choice(ABOUT, rng.integers(4, 30))) for _ in range(n)]
+    return Dataset.from_dict({"text": texts, "label": rng.choice(["no", "yes"], n).tolist(), **columns})
+
+
+SPEC = Spec(task="classification", labels=("no", "yes"), counts=(1, 1))
+
+
+def guessed(rows: Dataset, wrong: np.ndarray[Any, Any], seed: int = 0) -> tuple[list[Any], list[int]]:
+    """Probabilities of predictions that are wrong at these rates (n,), and the references."""
+    true = np.array([SPEC.labels.index(label) for label in rows["label"]])
+    found = np.where(np.random.default_rng(seed).random(len(true)) < wrong, 1 - true, true)
+    return [np.array([0.9, 0.1]) if f == 0 else np.array([0.1, 0.9]) for f in found], true.tolist()
+
+
+def test_planted_slices_are_found() -> None:
+    rng = np.random.default_rng(5)
+    shop = rng.choice(["north", "south", "east"], 1200).tolist()
+    rows = reviews(1200, 5, shop=shop)
+    has = np.array(["others" in text.split() for text in rows["text"]])
+    wrong = np.where(np.array(shop) == "south", 0.4, 0.05) + 0.3 * has
+    predictions, references = guessed(rows, wrong)
+    found = slices(task_of("classification"), SPEC, rows, predictions, references)
+    assert found is not None
+    worse = {s.name for s in found.slices if s.worse}
+    assert {"shop south", "with “others”"} <= worse
+    assert not worse & {"shop north", "shop east", "label no", "label yes"}
+    south = next(s for s in found.slices if s.name == "shop south")
+    mine = [i for i, name in enumerate(shop) if name == "south"]
+    right = [float(predictions[i].argmax() == references[i]) for i in mine]
+    assert south.score.value == pytest.approx(np.mean(right))
+    assert south.score.low < south.score.value < south.score.high
+    assert south.score.examples == len(mine)
+    assert found.looks == len(found.slices)
+    assert all(s.q >= s.p for s in found.slices)
+
+
+def test_nothing_is_found_in_noise() -> None:
+    task, called = task_of("classification"), 0
+    for seed in range(10):
+        rows = reviews(300, seed, shop=np.random.default_rng(seed).choice(["a", "b", "c"], 300).tolist())
+        predictions, references = guessed(rows, np.full(300, 0.2), seed)
+        found = slices(task, SPEC, rows, predictions, references, seed=seed)
+        assert found is not None
+        assert found.looks > 8
+        called += any(s.worse for s in found.slices)
+    assert called <= 3  # of 10 at a rate of at most 0.1: more happens in 1% of the cases
+
+
+def test_slices_of_wrong_labels(learned: Learned) -> None:
+    """Rows whose labels were changed are found by the column that marks them."""
+    rows = learned.rows.select(range(60))
+    marks = ["changed" if i % 2 else "kept" for i in range(60)]
+    turned = {"good": "bad", "bad": "plain", "plain": "good"}
+    labels = [turned[label] if i % 2 else label for i, label in enumerate(rows["label"])]
+    rows = Dataset.from_dict({"text": rows["text"], "label": labels, "source": marks})
+    task = task_of("classification")
+    predictions, references = predicted(learned, rows), task.references(learned.spec, rows)
+    found = slices(task, learned.spec, rows, predictions, references)
+    assert found is not None
+    assert found.slices[0].name == "source changed"
+    assert found.slices[0].worse
+    assert found.slices[0].score.value < 0.1
+
+
+def predicted(learned: Learned, rows: Dataset) -> list[Any]:
+    task = task_of("classification")
+    encoded = task.encode(learned.base, learned.spec, {"text": rows["text"]})
+    features = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows))]
+    with torch.no_grad():
+        batch = task.collate(learned.base, learned.spec, features)
+        return task.predict(learned.model, learned.base, learned.spec, batch)
+
+
+def test_disturbed_text_against_itself(learned: Learned) -> None:
+    task = task_of("classification")
+    predictions, references = predicted(learned, learned.rows), task.references(learned.spec, learned.rows)
+    asked: list[Dataset] = []
+
+    def predict(rows: Dataset) -> list[Any]:
+        asked.append(rows)
+        return predicted(learned, rows)
+
+    found = robustness(task, learned.rows, predictions, references, predict, seed=3)
+    assert [(d.perturbation, d.rate) for d in found] == [
+        (name, rate) for name in ("typos", "case", "truncation") for rate in (0.1, 0.3)
+    ]
+    assert len(asked) == 6
+    assert all(rows["label"] == learned.rows["label"] for rows in asked)
+    typos, case = found[1].comparison, found[3].comparison
+    assert typos.high < 0  # a slip in the deciding word takes it away
+    assert case.difference == 0  # the tokenizer knows no capitals
+    again = robustness(task, learned.rows, predictions, references, predict, seed=3)
+    assert again == found
+
+
+def test_a_planted_bias_is_the_gap() -> None:
+    n = 1500
+    groups = np.random.default_rng(1).choice(["a", "b", "c", "rare"], n, p=[0.45, 0.35, 0.19, 0.01])
+    rows = reviews(n, 1)
+    true = np.array(rows["label"])
+    wrong = np.where((groups == "b") & (true == "yes"), 0.3, 0.05)
+    predictions, references = guessed(rows, wrong)
+    found = fairness(task_of("classification"), SPEC, "town", groups.tolist(), predictions, references)
+    assert found.too_small == {"rare": int((groups == "rare").sum())}
+    gaps = {gap.measure: gap for gap in found.gaps}
+    positives = gaps["true-positive rate of yes"]
+    assert (positives.lowest, positives.highest != "b") == ("b", True)
+    assert positives.gap.low < 0.25 < positives.gap.high
+    assert positives.gap.low > 0.1
+    assert gaps["true-positive rate of no"].gap.low < 0.02
+    mine = (groups == "b") & (true == "yes")
+    rate = np.mean([predictions[i].argmax() == 1 for i in np.flatnonzero(mine)])
+    assert positives.values["b"] == pytest.approx(rate)
+    assert gaps["rate of predicting yes"].lowest == "b"
+    share = np.mean([predictions[i].argmax() == 1 for i in np.flatnonzero(groups == "b")])
+    assert gaps["rate of predicting yes"].values["b"] == pytest.approx(share)
+    assert gaps["macro_f1"].lowest == "b"
+    assert {s.metric for s in found.scores["a"]} == {"macro_f1", "accuracy"}
+
+
+def test_groups_that_are_too_small() -> None:
+    rows = reviews(60, 2)
+    predictions, references = guessed(rows, np.full(60, 0.1))
+    groups = ["a"] * 40 + ["b"] * 20
+    with pytest.raises(AdaptError, match="1 have 30 examples or more: a 40, b 20"):
+        fairness(task_of("classification"), SPEC, "town", groups, predictions, references)
+
+
+def test_confidence_is_compared_with_what_is_right() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.5, 1, 4000)
+    right = rng.random(4000) < p
+    predictions = [np.array([q, 1 - q]) for q in p]
+    found = reliability(task_of("classification"), SPEC, predictions, (~right).astype(int).tolist())
+    assert found is not None
+    assert sum(b.examples for b in found.bins) == 4000
+    assert found.error.value < 0.03
+    weighed = sum(b.examples * abs(b.accuracy - b.confidence) for b in found.bins) / 4000
+    assert found.error.value == pytest.approx(weighed)
+    assert all(b.low <= b.confidence <= b.high for b in found.bins)
+    sure = reliability(task_of("classification"), SPEC, [np.array([1.0, 0.0])] * 4, [0, 0, 1, 1])
+    assert sure is not None
+    assert sure.error.value == pytest.approx(0.5)
+
+
+def test_the_picture_has_every_word(attributed: list[Attribution], tmp_path: Path) -> None:
+    long = attributed[0].model_copy(update={"words": tuple(
+        word.model_copy(update={"start": 100 * i + word.start, "end": 100 * i + word.end})
+        for i in range(30) for word in attributed[0].words
+    )})  # fmt: skip
+    for one in (attributed[0], long):
+        data = attribution_data(one)
+        assert len(data.words) + data.left_out == len(one.words)
+        assert np.abs(data.strengths).max() == pytest.approx(1)
+        places = list(zip(data.lines, data.columns, data.words, strict=True))
+        for (line, column, word), (below, beside, _) in pairwise(places):
+            assert below > line or beside >= column + len(word)
+        assert max(column + len(word) for _, column, word in places) <= 72
+    assert data.left_out > 0
+    save_attributions(tmp_path / "words.png", [attributed[0], long])
+    assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_is_read_back_with_its_numbers(
+    learned: Learned, attributed: list[Attribution], tmp_path: Path
+) -> None:
+    task = task_of("classification")
+    shop = ["north" if i % 2 else "south | east" for i in range(60)]
+    rows = learned.rows.add_column("shop", shop)
+    predictions, references = predicted(learned, rows), task.references(learned.spec, rows)
+    scores = tuple(scored(METRICS[name], predictions, references) for name in task.metrics)
+    found = Explained(
+        task=task.name, data="reviews.csv", examples=60, scores=scores, attributions=tuple(attributed),
+        faithfulness=faithfulness(task, learned.base, learned.spec, learned.model, attributed[:4]),
+        slices=slices(task, learned.spec, rows, predictions, references),
+        fairness=fairness(task, learned.spec, "shop", shop, predictions, references),
+        reliability=reliability(task, learned.spec, predictions, references), pictures=("attributions.png",),
+        robustness=robustness(task, rows, predictions, references, lambda _: predictions, rates=(0.1,)),
+        notes=("2 of 62 rows have no label and are left out",),
+    )  # fmt: skip
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# A base\n")
+    adapted = Adapted(
+        id="a", task=task.name, base="0123", base_path=str(base), data={"train": "train.csv 45"},
+        columns={"text": "body", "label": "stars"}, examples={"train": 400, "test": 60}, spec=learned.spec,
+        config=AdaptConfig(task=task.name, method="lora", method_options={"r": 8}), trials=(),
+        validation=(), test=scores, baseline=(scores[0].model_copy(update={"value": 0.1234}),),
+        baseline_says="the commonest label", seconds={}, flops=1e12, model="m",
+        law=TaskLaw(metric="macro_f1", passes=3, sentences=("Twice the labels would buy 0.01.",)),
+    )  # fmt: skip
+    write_card(tmp_path / "README.md", "reviews", found, adapted)
+    read = ModelCard.load(tmp_path / "README.md")
+    assert read.data.license == "mit"
+    assert read.data.pipeline_tag == "text-classification"
+    results = {r.metric_type: r for r in read.data.eval_results}
+    assert set(results) == set(task.metrics)
+    for score in scores:
+        assert results[score.metric].metric_value == pytest.approx(score.value, abs=1e-6)
+        assert results[score.metric].metric_args["low"] == pytest.approx(score.low, abs=1e-6)
+        assert f"| {score.metric} | {score.value:.4f} | {score.low:.4f} to {score.high:.4f} |" in read.text
+    for words in (
+        "lora r=8", "0.1234", "the commonest label", "Twice the labels would buy 0.01.", "text: body",
+        "2 of 62 rows", "shop south \\| east", "attributions.png", "| typos | 10% |",
+        "true-positive rate of bad",
+        f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",
+    ):  # fmt: skip
+        assert words in read.text
+    plain: Any = ModelCard(card("reviews", Explained(task="similarity", data="x", examples=3)))
+    assert plain.data.license is None
+    assert "Not stated" in plain.text
+    assert "## Where it is worst" not in plain.text
