@@ -80,8 +80,8 @@ class Task(Protocol):
         """The base's weights under this task's head. Raises AdaptError for a base of another kind."""
 
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Features of a batch of rows, for `Dataset.map`; "cut" says whether an input was shortened, "unreadable"
-        whether its file could not be read and a blank one is in its place.
+        """Features of a batch of rows, for `Dataset.map`; "cut" says whether an input was shortened,
+        "unreadable" whether its file could not be read and a blank one is in its place.
 
         One a row. Where a row is read as several windows, they are lists in its features, which `collate`
         lays side by side and `predict` joins again (`tasks.windows`).

@@ -52,6 +52,7 @@ def headed(auto_class: str, task: Task, base: Base, spec: Spec) -> nn.Module:
     }
     return opened(auto_class, base.folder, **numbers, **names)
 
+
 def check_kind(task: Task, base: Base) -> None:
     """Raises AdaptError for a base of a kind that the task does not take, and names the tasks that do."""
     from isoflop.tasks import fits  # it imports every task
