@@ -116,16 +116,15 @@ class Bench:
         """The automatic choice."""
         parts = {split: [self.work / "rows" / split] for split in SPLITS}
         project = Project(self.work / f"project-{seed}")
-        began = time.monotonic()
         done = adapt(
             project, self.base.folder, self.entry.task, parts["train"], validation=parts["validation"],
             test=parts["test"], budget_seconds=self.budget, seed=seed,
         )  # fmt: skip
-        seconds = time.monotonic() - began
         model = load_adapted(project.folder / done.model)[3]
         law = done.law
         return {
-            **self.scored(model, OURS, seed), "seconds": seconds, "method": done.config.method,
+            **self.scored(model, OURS, seed), "seconds": sum(done.seconds.values()),
+            "method": done.config.method,
             "zero_shot": done.baseline[0].model_dump(mode="json") if done.baseline else None,
             "zero_shot_says": done.baseline_says,
             "doublings": law.doublings.model_dump(mode="json") if law and law.doublings else None,
