@@ -101,6 +101,8 @@ def _answer(
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
     alone = not work.record.trials  # there was no time for a search, nor is there for a law
+    if alone:
+        work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
     held = len(work.rows[TEST]) + (1 if alone else 2) * len(work.rows[VALIDATION])
     after = seen.pace.predicting * held + 2 * seen.pace.opening
     after += LAW * work.budget if law and not alone else 0.0
@@ -197,7 +199,6 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     needed = pace.needed(n, rule_for(facts).batch, LEAST_VALIDATION)
     each = work.record.each or trial_seconds(seconds, needed)
     if facts.scarce and sum(map(len, tried)) == 1:
-        work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
         return tried[0][0]
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most

@@ -143,7 +143,7 @@ class Work:
                 features=self.features,
             )  # fmt: skip
             self._save(FINAL, config, tuned.model)
-            self.record = self.record.model_copy(update={"final": tuned.trial})
+            self.record = self.record.model_copy(update={"final": tuned.trial, "cut": tuned.cut})
         shutil.rmtree(self.folder / CHECKPOINT)
 
     def _gain(self, trial: Trial) -> float:
