@@ -2,9 +2,12 @@
 
 Against forgetting there are replay of earlier examples, elastic weight consolidation (Kirkpatrick et al.,
 arXiv 1612.00796), and an adapter for each task on a base that never changes, chosen by the task when it
-predicts. At strength 1 consolidation counts each earlier example once, as the posterior does, and holds next to
-nothing: its penalty takes each weight alone, and training moves them together. Strengths of 10,000 to 100,000
-hold, and leave less for what is new. What is measured follows Lopez-Paz and Ranzato (arXiv 1706.08840, section 2).
+predicts. What is measured follows Lopez-Paz and Ranzato (arXiv 1706.08840, section 2).
+
+Consolidation at strength 1 counts each earlier example once, as the posterior does, and holds next to
+nothing: its penalty takes each weight alone, while training moves them together. On the tests' two small data
+sets strengths of 10,000 to 100,000 hold; what is new is then learned less well. Replay does as much without a
+number to be found.
 
 Shapes: T tasks, r resamples.
 """
@@ -33,7 +36,7 @@ from isoflop.metrics.bootstrap import LEVEL, RESAMPLES, central, resampled
 from isoflop.metrics.protocol import Array
 from isoflop.progress import Progress, Silent
 from isoflop.records import Interval, Record
-from isoflop.tasks.protocol import Base, LossOptions, Spec, Task
+from isoflop.tasks.protocol import Base, Spec, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset

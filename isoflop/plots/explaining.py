@@ -21,7 +21,7 @@ from isoflop.store import atomic_write
 LINE = 72  # characters of a line of text
 LINES = 14  # of a text that are shown, at most
 ROW = 0.27  # inches of a line
-TEXT_WIDTH = 8.2  # inches of the picture: LINE characters of 10.5 points
+TEXT_WIDTH = 6.4  # inches of the picture: LINE characters of 10.5 points, and margins
 DPI = 130
 
 
