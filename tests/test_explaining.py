@@ -18,11 +18,14 @@ from matplotlib.font_manager import fontManager
 from tiny import BAD, GOOD, PLAIN, tiny_bert, tiny_qwen3
 from torch import nn
 
+from isoflop.adapting.inputs import Sources
 from isoflop.adapting.records import AdaptConfig, Adapted, TaskLaw
+from isoflop.adapting.saved import save_adapted
 from isoflop.errors import AdaptError
 from isoflop.explaining.attributions import attribute, attribute_image, output, tokens_of
 from isoflop.explaining.calibration import reliability
 from isoflop.explaining.card import card, write_card
+from isoflop.explaining.explain import explain
 from isoflop.explaining.fairness import fairness
 from isoflop.explaining.faithfulness import faithfulness
 from isoflop.explaining.records import Attribution, Explained, Word
@@ -32,6 +35,8 @@ from isoflop.explaining.words import joined, words_of
 from isoflop.metrics import METRICS, scored
 from isoflop.plots.explaining import LINE, attribution_data, save_attributions, save_heats
 from isoflop.plots.glyphs import faces_for, written
+from isoflop.progress import Silent
+from isoflop.store import Project, content_hash
 from isoflop.tasks import Base, LossOptions, Spec, load_base, task_of
 
 DECIDING = {"good": GOOD, "bad": BAD}
@@ -444,6 +449,32 @@ def test_characters_that_no_face_has_are_said(
     faces, missing = faces_for(["\N{MATHEMATICAL DOUBLE-STRUCK CAPITAL A}"])
     assert not missing
     assert faces[0] == "DejaVu Sans Mono"
+
+
+def test_a_model_of_a_project_is_explained_by_what_it_was_tested_on(learned: Learned, tmp_path: Path) -> None:
+    task, home = task_of("classification"), Project(tmp_path / "project")
+    data = tmp_path / "reviews.csv"
+    sentences(60, 4).to_csv(data, index=False)
+    folder = home.folder / "artifacts" / "adapted-a"
+    config = AdaptConfig(task=task.name, seed=3)
+    save_adapted(folder, task, learned.base, learned.spec, config, learned.model)
+    record = Adapted(
+        id="a", task=task.name, base="0123", base_path=str(learned.base.folder),
+        data={"train": f"{data} {content_hash(data)[:16]}"}, columns={"text": "text", "label": "label"},
+        examples={}, spec=learned.spec, config=config, trials=(), validation=(), test=(), baseline=(),
+        baseline_says="", seconds={}, flops=1e12, model="artifacts/adapted-a",
+    )  # fmt: skip
+    home.put("adapted", record)
+    tested, _ = Sources([data]).read(task, {}, 3, [], Silent())
+    found = explain(folder, [data], tmp_path, examples=0)
+    assert found.examples == len(tested["test"]) < 20
+    assert "the model learned from the rest of this data: these are its test examples" in found.notes
+    other = tmp_path / "other.csv"
+    sentences(30, 5).to_csv(other, index=False)
+    assert explain(folder, [other], tmp_path, examples=0).examples == 30
+    home.put("adapted", record.model_copy(update={"data": {**record.data, "test": f"{other} 0123"}}))
+    with pytest.raises(AdaptError, match="learned from this data, and was tested on other"):
+        explain(folder, [data], tmp_path, examples=0)
 
 
 def test_the_card_is_read_back_with_its_numbers(

@@ -99,6 +99,11 @@ def _rows(
     """Test examples, with columns named by roles, and whatever other columns there are."""
     task, given = model.task, {**(record.columns if record is not None else {}), **columns}
     if record is not None and _learned_from(record, data):
+        if TEST in record.data:
+            raise AdaptError(
+                "the model learned from this data, and was tested on other",
+                hint=f"give examples that it has not learned from, such as {record.data[TEST]}",
+            )
         if group is not None:
             raise AdaptError(
                 "the model learned from a part of this data, and its test part has no further columns",
