@@ -127,6 +127,13 @@ def _rows(
         if group is not None and role is not None:
             rows = rows.add_column(group, rows[role])
     tell_unseen({VALIDATION: rows.select([]), TEST: rows}, model.spec, notes)
+    if "label" in rows.column_names:
+        absent = sorted(set(model.spec.labels) - {str(label) for label in rows["label"]})
+        if absent:
+            notes.append(
+                f"no example has the label {', '.join(absent)}: one that is called so makes its F1 0, "
+                "which weighs on a mean over labels"
+            )
     return rows
 
 
