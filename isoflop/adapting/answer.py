@@ -20,8 +20,10 @@ from isoflop.adapting.lawful import law_of_task
 from isoflop.adapting.methods import METHODS, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
 from isoflop.adapting.prompting import prompted
-from isoflop.adapting.records import AdaptConfig, Adapted
+from isoflop.adapting.records import AdaptConfig, Adapted, Taught
 from isoflop.adapting.search import SHARE, Search, trial_seconds
+from isoflop.adapting.smaller import smaller
+from isoflop.adapting.taught import Lesson, learned_from
 from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
 from isoflop.errors import AdaptError, BudgetError
 from isoflop.metrics import Score
@@ -45,13 +47,16 @@ def adapt(
     project: Project, base: Path, task: str, data: Sequence[Path], *, budget_seconds: float,
     method: str | None = None, columns: Mapping[str, str] | None = None, validation: Sequence[Path] = (),
     test: Sequence[Path] = (), set: Mapping[str, Any] | None = None, max_length: int | None = None,
-    also: Sequence[Path] = (), law: bool = True, seed: int = 0, progress: Progress | None = None,
+    also: Sequence[Path] = (), law: bool = True, teacher: Path | None = None, keep_layers: int | None = None,
+    seed: int = 0, progress: Progress | None = None,
 ) -> Adapted:  # fmt: skip
     """Adapt a base to a task within a budget; the answer is also in the ledger.
 
     `method` None: methods and learning rates are searched. `columns` are role -> column where guesses fail;
     `validation` and `test` examples are parts of `data` where they are not given. `set` holds values of
     `AdaptConfig` for all that is tried. `also` are further bases, which the law compares by their size.
+    `teacher` is an adapted model of the same labels, from which the new one learns; `keep_layers` of the
+    base's layers are taken, evenly spread, where it shall be smaller.
 
     Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
@@ -62,6 +67,12 @@ def adapt(
     found, given, sources = task_of(task), dict(set or {}), Sources(data, validation, test)
     if method is not None:
         method_of(method)
+    if teacher is not None and also:
+        raise AdaptError(
+            "a law of sizes compares models without a teacher", hint="leave --also or --teacher out"
+        )
+    if keep_layers is not None:
+        base = smaller(project, base, keep_layers)
     opened, others = load_base(base, max_length=max_length), [load_base(folder) for folder in also]
     for one in (opened, *others):
         check_kind(found, one)
@@ -69,6 +80,7 @@ def adapt(
     id = digest([
         hash, [content_hash(other.folder)[:HASH_DIGITS] for other in others], task, digests,
         dict(columns or {}), budget_seconds, method, given, opened.max_length, law, seed,
+        *([content_hash(teacher)[:HASH_DIGITS]] if teacher is not None else []),
     ])  # fmt: skip
     done = project.get(ADAPTED, id, Adapted)
     if done is not None:
@@ -81,7 +93,7 @@ def adapt(
     record = project.get(KIND, id, Adapting) or Adapting(id=id, max_length=max_length)
     work = Work(project, record, found, opened, spec, rows, budget_seconds, seed, notes, progress)
     work.count("read", time.monotonic() - began)
-    answer = _answer(work, others, method, given, law)
+    answer = _answer(work, others, method, given, law, teacher)
     done = answer.model_copy(update={
         "base": hash, "base_path": str(base), "data": digests, "columns": names,
     })  # fmt: skip
@@ -92,11 +104,13 @@ def adapt(
 
 
 def _answer(
-    work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool
-) -> Adapted:
+    work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool,
+    teacher: Path | None,
+) -> Adapted:  # fmt: skip
     """All but what the answer says of its inputs."""
     seen = _opened(work)
     _cap_test(work, seen)
+    lesson = learned_from(work, teacher) if teacher is not None else None
     baseline, says = _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
@@ -109,7 +123,7 @@ def _answer(
             work.train(best, work.left - after)
         except (AdaptError, BudgetError) as error:
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
-    name, validation, test, timed = _chosen(work)
+    name, validation, test, timed, taught = _chosen(work, lesson)
     found = law_of_task(work, best, name, others, seen, timed) if law else None
     model = work.project.add_artifact(
         f"{ADAPTED}-{work.task.name}",
@@ -121,7 +135,7 @@ def _answer(
         examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=best,
         cut=work.record.cut, trials=trials, validation=validation, test=test, baseline=baseline,
         baseline_says=says, seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
-        flops=sum(trial.flops for trial in trials),
+        flops=sum(trial.flops for trial in trials) + (taught.flops if taught else 0.0), taught=taught,
     )  # fmt: skip
 
 
@@ -209,15 +223,24 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     return search.best.config
 
 
-def _chosen(work: Work) -> tuple[str, tuple[Score, ...], tuple[Score, ...], float]:
-    """Which model is better on the validation examples: its name, its scores, and seconds of the test's."""
+def _chosen(
+    work: Work, lesson: Lesson | None
+) -> tuple[str, tuple[Score, ...], tuple[Score, ...], float, Taught | None]:
+    """Which model is better on the validation examples: its name, its scores, seconds of the test's, and a
+    teacher's beside them."""
     with work.part("score"):
         models = {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
-        scores = {name: work.scored(model, work.rows[VALIDATION]) for name, model in models.items()}
+        rows = work.rows[VALIDATION]
+        scores = {
+            name: work.scores(work.predicted(model, rows), rows) for name, model in models.items()
+        }
         sign = 1 if work.metric.higher_is_better else -1
         best = max(scores, key=lambda name: sign * scores[name][0].value)
         if best == BEST and FINAL in scores:
             work.notes.append("the long training was no better than the trial of the search, which is kept")
         began = time.monotonic()
-        test = work.scored(models[best], work.rows[TEST])
-    return best, scores[best], test, time.monotonic() - began
+        made = work.predicted(models[best], work.rows[TEST])
+        test = work.scores(made, work.rows[TEST])
+        seconds = time.monotonic() - began
+        taught = lesson.beside(work, made) if lesson is not None else None
+    return best, scores[best], test, seconds, taught
