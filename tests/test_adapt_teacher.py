@@ -17,7 +17,7 @@ from isoflop.adapting.loop import fine_tune
 from isoflop.adapting.records import AdaptConfig
 from isoflop.adapting.saved import save_adapted
 from isoflop.adapting.smaller import kept_layers, smaller
-from isoflop.adapting.teaching import Teacher, Told, told_rows
+from isoflop.adapting.teaching import Teacher, told_rows
 from isoflop.errors import AdaptError
 from isoflop.store import Project
 from isoflop.tasks import load_base, task_of
@@ -41,16 +41,13 @@ def teacher() -> Teacher:
 
 def mean_kl(teacher: Teacher, model: Any, base: Any, rows: Dataset, folder: Path) -> float:
     """Nats by which a student's probabilities of rows differ from the teacher's."""
-    nats = []
     theirs = Rows(teacher.task, teacher.base, teacher.spec, rows, folder, "the teacher")
     own = Rows(teacher.task, base, teacher.spec, rows, folder, "the student")
-    for number in range(len(rows)):
-        logp, logq = (
-            x.task.logits(m, x.collated(x.features_of([number]))).detach().log_softmax(-1)
-            for x, m in ((theirs, teacher.model), (own, model))
-        )
-        nats.append(float((logp.exp() * (logp - logq)).sum()))
-    return float(np.mean(nats))
+    logp_bc, logq_bc = (
+        x.task.logits(m, x.collated(x.features_of(range(len(rows))))).detach().log_softmax(-1)
+        for x, m in ((theirs, teacher.model), (own, model))
+    )
+    return float((logp_bc.exp() * (logp_bc - logq_bc)).sum(1).mean())
 
 
 @pytest.mark.parametrize("student", [tiny_bert, tiny_qwen3])
@@ -139,7 +136,9 @@ def test_a_smaller_base_has_the_layers_of_the_larger(tmp_path: Path, kind: Any) 
     auto: Any = AutoModel if kind is tiny_bert else AutoModelForCausalLM
     large, small = auto.from_pretrained(kind()).state_dict(), auto.from_pretrained(folder).state_dict()
     layers = ("encoder.layer.", "model.layers.")
-    assert sum(name.startswith(layers) for name in large) == 2 * sum(name.startswith(layers) for name in small)
+    assert sum(name.startswith(layers) for name in large) == 2 * sum(
+        name.startswith(layers) for name in small
+    )
     for name, weight in small.items():
         source = name
         for stack in layers:

@@ -31,10 +31,11 @@ CONFIG = AdaptConfig(task="classification", lr=3e-3, epochs=3, evaluations=1)
 
 def rows_of(task: str) -> Dataset:
     """Some rows of each task, of 3 to 13 words."""
-    texts, labels = reviews(60, seed=2)["text"], reviews(60, seed=2)["label"]
+    texts, labels = list(reviews(60, seed=2)["text"]), list(reviews(60, seed=2)["label"])
+    several = [[x, "long"] if len(text) > 40 else [x] for text, x in zip(texts, labels, strict=True)]
     targets: dict[str, dict[str, list[Any]]] = {
         "classification": {"text": texts, "label": labels},
-        "multi-label": {"text": texts, "labels": [[x, "long"] if len(t) > 40 else [x] for t, x in zip(texts, labels, strict=True)]},
+        "multi-label": {"text": texts, "labels": several},
         "regression": {"text": texts, "number": [float(len(text)) for text in texts]},
         "tagging": {
             "tokens": [text.split() for text in texts],
@@ -62,7 +63,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [("multi-label", tiny_bert), ("regression", tiny_bert), ("tagging", tiny_bert), ("classification", tiny_qwen3)],
+    [
+        ("multi-label", tiny_bert), ("regression", tiny_bert), ("tagging", tiny_bert),
+        ("classification", tiny_qwen3),
+    ],
 )  # fmt: skip
 def test_the_graph_says_what_the_model_says(name: str, base: Any, tmp_path: Path) -> None:
     folder, data = adapted(tmp_path, name, base())
@@ -134,7 +138,7 @@ def test_what_cannot_be_exported(classifier: tuple[Path, Path], tmp_path: Path) 
         export_adapted(home, folder, [data], to="gguf")
     with pytest.raises(AdaptError, match="no examples to check"):
         export_adapted(home, folder, [])
-    with pytest.raises(AdaptError, match="isoflop_task.json"):
+    with pytest.raises(AdaptError, match="isoflop_task"):
         export_adapted(home, tiny_bert(), [data])
     task, base = task_of("translation"), load_base(tiny_t5())
     spec = task.spec(Dataset.from_dict({"source": ["a"], "target": ["day"]}), base)

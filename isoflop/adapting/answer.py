@@ -231,9 +231,7 @@ def _chosen(
     with work.part("score"):
         models = {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
         rows = work.rows[VALIDATION]
-        scores = {
-            name: work.scores(work.predicted(model, rows), rows) for name, model in models.items()
-        }
+        scores = {name: work.scores(work.predicted(model, rows), rows) for name, model in models.items()}
         sign = 1 if work.metric.higher_is_better else -1
         best = max(scores, key=lambda name: sign * scores[name][0].value)
         if best == BEST and FINAL in scores:

@@ -1,4 +1,4 @@
-"""How fast adapted models predict, side by side: they take turns, so that what else the machine does slows all.
+"""How fast adapted models predict: in turn, so that what else the machine does slows each of them.
 
 Tokenizing is not counted; padding is. Rows of a batch have near lengths, as when a file is predicted.
 """
@@ -47,7 +47,9 @@ def speeds(folders: Sequence[Path], rows: Dataset) -> list[AdaptedSpeed]:
         start, busy = time.perf_counter(), busy_others()
         rates: list[dict[int, Rate]] = [{} for _ in models]
         for size in SIZES:
-            rounds = [[model.seconds(size) for model in models] for _ in range(REPEATS + 1)][1:]  # one warms up
+            rounds = [[model.seconds(size) for model in models] for _ in range(REPEATS + 1)][
+                1:
+            ]  # one warms up
             for found, seconds in zip(rates, zip(*rounds, strict=True), strict=True):
                 found[size] = rate_of(len(rows) / s for s in seconds)
         others = (busy_others() - busy) / (time.perf_counter() - start)

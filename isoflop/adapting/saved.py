@@ -117,6 +117,11 @@ def is_adapted(folder: Path) -> bool:
     return (folder / TASK).is_file()
 
 
+def task_name(folder: Path) -> str | None:
+    """Of the task that a folder was adapted to; None: to none."""
+    return _read(folder).task if is_adapted(folder) else None
+
+
 def _read(folder: Path) -> Saved:
     path = folder / TASK
     if not path.is_file():

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop.adapting.batches import Rows
 from isoflop.errors import AdaptError
 from isoflop.progress import Progress, Silent
+from isoflop.records import digest
 from isoflop.store import atomic_write
 from isoflop.tasks.protocol import Base, Spec, Task
 from isoflop.tasks.sequences import FromTextToText, written
@@ -111,7 +112,7 @@ class Told:
 def told_rows(
     teacher: Teacher, base: Base, spec: Spec, rows: Dataset, folder: Path, *, progress: Progress | None = None
 ) -> tuple[Told, float]:
-    """The teacher's logits of rows for a student of `base`, and their FLOPs (estimated from those of a batch).
+    """The teacher's logits of rows for a student of `base`, and their FLOPs, by those of a batch.
 
     Of whole texts the teacher reads a row by its own tokenizer. `folder` keeps encoded rows and logits.
     """
@@ -126,7 +127,8 @@ def told_rows(
         for window in ids if of_tokens else [ids]:
             at[_key(window)] = p
             p += len(window) if of_tokens else 1
-    path = folder / "told.npy"
+    key = digest([theirs.features._fingerprint, str(teacher.base.folder)])
+    path = folder / f"told-{key}.npy"
     if not path.is_file():
         logits_pc = _asked(teacher, theirs, of_tokens, progress or Silent())
         buffer = io.BytesIO()
@@ -154,7 +156,7 @@ def _flops_per_token(teacher: Teacher, rows: Rows) -> float:
     _, batch = next(rows.in_order(BATCH))
     with FlopCounterMode(display=False) as counter:
         teacher.logits(batch)
-    return counter.get_total_flops() / batch["attention_mask"].numel()
+    return float(counter.get_total_flops()) / batch["attention_mask"].numel()
 
 
 def _key(ids: Sequence[int]) -> bytes:
@@ -190,11 +192,9 @@ def written_texts(
     return texts
 
 
-def flops_of_writing(
-    task: FromTextToText, base: Base, spec: Spec, model: nn.Module, rows: Dataset
-) -> float:
+def flops_of_writing(task: FromTextToText, base: Base, spec: Spec, model: nn.Module, rows: Dataset) -> float:
     """Of `written_texts`: those of its first rows, by rows."""
     first = rows.select(range(min(BATCH, len(rows))))
     with FlopCounterMode(display=False) as counter:
         written_texts(task, base, spec, model, first)
-    return counter.get_total_flops() * len(rows) / len(first)
+    return float(counter.get_total_flops()) * len(rows) / len(first)

@@ -179,9 +179,7 @@ def score(
 
     roles = _pairs(columns or [], "--map")
     with _quiet(), Terminal() as progress:
-        found = scores(
-            adapted, data, against=against, columns=roles, timed=speed, progress=progress
-        )
+        found = scores(adapted, data, against=against, columns=roles, timed=speed, progress=progress)
     if json:
         out({
             "scores": [s.model_dump(mode="json") for s in found.scores],

@@ -59,7 +59,10 @@ def export(
 
     Example: [bold]isoflop export my-project/artifacts/model-... --type q8_0 --project my-project[/bold]
     """
-    if (model / "isoflop_task.json").is_file():
+    from isoflop.adapting.saved import task_name
+    from isoflop.export.adapted import TASKS
+
+    if task_name(model) in TASKS:
         _export_adapted(model, project, to, kind, data or (), columns or (), json)
         return
     from isoflop.export.gated import export as write
