@@ -24,7 +24,7 @@ LEAST_STEPS = 12  # of a trial worth its name, rehearsals among them
 
 
 class Pace(NamedTuple):
-    """In seconds; an example is one of the middle length."""
+    """In seconds, by the mean over the first training examples."""
 
     opening: float  # of a model
     encoding: float  # an example
