@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from tiny import reviews, tiny_bert, tiny_qwen3, tiny_t5
 
+from isoflop.adapting.answer import adapt
 from isoflop.adapting.applied import predictions, scores
 from isoflop.adapting.loop import fine_tune
 from isoflop.adapting.records import AdaptConfig
@@ -148,6 +149,8 @@ def test_what_cannot_be_exported(classifier: tuple[Path, Path], tmp_path: Path) 
     done = export_adapted(home, folder, [data])
     with pytest.raises(AdaptError, match="is an export"):
         export_adapted(home, home.folder / done.path, [data])
+    with pytest.raises(AdaptError, match="cannot be trained"):
+        adapt(home, home.folder / done.path, "classification", [data], budget_seconds=9.0)
     graph = tmp_path / "damaged"
     graph.mkdir()
     (graph / "model.onnx").write_bytes(b"no graph")
