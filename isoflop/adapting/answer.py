@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isoflop.adapting.candidates import Facts, candidates, rule_for
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some, tell_unseen
@@ -123,19 +123,20 @@ def _answer(
             work.train(best, work.left - after)
         except (AdaptError, BudgetError) as error:
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
-    name, validation, test, timed, taught = _chosen(work, lesson)
-    found = law_of_task(work, best, name, others, seen, timed) if law else None
+    chosen = _chosen(work, lesson)
+    found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
     model = work.project.add_artifact(
         f"{ADAPTED}-{work.task.name}",
-        lambda folder: shutil.copytree(work.folder / name, folder, dirs_exist_ok=True),
+        lambda folder: shutil.copytree(work.folder / chosen.name, folder, dirs_exist_ok=True),
     )
     trials = (*work.record.trials, *([work.record.final] if work.record.final else []))
     return Adapted(
         id=work.record.id, task=work.task.name, base="", base_path="", data={}, columns={},
         examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=best,
-        cut=work.record.cut, trials=trials, validation=validation, test=test, baseline=baseline,
+        cut=work.record.cut, trials=trials, validation=chosen.validation, test=chosen.test, baseline=baseline,
         baseline_says=says, seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
-        flops=sum(trial.flops for trial in trials) + (taught.flops if taught else 0.0), taught=taught,
+        flops=sum(trial.flops for trial in trials) + (chosen.taught.flops if chosen.taught else 0.0),
+        taught=chosen.taught,
     )  # fmt: skip
 
 
@@ -223,11 +224,18 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     return search.best.config
 
 
-def _chosen(
-    work: Work, lesson: Lesson | None
-) -> tuple[str, tuple[Score, ...], tuple[Score, ...], float, Taught | None]:
-    """Which model is better on the validation examples: its name, its scores, seconds of the test's, and a
-    teacher's beside them."""
+class _Chosen(NamedTuple):
+    """The model that is kept."""
+
+    name: str
+    validation: tuple[Score, ...]
+    test: tuple[Score, ...]
+    seconds: float  # of the scores on the test examples
+    taught: Taught | None  # a teacher beside it
+
+
+def _chosen(work: Work, lesson: Lesson | None) -> _Chosen:
+    """Which model is better on the validation examples."""
     with work.part("score"):
         models = {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
         rows = work.rows[VALIDATION]
@@ -241,4 +249,4 @@ def _chosen(
         test = work.scores(made, work.rows[TEST])
         seconds = time.monotonic() - began
         taught = lesson.beside(work, made) if lesson is not None else None
-    return best, scores[best], test, seconds, taught
+    return _Chosen(best, scores[best], test, seconds, taught)
