@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -171,20 +170,3 @@ def test_batches_of_any_size(classifier: tuple[Path, Path], tmp_path: Path) -> N
         with torch.no_grad():
             wanted = model(**batch).logits
         assert np.allclose(served(**batch, more=ids).logits, wanted, atol=1e-4)
-
-
-def test_the_command(isoflop: Any, classifier: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, data = classifier
-    home = tmp_path / "home"
-    Project(home)
-    words = ("export", folder, "--to", "onnx", "--type", "int8", "--data", data, "--project", home)
-    shown = isoflop(*words)
-    assert shown.code == 0, shown.err
-    assert "the same labels" in shown.out
-    done = json.loads(isoflop(*words, "--json").out)
-    path = home / done["path"]
-    assert shown.out.strip().endswith(str(path))
-    raced = isoflop("score", path, "--data", data, "--against", folder, "--speed")
-    assert raced.code == 0, raced.err
-    assert "x smaller" in raced.out
-    assert "Examples a second" in raced.out
