@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoflop.adapting.batches import CUT, Rows
-from isoflop.adapting.inputs import TEST, TRAIN, some
+from isoflop.adapting.inputs import TEST, TRAIN, Sources, some
 from isoflop.adapting.rates import weight_bytes
 from isoflop.adapting.saved import ADAPTED, TASK, load_adapted
 from isoflop.engines import ONNX
@@ -79,6 +79,8 @@ def export_adapted(
 ) -> AdaptedExport:  # fmt: skip
     """Write an adapted model in another format, compare its logits on up to 1,000 examples, and keep it.
 
+    What has passed on the same examples before and is still there is not written again.
+
     Raises AdaptError for a model or a format that cannot be, ProjectError without the packages, CorruptError
     where the gate is not passed; nothing is kept then.
     """
@@ -90,12 +92,16 @@ def export_adapted(
         )
     if not data:
         raise AdaptError("there are no examples to check the export on", hint="name a file: --data FILE")
+    source = content_hash(folder)[:HASH_DIGITS]
+    id = digest([source, to, kind, Sources(data).digests(), dict(columns or {})])
+    known = project.get(KIND, id, AdaptedExport)
+    if known is not None and (project.folder / known.path).exists():
+        return known
     original = Original(*load_adapted(folder))
     _check(original, folder)
     found = read_examples(data, progress=progress)
     rows, _ = with_roles(found.get(TEST, found[TRAIN]), original.task.roles, columns or {})
     rows = some(rows, CHECKED, 0)
-    source = content_hash(folder)[:HASH_DIGITS]
     made: list[tuple[int, float, float | None]] = []
 
     def write(target: Path) -> None:
@@ -111,7 +117,7 @@ def export_adapted(
     artifact = project.add_artifact(f"{to}-{kind}", write)
     size, deviation, alike = made[0]
     done = AdaptedExport(
-        id=digest([source, to, kind]), source=source, format=to, kind=kind, path=artifact, bytes=size,
+        id=id, source=source, format=to, kind=kind, path=artifact, bytes=size,
         source_bytes=weight_bytes(folder), examples=len(rows), deviation=deviation,
         tolerance=TOLERANCES[kind], alike=alike,
     )  # fmt: skip
