@@ -111,6 +111,7 @@ def _answer(
     seen = _opened(work)
     _cap_test(work, seen)
     lesson = learned_from(work, teacher) if teacher is not None else None
+    work.encode()
     baseline, says = _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)

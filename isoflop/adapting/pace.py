@@ -27,15 +27,13 @@ class Pace(NamedTuple):
     """In seconds, by the mean over the first training examples."""
 
     opening: float  # of a model
-    encoding: float  # an example
     training: float  # an example, all weights
     predicting: float  # an example
 
     def needed(self, examples: int, batch: int, validation: int) -> float:
-        """Of the shortest trial: opened, encoded, some steps, one score."""
+        """Of the shortest trial of encoded examples: opened, some steps, one score."""
         return (
             self.opening
-            + self.encoding * (examples + validation)
             + self.training * LEAST_STEPS * min(batch, examples)
             + self.predicting * validation
         )
@@ -59,9 +57,7 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     model = task.build(base, spec)
     opening = time.monotonic() - began
     some = rows.select(range(min(LOOKED_AT, len(rows))))
-    began = time.monotonic()
     columns = task.encode(base, spec, some[:])
-    encoding = (time.monotonic() - began) / len(some)
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
     batch = task.collate(base, spec, features)
@@ -75,7 +71,7 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
     headed = bool(new_parameters(model, base.folder))
     fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
-    pace = Pace(opening, encoding, seconds / len(some), predicting)
+    pace = Pace(opening, seconds / len(some), predicting)
     return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
 
 
