@@ -33,9 +33,7 @@ class Pace(NamedTuple):
     def needed(self, examples: int, batch: int, validation: int) -> float:
         """Of the shortest trial of encoded examples: opened, some steps, one score."""
         return (
-            self.opening
-            + self.training * LEAST_STEPS * min(batch, examples)
-            + self.predicting * validation
+            self.opening + self.training * LEAST_STEPS * min(batch, examples) + self.predicting * validation
         )
 
 
