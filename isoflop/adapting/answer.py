@@ -17,7 +17,16 @@ from typing import Any
 
 from isoflop.adapting.bases import check_scratch, folder_of, from_scratch, with_image
 from isoflop.adapting.candidates import Facts, candidates, rule_for
-from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some, tell_unreadable, tell_unseen
+from isoflop.adapting.inputs import (
+    MEDIA,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Sources,
+    some,
+    tell_unreadable,
+    tell_unseen,
+)
 from isoflop.adapting.lawful import law_of_task
 from isoflop.adapting.methods import METHODS, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
@@ -41,7 +50,6 @@ BASELINE, LAW, SCORING = 0.05, 0.2, 0.08
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
-MEDIA = "image", "audio"  # that a role holds
 TIMED = 16  # examples from which the time of the baseline is known
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+MEDIA = "image", "audio"  # that a role may hold
 NAMED = 5  # labels or files in a sentence
 
 
