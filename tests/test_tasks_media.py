@@ -91,6 +91,8 @@ def test_shapes_are_told_apart_from_scratch(name: str, tmp_path: Path) -> None:
     steps = 40 if name == "convnet" else 80
     model, losses = learned(task, base, spec, train, steps=steps, lr=3e-3, augment=("flip",))
     assert losses[0] == pytest.approx(np.log(3), abs=0.5)
+    unseen = task.encode(base, spec, {"image": train["image"][:1], "label": ["oval"]})
+    assert unseen["labels"] == [-1]
     assert share(predicted(task, base, spec, model, test), task.references(spec, test)) > 0.85
     model.save_pretrained(tmp_path / "saved")
     base.processor.save_pretrained(tmp_path / "saved")
