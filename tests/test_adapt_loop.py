@@ -200,8 +200,6 @@ def test_the_length_of_a_pair_is_that_of_both_texts(tmp_path: Path) -> None:
     task, texts = task_of("similarity"), ["the day", "a long walk by the river", "home", "we saw a bird"]
     numbers = [0.0, 1.0, 0.5, 0.2]
     rows = Dataset.from_dict({"first": texts, "second": texts[1:] + texts[:1], "number": numbers})
-        {"first": texts, "second": texts[1:] + texts[:1], "number": [0.0, 1.0, 0.5, 0.2]}
-    )
     found = Rows(task, BERT, task.spec(rows, BERT), rows, tmp_path, "training").lengths
     own = [len(BERT.processor(text)["input_ids"]) for text in texts]
     assert found.tolist() == [a + b for a, b in zip(own, own[1:] + own[:1], strict=True)]

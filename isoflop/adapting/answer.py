@@ -125,6 +125,7 @@ def _answer(
     """All but what the answer says of its inputs."""
     seen = _opened(work)
     _cap_test(work, seen)
+    work.encode()
     baseline, says = _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)

@@ -25,20 +25,16 @@ LEAST_STEPS = 12  # of a trial worth its name, rehearsals among them
 
 
 class Pace(NamedTuple):
-    """In seconds; an example is one of the middle length."""
+    """In seconds, by the mean over the first training examples."""
 
     opening: float  # of a model
-    encoding: float  # an example
     training: float  # an example, all weights
     predicting: float  # an example
 
     def needed(self, examples: int, batch: int, validation: int) -> float:
-        """Of the shortest trial: opened, encoded, some steps, one score."""
+        """Of the shortest trial of encoded examples: opened, some steps, one score."""
         return (
-            self.opening
-            + self.encoding * (examples + validation)
-            + self.training * LEAST_STEPS * min(batch, examples)
-            + self.predicting * validation
+            self.opening + self.training * LEAST_STEPS * min(batch, examples) + self.predicting * validation
         )
 
 
@@ -59,25 +55,23 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     began = time.monotonic()
     model = task.build(base, spec)
     opening = time.monotonic() - began
-    encoding, training, predicting, seconds = _timed(task, base, spec, model, rows, LOOKED_AT)
+    training, predicting, seconds = _timed(task, base, spec, model, rows, LOOKED_AT)
     if seconds < QUICK and len(rows) > LOOKED_AT:
-        encoding, training, predicting, _ = _timed(task, base, spec, model, rows, MORE)
+        training, predicting, _ = _timed(task, base, spec, model, rows, MORE)
     params = sum(p.numel() for p in model.parameters())
     scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
     headed = bool(new_parameters(model, base.folder))
     fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
-    pace = Pace(opening, encoding, training, predicting)
+    pace = Pace(opening, training, predicting)
     return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
 
 
 def _timed(
     task: Task, base: Base, spec: Spec, model: torch.nn.Module, rows: Dataset, most: int
-) -> tuple[float, float, float, float]:
-    """Seconds of encoding, training and predicting an example, and of the training step of the first rows."""
+) -> tuple[float, float, float]:
+    """Seconds of training and of predicting an example, and of the training step of these rows."""
     some = rows.select(range(min(most, len(rows))))
-    began = time.monotonic()
     columns = task.encode(base, spec, some[:])
-    encoding = time.monotonic() - began
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
     batch = task.collate(base, spec, features)
@@ -86,8 +80,7 @@ def _timed(
     began = time.monotonic()
     with torch.no_grad():
         task.predict(model.eval(), base, spec, batch)
-    predicting = time.monotonic() - began
-    return encoding / len(some), seconds / len(some), predicting / len(some), seconds
+    return seconds / len(some), (time.monotonic() - began) / len(some), seconds
 
 
 def length_for(task: Task, base: Base, spec: Spec, rows: Dataset, passes: float) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from isoflop.adapting.batches import Rows
 from isoflop.adapting.loop import fine_tune, predict_all, scores_of
 from isoflop.adapting.records import AdaptConfig, LawPoint, Point, Trial
 from isoflop.adapting.saved import is_adapted, load_adapted, save_adapted
@@ -115,6 +116,13 @@ class Work:
             self.base = replace(self.base, max_length=length)
             self.spec = self.spec.model_copy(update={"max_length": length})
         self.change(max_length=length)
+
+    def encode(self) -> None:
+        """Encode all rows, so that no trial pays for it."""
+        with self.part("encode"):
+            self.features.mkdir(parents=True, exist_ok=True)
+            for split, rows in self.rows.items():
+                Rows(self.task, self.base, self.spec, rows, self.features, split)
 
     # -- trainings --------------------------------------------------------------------------------------
 
