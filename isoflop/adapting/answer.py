@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.adapting.bases import check_scratch, folder_of, from_scratch, with_image
-from isoflop.adapting.candidates import Facts, candidates, rule_for
+from isoflop.adapting.candidates import Facts, candidates
 from isoflop.adapting.inputs import (
     MEDIA,
     TEST,
@@ -221,7 +221,7 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     )  # fmt: skip
     rates = {name: METHODS[name].lr for name in METHODS if name in seen.methods or name == method}
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
-    needed = pace.needed(n, rule_for(facts).batch, LEAST_VALIDATION)
+    needed = pace.needed(n, tried[0][0].batch, LEAST_VALIDATION)
     each = work.record.each or trial_seconds(seconds, needed)
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most

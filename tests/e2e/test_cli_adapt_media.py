@@ -46,7 +46,7 @@ def lines(out: str) -> Iterator[dict[str, object]]:
 def test_images_from_scratch(isoflop, pictures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     asked = (
         "adapt", "convnet", "--task", "image-classification", "--data", pictures, "--budget", "8s",
-        "--no-law", "--project", tmp_path,
+        "--no-law", "--set", "batch=16", "--project", tmp_path,
     )  # fmt: skip
     answer = isoflop(*asked, "--json")
     assert answer.code == 0, answer.err
