@@ -134,20 +134,25 @@ def _answer(
 ) -> Adapted:  # fmt: skip
     """All but what the answer says of its inputs."""
     seen = _opened(work)
-    _cap_test(work, seen)
+    _cap_scored(work, seen)
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     baseline, says = _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
-    held = len(work.rows[TEST]) + 2 * len(work.rows[VALIDATION])
-    after = seen.pace.predicting * held + 2 * seen.pace.opening + (LAW * work.budget if law else 0.0)
-    if work.record.final is None and work.left - after > seen.pace.needed(
-        len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION])
-    ):
+    alone = not work.record.trials  # there was no time for a search, nor is there for a law
+    if alone:
+        work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
+    held = len(work.rows[TEST]) + (1 if alone else 2) * len(work.rows[VALIDATION])
+    after = seen.pace.predicting * held + 2 * seen.pace.opening
+    after += LAW * work.budget if law and not alone else 0.0
+    needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
+    if work.record.final is None and (alone or work.left - after > needed):
         try:
             work.train(best, work.left - after)
         except (AdaptError, BudgetError) as error:
+            if alone:
+                raise
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
     chosen = _chosen(work, lesson)
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
@@ -188,14 +193,15 @@ def _passes(work: Work, pace: Pace) -> float:
     return trial_seconds(SHARE * work.budget, 0.0) / (pace.training * len(work.rows[TRAIN]))
 
 
-def _cap_test(work: Work, seen: Seen) -> None:
-    """As many test examples as can be scored in their share of the budget."""
-    there = len(work.rows[TEST])
+def _cap_scored(work: Work, seen: Seen) -> None:
+    """As many test examples as can be scored in their share of the budget, and no more of validation."""
     most = work.record.tested or max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
-    work.rows[TEST] = some(work.rows[TEST], most, work.seed)
     work.change(tested=most)
-    if len(work.rows[TEST]) < there:
-        work.notes.append(f"{len(work.rows[TEST]):,} of {there:,} test examples are scored, for want of time")
+    for split in (VALIDATION, TEST):
+        there = len(work.rows[split])
+        work.rows[split] = some(work.rows[split], most, work.seed)
+        if most < there:
+            work.notes.append(f"{most:,} of {there:,} {split} examples are scored, for want of time")
 
 
 def _baseline(work: Work) -> tuple[tuple[Score, ...], str]:
@@ -235,6 +241,8 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
     needed = pace.needed(n, tried[0][0].batch, LEAST_VALIDATION)
     each = work.record.each or trial_seconds(seconds, needed)
+    if facts.scarce and sum(map(len, tried)) == 1:
+        return tried[0][0]
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most
     work.change(
