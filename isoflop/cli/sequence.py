@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.adapt import RoleOption, _pairs
-from isoflop.cli.options import JsonOption, SeedOption
+from isoflop.cli.adapt import RoleOption
+from isoflop.cli.options import JsonOption, SeedOption, pairs
 from isoflop.errors import AdaptError
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -65,7 +65,7 @@ def adapt_sequence(
     against = Against(replay=replay, ewc=ewc, per_task=per_task)
     found, base, notes = task_of(task), load_base(model, max_length=max_length), list[str]()
     with quiet(), Terminal() as progress:
-        names = _pairs(columns or [], "--map")
+        names = pairs(columns or [], "--map")
         stages = stages_of(found, data, names, seed=seed, notes=notes, progress=progress)
         answer, spec, models = learn_in_order(
             found, base, stages, config, against, notes=notes, progress=progress
