@@ -15,7 +15,7 @@ from tiny import reviews, tiny_bert, tiny_qwen3
 from torch import Tensor, nn
 
 from isoflop.adapting import loop, running
-from isoflop.adapting.batches import order_of
+from isoflop.adapting.batches import Rows, order_of
 from isoflop.adapting.loop import Tuned, fine_tune, predict_all, scores_of
 from isoflop.adapting.planning import Pace, rate, steps_asked, steps_that_fit
 from isoflop.adapting.records import AdaptConfig, Point
@@ -194,6 +194,15 @@ def test_rows_come_once_a_pass_with_near_lengths_together() -> None:
         assert sorted(i for batch in found for i in batch) == list(range(333))
     spread = np.mean([np.ptp(lengths[batch]) for batch in passes[0]])
     assert spread < 0.1 * np.ptp(lengths)
+
+
+def test_the_length_of_a_pair_is_that_of_both_texts(tmp_path: Path) -> None:
+    task, texts = task_of("similarity"), ["the day", "a long walk by the river", "home", "we saw a bird"]
+    numbers = [0.0, 1.0, 0.5, 0.2]
+    rows = Dataset.from_dict({"first": texts, "second": texts[1:] + texts[:1], "number": numbers})
+    found = Rows(task, BERT, task.spec(rows, BERT), rows, tmp_path, "training").lengths
+    own = [len(BERT.processor(text)["input_ids"]) for text in texts]
+    assert found.tolist() == [a + b for a, b in zip(own, own[1:] + own[:1], strict=True)]
 
 
 def test_penalties_replay_and_a_given_model() -> None:

@@ -174,3 +174,7 @@ def test_mixup_is_one_share_for_inputs_and_targets() -> None:
     torch.testing.assert_close(pixels.inputs["pixel_values"], share * x + (1 - share) * x[other])
     with pytest.raises(AdaptError, match="these are sequences"):
         mix({"labels": torch.zeros(8, 4, dtype=torch.long)}, 0.4, rng)
+    ids = torch.zeros(16, 5, dtype=torch.long)
+    pairs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": batch["labels"]}
+    with pytest.raises(AdaptError, match="pairs or windows"):
+        mix(pairs, 0.4, rng)

@@ -28,6 +28,8 @@ def test_the_rules_look_at_data_base_and_time() -> None:
     found = {
         "many": MANY, "few": Facts(40, 2, 100_000_000, False, False, 9.0),
         "scratch": Facts(10_000, 10, 100_000, True, False, 9.0),
+        "images": Facts(10_000, 10, 100_000, True, False, 9.0, "image", "bf16"),
+        "speech": Facts(1_000, 0, 40_000_000, False, True, 3.0, "audio"),
         "texts": Facts(10_000, 0, 100_000_000, False, True, 2.0),
         "slow": Facts(10_000, 2, 100_000_000, False, False, 0.1),
         "small": Facts(10_000, 2, 1_000_000, False, False, 9.0),
@@ -36,7 +38,8 @@ def test_the_rules_look_at_data_base_and_time() -> None:
     assert len({id(rule) for rule in rules.values()}) == len(RULES)
     assert rules["scratch"].methods == ("full",)
     assert "probe" in rules["few"].methods
-    assert "last-layers" in rules["slow"].methods
+    assert rules["speech"].methods == ("full", "decoder")
+    assert (rules["slow"].methods, len(rules["slow"].factors)) == (("full",), 1)  # nothing to search
     assert set(rules["texts"].methods) == {"full", "lora"}
     assert all(method in METHODS for rule in RULES for method in rule.methods)
 
@@ -44,6 +47,20 @@ def test_the_rules_look_at_data_base_and_time() -> None:
 def test_candidates_are_methods_that_fit_at_several_rates() -> None:
     made = candidates("classification", MANY, {"full": 1e-4}, method=None, given={}, seed=3)
     assert [[c.lr for c in configs] for configs in made] == [pytest.approx([1e-4, 3e-4, 1e-4 / 3])]
+    images = Facts(10_000, 10, 100_000, True, False, 9.0, "image", "bf16")
+    (made,) = candidates("image-classification", images, RATES, method=None, given={}, seed=0)
+    assert [c.lr for c in made] == pytest.approx([3e-3, 1e-3, 5e-3])
+    assert {(c.batch, c.weight_decay, c.augment, c.precision, c.patience) for c in made} == {
+        (128, 0.05, ("flip", "crop"), "bf16", 0)
+    }
+    speech = Facts(1_000, 0, 40_000_000, False, True, 3.0, "audio", "bf16")
+    full, decoder = candidates(
+        "speech", speech, {"full": 5e-5, "decoder": 5e-5}, method=None, given={}, seed=0
+    )
+    assert [(c.lr, c.augment) for c in full] == [
+        (5e-5, ()), (5e-5, ("speed", "noise")), (pytest.approx(1e-4), ()), (pytest.approx(1e-5), ()),
+    ]  # fmt: skip
+    assert {c.precision for c in (*full, *decoder)} == {"float32"}
     named = candidates(
         "classification", MANY, RATES, method="lora", seed=0,
         given={"lr": 0.01, "batch": 4, "method.r": 2, "augment": ["noise"]},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_writers import base_of, batch_of, sentences
+from tiny import base_of, batch_of, sentences
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from isoflop.adapting.likelihood import answer_ids, language_model

@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sacrebleu import corpus_chrf
-from tiny_writers import WINDOW, base_of, batch_of, encoded, learned, sentences
+from tiny import WINDOW, base_of, batch_of, features_of, learned, sentences
 from torch import nn
 
 from isoflop.adapting.backtranslation import back_translated
@@ -105,7 +105,7 @@ def test_what_is_longer_than_the_model_is_cut_and_counted(bases: dict[str, Base]
     })  # fmt: skip
     task, spec = task_of("summarisation", base, long.select([0, 1]))
     assert spec.extra["new_tokens"] <= WINDOW // 2
-    features = encoded(task, base, spec, long)
+    features = features_of(task, base, spec, long)
     assert [f["cut"] for f in features] == [False, True, True]
     end = base.processor.eos_token_id
     for f in features:
@@ -128,19 +128,19 @@ def test_the_last_reply_of_a_chat_is_learned_after_the_chat_template(bases: dict
     ]  # fmt: skip
     rows = Dataset.from_dict({"messages": chats})
     task, spec = task_of("generation", base, rows)
-    assert [told(base, f) for f in encoded(task, base, spec, rows)] == [
+    assert [told(base, f) for f in features_of(task, base, spec, rows)] == [
         ("<|end|>User:\ncat\n\nAssistant:\n", "dog bird<|end|>"),
         ("<|end|>System:\nthe\n\nUser:\nred\n\nAssistant:\ntree\n\nUser:\nsmall\n\nAssistant:\n",
          "house<|end|>"),
     ]  # fmt: skip
     assert task.references(spec, rows) == ["dog bird", "house"]
     flat = Dataset.from_dict({"prompt": ["cat"], "response": ["dog bird"]})
-    assert encoded(task, base, spec, flat)[0] == encoded(task, base, spec, rows)[0]
+    assert features_of(task, base, spec, flat)[0] == features_of(task, base, spec, rows)[0]
     template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     try:
         base.processor.chat_template = template + "{% if add_generation_prompt %}<assistant>{% endif %}"
         task, spec = task_of("generation", base, rows)
-        asked = encoded(task, base, spec, rows)
+        asked = features_of(task, base, spec, rows)
         assert told(base, asked[0]) == ("<|end|><user>cat<assistant>", "dog bird<|end|>")
         base.processor.chat_template = "{{ raise_exception('no') }}"
         with pytest.raises(AdaptError, match="refuses a chat: no"):
@@ -204,8 +204,8 @@ def test_code_of_either_form_is_the_same_and_references_parse(bases: dict[str, B
     prompt, body = parted(SOURCE)
     pairs = Dataset.from_dict({"prompt": [prompt], "completion": [body]})
     task, spec = task_of("code", base, texts)
-    assert encoded(task, base, spec, texts) == encoded(task, base, spec, pairs)
-    assert told(base, encoded(task, base, spec, pairs)[0])[1] == body + "<|end|>"
+    assert features_of(task, base, spec, texts) == features_of(task, base, spec, pairs)
+    assert told(base, features_of(task, base, spec, pairs)[0])[1] == body + "<|end|>"
     assert task.references(spec, texts) == task.references(spec, pairs) == [dedent(body)]
     ast.parse(task.references(spec, texts)[0])
     with pytest.raises(AdaptError, match="neither a text nor a prompt"):
@@ -266,8 +266,8 @@ def test_taught_rows_of_chats_and_code(bases: dict[str, Base]) -> None:
         spec = spec.model_copy(update={"extra": {**spec.extra, "new_tokens": 3}})
         taught = task.answered(given, written_texts(task, base, spec, task.build(base, spec), given))
         assert column in taught.column_names
-        before = [told(base, f)[0] for f in encoded(task, base, spec, given)]
-        assert [told(base, f)[0] for f in encoded(task, base, spec, taught)] == before
+        before = [told(base, f)[0] for f in features_of(task, base, spec, given)]
+        assert [told(base, f)[0] for f in features_of(task, base, spec, taught)] == before
         assert task.references(spec, taught) != task.references(spec, given)
 
 

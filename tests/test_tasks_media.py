@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -16,47 +15,18 @@ import soundfile
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
+from tiny_media import RATE, SHAPES, SIDE, coloured, shapes, tiny_whisper, tiny_words, tones
 from torch import nn
 from whisper_ctranslate2 import variables
 
 from isoflop.adapting.augment_media import IMAGES, SOUNDS, augmented, mixed
+from isoflop.adapting.parts import new_parameters
 from isoflop.errors import AdaptError
 from isoflop.tasks import TASKS, Base, LossOptions, Spec, Task, load_base
 from isoflop.tasks.image_text import with_image_base
 from isoflop.tasks.media import UNREADABLE, from_bytes, image_of, resampled, sound_of, surveyed, to_bytes
 from isoflop.tasks.scratch import SCRATCH, measured, scratch
-
-RATE = 16_000
-SIDE = 16
-SHAPES = ("circle", "cross", "square")
-
-
-def drawn(shape: str, rng: np.random.Generator, colour: Any = 255, mode: str = "L") -> Image.Image:
-    """An outline somewhere in a small picture."""
-    image = Image.new(mode, (SIDE, SIDE))
-    x, y = (int(n) for n in rng.integers(1, 6, 2))
-    box = (x, y, x + 9, y + 9)
-    draw = ImageDraw.Draw(image)
-    if shape == "circle":
-        draw.ellipse(box, outline=colour, width=2)
-    elif shape == "square":
-        draw.rectangle(box, outline=colour, width=2)
-    else:
-        draw.line(box, fill=colour, width=2)
-        draw.line((x, y + 9, x + 9, y), fill=colour, width=2)
-    return image
-
-
-def shapes(n: int, folder: Path, seed: int = 0) -> Dataset:
-    """Pictures as files."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    labels = [SHAPES[i % len(SHAPES)] for i in range(n)]
-    paths = [str(folder / f"{i}.png") for i in range(n)]
-    for path, label in zip(paths, labels, strict=True):
-        drawn(label, rng).save(path)
-    return Dataset.from_dict({"image": paths, "label": labels})
 
 
 def encoded(task: Task, base: Base, spec: Spec, rows: Dataset) -> list[dict[str, Any]]:
@@ -121,6 +91,8 @@ def test_shapes_are_told_apart_from_scratch(name: str, tmp_path: Path) -> None:
     steps = 40 if name == "convnet" else 80
     model, losses = learned(task, base, spec, train, steps=steps, lr=3e-3, augment=("flip",))
     assert losses[0] == pytest.approx(np.log(3), abs=0.5)
+    unseen = task.encode(base, spec, {"image": train["image"][:1], "label": ["oval"]})
+    assert unseen["labels"] == [-1]
     assert share(predicted(task, base, spec, model, test), task.references(spec, test)) > 0.85
     model.save_pretrained(tmp_path / "saved")
     base.processor.save_pretrained(tmp_path / "saved")
@@ -172,57 +144,7 @@ def test_unreadable_files_are_counted_and_too_many_named(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Whisper of random weights that reads two seconds, with a tokenizer of bytes."""
-    from tokenizers import pre_tokenizers
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
-
-    end, start, silent = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: number for number, token in enumerate([*letters, end, start, silent])}
-    tokenizer = WhisperTokenizer(
-        vocab=vocab, merges=[], pad_token=end, additional_special_tokens=[start, silent]
-    )
-    config = WhisperConfig(
-        vocab_size=len(vocab), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=16,
-        max_source_positions=100, max_target_positions=16, decoder_start_token_id=vocab[start],
-        bos_token_id=vocab[end], eos_token_id=vocab[end], pad_token_id=vocab[end], dropout=0.0,
-        begin_suppress_tokens=None, suppress_tokens=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        is_multilingual=False, decoder_start_token_id=vocab[start], eos_token_id=vocab[end],
-        pad_token_id=vocab[end], no_timestamps_token_id=vocab[silent], max_length=16,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("whisper")
-    model.save_pretrained(folder)
-    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
-    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
-    return folder
-
-
-WORDS = {"low": 300.0, "high": 1500.0}  # Hz
-
-
-def tones(n: int, folder: Path, *, rate: int = RATE, seconds: float = 0.5) -> Dataset:
-    """Words as tones of some loudness and phase, in files of two channels."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    texts = [list(WORDS)[i % 2] for i in range(n)]
-    paths = [str(folder / f"{i}.wav") for i in range(n)]
-    time = np.arange(round(seconds * rate)) / rate
-    for path, text in zip(paths, texts, strict=True):
-        tone = rng.uniform(0.1, 0.5) * np.sin(2 * np.pi * (WORDS[text] * time + rng.random()))
-        soundfile.write(path, np.stack([tone, tone], axis=1), rate)
-    return Dataset.from_dict({"audio": paths, "text": texts})
+    return tiny_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 def test_two_words_are_learned_from_tones(whisper: Path, tmp_path: Path) -> None:
@@ -336,40 +258,25 @@ def test_variables_of_ctranslate2(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny BERT with a tokenizer of words, and a convolutional network for colours; random weights."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("text")
-    vocab = {"[PAD]": 0, "[UNK]": 1, "warm": 2, "cold": 3, "a": 4, "thing": 5}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=8
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=6, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-            max_position_embeddings=8,
-        )
-    ).save_pretrained(folder)  # fmt: skip
+    """A tiny BERT, and a convolutional network for colours."""
     image = scratch("convnet", tmp_path_factory.mktemp("image"), image_size=SIDE, channels=3, labels=2)
-    return folder, image
+    return tiny_words(tmp_path_factory.mktemp("text")), image
 
 
-def coloured(n: int, seed: int) -> Dataset:
-    """A label that neither the colour nor the word tells: whether they go together."""
-    rng = np.random.default_rng(seed)
-    warm, says_warm = rng.integers(0, 2, (2, n)).astype(bool)
-    images = []
-    for i, is_warm in enumerate(warm):
-        image = drawn(SHAPES[i % 3], rng, (220, 60, 20) if is_warm else (30, 80, 230), "RGB")
-        images.append({"path": None, "bytes": _png(image)})
-    texts = [f"a {'warm' if says else 'cold'} thing" for says in says_warm]
-    return Dataset.from_dict(
-        {"image": images, "text": texts, "label": np.where(warm == says_warm, "fits", "odd").tolist()}
-    )
+def test_an_image_half_with_weights_is_not_new(two_bases: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its folder is another than the text's; what has no weights anywhere is new."""
+    from transformers import AutoModel
+
+    task, base, rows = TASKS["image-text"], load_base(two_bases[0]), coloured(4, 0)
+    spec = with_image_base(task.spec(rows, base), two_bases[1])
+    new = new_parameters(task.build(base, spec), base.folder)
+    assert any(name.startswith("image.") for name in new)
+    image = load_base(two_bases[1])
+    AutoModel.from_config(image.config).save_pretrained(tmp_path)
+    image.processor.save_pretrained(tmp_path)
+    spec = with_image_base(spec, tmp_path)
+    new = new_parameters(task.build(base, spec), base.folder)
+    assert {name.split(".")[0] for name in new} == {"head"}
 
 
 def test_fusion_learns_what_neither_part_tells(two_bases: tuple[Path, Path], tmp_path: Path) -> None:
@@ -473,9 +380,3 @@ def test_features_are_changed_by_names_that_are_for_them() -> None:
 
 def _rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bases import adapted, features_of, predicted, scores, tiny_bert, tiny_decoder
+from tiny import adapted, decoder_in, encoder_in, features_of, predicted, scores
 from transformers.utils import ModelOutput
 
 from isoflop.errors import AdaptError
@@ -35,8 +35,8 @@ ROWS = Dataset.from_dict({
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     folder = tmp_path_factory.mktemp("bases")
     return {
-        "encoder": load_base(tiny_bert(folder / "bert", [*TEXTS, *CHINESE], vocabulary=110)),
-        "decoder": load_base(tiny_decoder(folder / "decoder", [*TEXTS, *CHINESE])),
+        "encoder": load_base(encoder_in(folder / "bert", [*TEXTS, *CHINESE], vocabulary=110)),
+        "decoder": load_base(decoder_in(folder / "decoder", [*TEXTS, *CHINESE])),
     }
 
 

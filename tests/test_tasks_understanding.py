@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_bases import adapted, features_of, predicted, scores, tiny_bert, tiny_decoder
+from tiny import adapted, decoder_in, encoder_in, features_of, predicted, scores
 from transformers import AutoModel
 
 from isoflop.errors import AdaptError
@@ -35,8 +35,8 @@ LONG = " ".join(TEXTS)
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     folder = tmp_path_factory.mktemp("bases")
     return {
-        "encoder": load_base(tiny_bert(folder / "bert", TEXTS)),
-        "decoder": load_base(tiny_decoder(folder / "decoder", TEXTS)),
+        "encoder": load_base(encoder_in(folder / "bert", TEXTS)),
+        "decoder": load_base(decoder_in(folder / "decoder", TEXTS)),
     }
 
 

@@ -11,11 +11,22 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isoflop.adapting.candidates import Facts, candidates, rule_for
-from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some, tell_unseen
+from isoflop.adapting.bases import check_scratch, folder_of, from_scratch, with_image
+from isoflop.adapting.candidates import Facts, candidates
+from isoflop.adapting.inputs import (
+    MEDIA,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Sources,
+    some,
+    tell_unreadable,
+    tell_unseen,
+)
 from isoflop.adapting.lawful import law_of_task
 from isoflop.adapting.methods import METHODS, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
@@ -25,6 +36,7 @@ from isoflop.adapting.search import SHARE, Search, trial_seconds
 from isoflop.adapting.smaller import smaller
 from isoflop.adapting.taught import Lesson, learned_from
 from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
+from isoflop.devices import preferred_precision
 from isoflop.errors import AdaptError, BudgetError
 from isoflop.metrics import Score
 from isoflop.progress import Progress, Silent
@@ -47,16 +59,18 @@ def adapt(
     project: Project, base: Path, task: str, data: Sequence[Path], *, budget_seconds: float,
     method: str | None = None, columns: Mapping[str, str] | None = None, validation: Sequence[Path] = (),
     test: Sequence[Path] = (), set: Mapping[str, Any] | None = None, max_length: int | None = None,
-    also: Sequence[Path] = (), law: bool = True, teacher: Path | None = None, keep_layers: int | None = None,
-    seed: int = 0, progress: Progress | None = None,
+    also: Sequence[Path] = (), image_model: Path | None = None, law: bool = True,
+    teacher: Path | None = None, keep_layers: int | None = None, seed: int = 0,
+    progress: Progress | None = None,
 ) -> Adapted:  # fmt: skip
     """Adapt a base to a task within a budget; the answer is also in the ledger.
 
     `method` None: methods and learning rates are searched. `columns` are role -> column where guesses fail;
     `validation` and `test` examples are parts of `data` where they are not given. `set` holds values of
-    `AdaptConfig` for all that is tried. `also` are further bases, which the law compares by their size.
-    `teacher` is an adapted model of the same labels, from which the new one learns; `keep_layers` of the
-    base's layers are taken, evenly spread, where it shall be smaller.
+    `AdaptConfig` for all that is tried. `also` are further bases, which the law compares by their size;
+    `image_model` is the second base of a task that reads images with texts. Names of `tasks.scratch.SCRATCH`
+    stand for image models from scratch. `teacher` is an adapted model of the same labels, from which the new
+    one learns; `keep_layers` of the base's layers are taken, evenly spread, where it shall be smaller.
 
     Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
@@ -71,36 +85,47 @@ def adapt(
         raise AdaptError(
             "a law of sizes compares models without a teacher", hint="leave --also or --teacher out"
         )
-    if keep_layers is not None:
-        base = smaller(project, base, keep_layers)
-    opened, others = load_base(base, max_length=max_length), [load_base(folder) for folder in also]
+    for model in (base, *also):
+        check_scratch(model, found, method)
+    digests, notes = sources.digests(), list[str]()
+    read = cache(lambda: sources.read(found, columns or {}, seed, notes, progress))
+
+    def folder(model: Path) -> Path:
+        return folder_of(project, model, read()[0][TRAIN]) if from_scratch(model) else model
+
+    start = folder(base) if keep_layers is None else smaller(project, folder(base), keep_layers)
+    opened, others = load_base(start, max_length=max_length), [load_base(folder(m)) for m in also]
     for one in (opened, *others):
         check_kind(found, one)
-    hash, digests = content_hash(base)[:HASH_DIGITS], sources.digests()
+    image = None if image_model is None else folder(image_model)
+    hash, *hashes = (_hash(path) for path in (opened.folder, *(o.folder for o in others), image) if path)
     id = digest([
-        hash, [content_hash(other.folder)[:HASH_DIGITS] for other in others], task, digests,
-        dict(columns or {}), budget_seconds, method, given, opened.max_length, law, seed,
-        *([content_hash(teacher)[:HASH_DIGITS]] if teacher is not None else []),
+        hash, hashes, task, digests, dict(columns or {}), budget_seconds, method, given, opened.max_length,
+        law, seed, *([_hash(teacher)] if teacher is not None else []),
     ])  # fmt: skip
     done = project.get(ADAPTED, id, Adapted)
     if done is not None:
         progress.log("this was adapted before; nothing to do")
         return done
-    notes: list[str] = []
-    rows, names = sources.read(found, columns or {}, seed, notes, progress)
-    spec = found.spec(rows[TRAIN], opened)
+    rows, names = read()
+    spec = with_image(found, found.spec(rows[TRAIN], opened), image)
     tell_unseen(rows, spec, notes)
+    tell_unreadable(spec, notes)
     record = project.get(KIND, id, Adapting) or Adapting(id=id, max_length=max_length)
     work = Work(project, record, found, opened, spec, rows, budget_seconds, seed, notes, progress)
     work.count("read", time.monotonic() - began)
     answer = _answer(work, others, method, given, law, teacher)
     done = answer.model_copy(update={
-        "base": hash, "base_path": str(base), "data": digests, "columns": names,
+        "base": hash, "base_path": str(opened.folder), "data": digests, "columns": names,
     })  # fmt: skip
     project.put(ADAPTED, done)
     project.delete(KIND, id)
     shutil.rmtree(work.folder, ignore_errors=True)
     return done
+
+
+def _hash(folder: Path) -> str:
+    return content_hash(folder)[:HASH_DIGITS]
 
 
 def _answer(
@@ -109,20 +134,25 @@ def _answer(
 ) -> Adapted:  # fmt: skip
     """All but what the answer says of its inputs."""
     seen = _opened(work)
-    _cap_test(work, seen)
+    _cap_scored(work, seen)
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     baseline, says = _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
-    held = len(work.rows[TEST]) + 2 * len(work.rows[VALIDATION])
-    after = seen.pace.predicting * held + 2 * seen.pace.opening + (LAW * work.budget if law else 0.0)
-    if work.record.final is None and work.left - after > seen.pace.needed(
-        len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION])
-    ):
+    alone = not work.record.trials  # there was no time for a search, nor is there for a law
+    if alone:
+        work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
+    held = len(work.rows[TEST]) + (1 if alone else 2) * len(work.rows[VALIDATION])
+    after = seen.pace.predicting * held + 2 * seen.pace.opening
+    after += LAW * work.budget if law and not alone else 0.0
+    needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
+    if work.record.final is None and (alone or work.left - after > needed):
         try:
             work.train(best, work.left - after)
         except (AdaptError, BudgetError) as error:
+            if alone:
+                raise
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
     chosen = _chosen(work, lesson)
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
@@ -163,14 +193,15 @@ def _passes(work: Work, pace: Pace) -> float:
     return trial_seconds(SHARE * work.budget, 0.0) / (pace.training * len(work.rows[TRAIN]))
 
 
-def _cap_test(work: Work, seen: Seen) -> None:
-    """As many test examples as can be scored in their share of the budget."""
-    there = len(work.rows[TEST])
+def _cap_scored(work: Work, seen: Seen) -> None:
+    """As many test examples as can be scored in their share of the budget, and no more of validation."""
     most = work.record.tested or max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
-    work.rows[TEST] = some(work.rows[TEST], most, work.seed)
     work.change(tested=most)
-    if len(work.rows[TEST]) < there:
-        work.notes.append(f"{len(work.rows[TEST]):,} of {there:,} test examples are scored, for want of time")
+    for split in (VALIDATION, TEST):
+        there = len(work.rows[split])
+        work.rows[split] = some(work.rows[split], most, work.seed)
+        if most < there:
+            work.notes.append(f"{most:,} of {there:,} {split} examples are scored, for want of time")
 
 
 def _baseline(work: Work) -> tuple[tuple[Score, ...], str]:
@@ -203,11 +234,15 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     facts = Facts(
         examples=n, labels=len(work.spec.labels), params=seen.params, scratch=seen.scratch,
         text_out=work.task.soft and not work.spec.labels, passes=_passes(work, pace),
+        reads=next((r.holds for r in work.task.roles if r.holds in MEDIA), "text"),
+        precision=preferred_precision(),
     )  # fmt: skip
     rates = {name: METHODS[name].lr for name in METHODS if name in seen.methods or name == method}
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
-    needed = pace.needed(n, rule_for(facts).batch, LEAST_VALIDATION)
+    needed = pace.needed(n, tried[0][0].batch, LEAST_VALIDATION)
     each = work.record.each or trial_seconds(seconds, needed)
+    if facts.scarce and sum(map(len, tried)) == 1:
+        return tried[0][0]
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most
     work.change(

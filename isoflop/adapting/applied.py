@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from isoflop.adapting.inputs import TEST, TRAIN
+from isoflop.adapting.inputs import MEDIA, TEST, TRAIN, tell_unseen
 from isoflop.adapting.loop import predict_all, scores_of
 from isoflop.adapting.rates import AdaptedSpeed, speeds
 from isoflop.adapting.saved import load_adapted
@@ -34,22 +34,43 @@ def predictions(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What an adapted model says of each row of files, or of texts: plain JSON values.
 
-    Raises AdaptError for a folder that is no adapted model, and rows that have not what it reads.
+    Of an image or a sound that is a file of its own, with the file's name. Raises AdaptError for a folder
+    that is no adapted model, and rows that have not what it reads.
     """
+    progress = progress or Silent()
     task, base, spec, model = load_adapted(folder)
-    if texts:
-        rows = _of_texts(task, texts)
-    else:
-        found = read_examples(data, progress=progress)
-        rows, _ = with_roles(found.get(TEST, found[TRAIN]), inputs_of(task), columns or {})
+    rows = _of_texts(task, texts) if texts else _read(data, inputs_of(task), columns or {}, progress)
     made = predict_all(task, base, spec, model, rows, progress=progress)
-    return [worded(task, spec, prediction) for prediction in made]
+    return [
+        {**named, **worded(task, spec, prediction)}
+        for named, prediction in zip(_files(task, rows), made, strict=True)
+    ]
 
 
 def inputs_of(task: Task) -> list[Role]:
     """Roles of what a model reads; beside sounds a text is what is said in them."""
     heard = any(role.holds == "audio" for role in task.roles)
     return [r for r in task.roles if r.name not in TARGETS and not (heard and r.name == "text")]
+
+
+def _read(
+    data: Sequence[Path], roles: Sequence[Role], columns: Mapping[str, str], progress: Progress
+) -> Dataset:
+    """The test rows of files, or all that they have; what was left out of them is said."""
+    notes: list[str] = []
+    found = read_examples(data, progress=progress, notes=notes)
+    rows, _ = with_roles(found.get(TEST, found[TRAIN]), roles, columns, notes=notes)
+    for note in notes:
+        progress.log(note)
+    return rows
+
+
+def _files(task: Task, rows: Dataset) -> Iterator[dict[str, str]]:
+    """Of each row the name of its image's or sound's file, where it has one."""
+    role = next((role.name for role in task.roles if role.holds in MEDIA), None)
+    for value in [None] * len(rows) if role is None else rows[role]:
+        path = value["path"] if isinstance(value, Mapping) else value
+        yield {"file": path} if path else {}
 
 
 def _of_texts(task: Task, texts: Sequence[str]) -> Dataset:
@@ -94,8 +115,10 @@ def scores(
     """
     progress = progress or Silent()
     task, base, spec, model = load_adapted(folder)
-    found = read_examples(data, progress=progress)
-    rows, _ = with_roles(found.get(TEST, found[TRAIN]), task.roles, columns or {})
+    rows, notes = _read(data, task.roles, columns or {}, progress), list[str]()
+    tell_unseen({TEST: rows}, spec, notes)
+    for note in notes:
+        progress.log(note)
     references = task.references(spec, rows)
     own = predict_all(task, base, spec, model, rows, progress=progress)
     apart: tuple[Comparison, ...] = ()

@@ -60,10 +60,8 @@ class Rows:
         for name in ("input_ids", "labels"):
             if name in self.features.column_names:
                 column = self.features.data.column(name)
-                if str(column.type).startswith(("list", "large_list")):
-                    import pyarrow.compute as pc
-
-                    total += pc.list_value_length(column).to_numpy()
+                if _is_list(column.type):
+                    total += _tokens(column)
         return total
 
     def features_of(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -91,6 +89,24 @@ class Rows:
         for start in range(0, len(order), size):
             numbers = order[start : start + size].tolist()
             yield numbers, self.collated(self.features_of(numbers))
+
+
+def _is_list(type: Any) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_list(type) or types.is_large_list(type))
+
+
+def _tokens(column: Any) -> Lengths:
+    """(n,) values in each list of an Arrow column, those of all its windows where it is lists of lists."""
+    import pyarrow.compute as pc
+
+    parts: Lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
+    if not _is_list(column.type.value_type):
+        return parts
+    before = np.concatenate([[0], np.cumsum(_tokens(pc.list_flatten(column)))])
+    ends = np.cumsum(parts)
+    return np.asarray(before[ends] - before[ends - parts], np.int64)
 
 
 def _by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

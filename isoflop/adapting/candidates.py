@@ -1,13 +1,14 @@
 """What is tried where no method is named: a small table of rules on the data, the base and the time.
 
-Learning rates begin at each method's own (`methods.METHODS`), times the rule's factors, the likeliest first.
-All numbers of the table are assumptions that the search then tests on the data at hand.
+Learning rates begin at each method's own (`methods.METHODS`), times the rule's factors, the likeliest first;
+images from scratch have values of their own. All numbers of the table are assumptions that the search then
+tests on the data at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,6 +30,13 @@ class Facts:
     scratch: bool  # it has no weights yet
     text_out: bool  # what it predicts is text
     passes: float  # over the examples that one trial has time for, if it trains all weights
+    reads: str = "text"  # what a role of its task holds: else "image" or "audio"
+    precision: str = "float32"  # that is fastest on this machine
+
+    @property
+    def scarce(self) -> bool:
+        """Trials are too short to tell configurations apart: time for them is time lost to the training."""
+        return self.passes < 0.5
 
 
 @dataclass(frozen=True)
@@ -41,17 +49,27 @@ class Rule:
     factors: tuple[float, ...]  # of each method's learning rate
     batch: int
     passes: float  # over the examples, at most
+    augment: tuple[tuple[str, ...], ...] = ((),)  # tried with the likeliest rate; the first with all rates
+    values: Mapping[str, Any] = field(default_factory=dict)  # others of a configuration
+    fastest: bool = False  # it computes in the machine's own precision
 
 
 RULES: tuple[Rule, ...] = (
+    Rule("images from scratch: 1e-3 to 5e-3, flipped and moved, and to the end of the rate's fall",
+         lambda f: f.scratch and f.reads == "image",
+         ("full",), (60, 20, 100), 128, 100, augment=(("flip", "crop"),),
+         values={"weight_decay": 0.05, "patience": 0}, fastest=True),
+    Rule("speech: 1e-5 to 1e-4, with the encoder learning or not, as it is or faster, slower and in noise",
+         lambda f: f.reads == "audio",
+         ("full", "decoder"), (1, 2, 1 / 5), 8, 20, augment=((), ("speed", "noise"))),
     Rule("a base without weights: all of it learns", lambda f: f.scratch,
          ("full",), (20, 60, 6), 64, 100),
     Rule("fewer than 32 examples a label", lambda f: f.examples < 32 * max(1, f.labels),
          ("lora", "probe", "full"), (1, 3, 1 / 3), 8, 50),
     Rule("text for text", lambda f: f.text_out,
          ("full", "lora"), (1, 3, 1 / 3), 16, 10),
-    Rule("a trial has no time for half a pass", lambda f: f.passes < 0.5,
-         ("full", "last-layers", "lora", "probe"), (3, 10, 1), 16, 10),
+    Rule("a trial has no time for half a pass: nothing is searched", lambda f: f.scarce,
+         ("full",), (3,), 16, 10),
     Rule("a small base, below 60 million parameters", lambda f: f.params < 60e6,
          ("full", "lora", "last-layers", "probe"), (3, 10, 1), 16, 20),
     Rule("a base of 60 million parameters or more", lambda f: True,
@@ -81,9 +99,23 @@ def candidates(
     made: list[list[AdaptConfig]] = []
     for name in methods:
         factors: Sequence[float] = (1.0,) if "lr" in values else rule.factors
-        own = [{"lr": rates[name] * factor, "batch": rule.batch, "epochs": rule.passes} for factor in factors]
-        made.append([checked(task, name, options, seed, {**one, **values}) for one in own])
+        made.append([
+            checked(task, name, options, seed, {**own, **values})
+            for own in _values(rule, rates[name], factors, facts, "augment" in values)
+        ])  # fmt: skip
     return made
+
+
+def _values(
+    rule: Rule, rate: float, factors: Sequence[float], facts: Facts, augmented: bool
+) -> list[dict[str, Any]]:
+    """Of a method's configurations: the likeliest rate with each augmentation, then the others."""
+    sets = ((),) if augmented else rule.augment
+    pairs = [(factors[0], names) for names in sets] + [(factor, sets[0]) for factor in factors[1:]]
+    fixed = {"batch": rule.batch, "epochs": rule.passes, **rule.values}
+    if rule.fastest:
+        fixed["precision"] = facts.precision
+    return [{"lr": rate * factor, "augment": names, **fixed} for factor, names in pairs]
 
 
 def checked(

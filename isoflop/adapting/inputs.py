@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
-NAMED = 5  # labels in a sentence
+MEDIA = "image", "audio"  # that a role may hold
+NAMED = 5  # labels or files in a sentence
 
 
 class Sources(NamedTuple):
@@ -58,10 +59,18 @@ def _named(path: Path) -> str:
     return f"{path} {content_hash(path)[:16]}"
 
 
+def tell_unreadable(spec: Spec, notes: list[str]) -> None:
+    """Say which training files could not be read."""
+    bad = spec.extra.get("unreadable", [])
+    if bad:
+        named = ", ".join(bad[:NAMED]) + (" ..." if len(bad) > NAMED else "")
+        notes.append(f"{len(bad)} training files cannot be read, and stand as blank ones: {named}")
+
+
 def tell_unseen(rows: Mapping[str, Dataset], spec: Spec, notes: list[str]) -> None:
     """Say which labels of held-out rows no training example has."""
     for split in (VALIDATION, TEST):
-        unseen = unseen_labels(spec, rows[split]) if spec.labels else {}
+        unseen = unseen_labels(spec, rows[split]) if spec.labels and split in rows else {}
         if unseen:
             named = ", ".join(f"{label} ({count})" for label, count in list(unseen.items())[:NAMED])
             notes.append(f"{split} examples have labels that no training example has: {named}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from isoflop.adapting.bases import spec_like
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
 from isoflop.adapting.law import CHOSEN, DEFAULT, Price, Wanted, task_law
 from isoflop.adapting.loop import fine_tune, predict_all
@@ -99,7 +100,7 @@ def law_of_task(
     with work.part("law"):
         for base in others:
             cut = replace(base, max_length=min(base.max_length, work.base.max_length))
-            spec = work.task.spec(work.rows[TRAIN], cut)
+            spec = spec_like(work.spec, work.task, cut, work.rows[TRAIN])
             other = look(work.task, cut, spec, work.rows[TRAIN])
             subjects[str(base.folder)] = Subject(cut, spec, other.params)
             relative[str(base.folder)] = other.pace.training / seen.pace.training

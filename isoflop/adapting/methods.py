@@ -22,11 +22,12 @@ from isoflop.adapting.parts import (
     stacks,
 )
 from isoflop.errors import AdaptError
-from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base
+from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, SPEECH, Base
 
 if TYPE_CHECKING:
     from isoflop.adapting.records import AdaptConfig
 
+FULL = "full"
 LAYERS = 2  # that last-layers trains, where its options do not say
 WIDTH = 64  # of a bottleneck: Houlsby et al. try 8 to 256 (section 3.2)
 VIRTUAL_TOKENS = 20  # Lester et al., section 3.2: little is gained by more
@@ -142,6 +143,13 @@ def _probe(model: nn.Module, base: Base, new: set[str], options: Options) -> nn.
     return model.requires_grad_(False)
 
 
+def _decoder(model: nn.Module, base: Base, new: set[str], options: Options) -> nn.Module:
+    """All but the encoder, and what both share."""
+    _no_more(options)
+    model.get_encoder().requires_grad_(False)  # type: ignore[operator]
+    return model
+
+
 def _last_layers(model: nn.Module, base: Base, new: set[str], options: Options) -> nn.Module:
     """The top blocks, and what comes after them."""
     layers = options.get("layers", LAYERS)
@@ -224,6 +232,10 @@ def _has_linear(model: nn.Module, base: Base) -> bool:
     return bool(linear_layers(model, new_parameters(model, base.folder)))
 
 
+def _has_both(model: nn.Module, base: Base) -> bool:
+    return base.kind in (BOTH, SPEECH) and hasattr(model, "get_encoder")
+
+
 def _has_blocks(model: nn.Module, base: Base) -> bool:
     return bool(stacks(model))
 
@@ -261,7 +273,7 @@ ASSUMED = "assumption"
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("full", 5e-5, "Devlin et al., arXiv 1810.04805, appendix A.3: 2e-5 to 5e-5", True, _full, _any,
+        Method(FULL, 5e-5, "Devlin et al., arXiv 1810.04805, appendix A.3: 2e-5 to 5e-5", True, _full, _any,
                "all weights (Howard and Ruder, arXiv 1801.06146)"),
         Method("lora", 5e-4, "Hu et al., arXiv 2106.09685, table 9: 4e-4 to 5e-4 for most tasks", True,
                _tuned("LoraConfig", r=RANK, lora_alpha=2 * RANK), _has_linear,
@@ -283,6 +295,8 @@ METHODS: Mapping[str, Method] = {
                "vectors put before the input (Lester et al., arXiv 2104.08691)"),
         Method("p-tuning", 1e-3, ASSUMED, False, _prompted("PromptEncoderConfig"), _takes_prompt,
                "vectors before the input that a small network makes (Liu et al., arXiv 2103.10385)"),
+        Method("decoder", 5e-5, ASSUMED + ": that of all weights", True, _decoder, _has_both,
+               "all but the encoder"),
         Method("last-layers", 1e-4, ASSUMED, True, _last_layers, _has_blocks,
                "the top blocks, and what comes after them"),
         Method("probe", 1e-3, ASSUMED, True, _probe, _any, "the head alone, on the base's features"),

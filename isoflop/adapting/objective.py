@@ -120,6 +120,11 @@ def mix(batch: Batch, alpha: float, rng: np.random.Generator) -> Mixed:
         raise AdaptError(
             "mixup mixes targets of whole examples, and these are sequences", hint="leave it out"
         )
+    if any(len(batch[name]) != len(labels) for name in ("input_ids", "pixel_values") if name in batch):
+        raise AdaptError(
+            "mixup mixes single inputs, and these examples are of several each: pairs or windows",
+            hint="leave it out",
+        )
     share = float(rng.beta(alpha, alpha))
     other = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
 

@@ -15,7 +15,8 @@ from isoflop.tasks.protocol import Base, LossOptions, Spec, Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LOOKED_AT = 4  # examples
+LOOKED_AT, MORE = 4, 32  # examples; more where these take no time worth speaking of
+QUICK = 0.1  # seconds
 SAMPLED = 200  # examples whose lengths are counted
 SHORTEST = 128  # tokens
 OF_WHOLE_TEXTS = ("classification", "multi-label", "regression")
@@ -33,9 +34,7 @@ class Pace(NamedTuple):
     def needed(self, examples: int, batch: int, validation: int) -> float:
         """Of the shortest trial of encoded examples: opened, some steps, one score."""
         return (
-            self.opening
-            + self.training * LEAST_STEPS * min(batch, examples)
-            + self.predicting * validation
+            self.opening + self.training * LEAST_STEPS * min(batch, examples) + self.predicting * validation
         )
 
 
@@ -56,7 +55,22 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     began = time.monotonic()
     model = task.build(base, spec)
     opening = time.monotonic() - began
-    some = rows.select(range(min(LOOKED_AT, len(rows))))
+    training, predicting, seconds = _timed(task, base, spec, model, rows, LOOKED_AT)
+    if seconds < QUICK and len(rows) > LOOKED_AT:
+        training, predicting, _ = _timed(task, base, spec, model, rows, MORE)
+    params = sum(p.numel() for p in model.parameters())
+    scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
+    headed = bool(new_parameters(model, base.folder))
+    fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
+    pace = Pace(opening, training, predicting)
+    return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
+
+
+def _timed(
+    task: Task, base: Base, spec: Spec, model: torch.nn.Module, rows: Dataset, most: int
+) -> tuple[float, float, float]:
+    """Seconds of training and of predicting an example, and of the training step of these rows."""
+    some = rows.select(range(min(most, len(rows))))
     columns = task.encode(base, spec, some[:])
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
@@ -66,13 +80,7 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     began = time.monotonic()
     with torch.no_grad():
         task.predict(model.eval(), base, spec, batch)
-    predicting = (time.monotonic() - began) / len(some)
-    params = sum(p.numel() for p in model.parameters())
-    scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
-    headed = bool(new_parameters(model, base.folder))
-    fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
-    pace = Pace(opening, seconds / len(some), predicting)
-    return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
+    return seconds / len(some), (time.monotonic() - began) / len(some), seconds
 
 
 def length_for(task: Task, base: Base, spec: Spec, rows: Dataset, passes: float) -> int:

@@ -44,10 +44,14 @@ def depths(model: nn.Module) -> tuple[dict[str, int], int]:
 
 def new_parameters(model: nn.Module, folder: Path) -> set[str]:
     """Names of what has to be trained whatever the method: parameters that the folder's weights lack, or have
-    in another shape, and heads of labels; but for what the model keeps fixed."""
-    stored = _stored_shapes(folder)
+    in another shape, and heads of labels; but for what the model keeps fixed.
+
+    A part that was read from a folder of its own, as the image half of two encoders, is looked for there.
+    """
     known: set[str] = set()
     for path, part in pretrained_parts(model):
+        own_folder = Path(part.name_or_path or folder)
+        stored = _stored_shapes(own_folder if own_folder.is_dir() else folder)
         prefix = part.base_model_prefix
         for name, weight in part.named_parameters():
             own = name.removeprefix(f"{prefix}.")

@@ -153,7 +153,7 @@ class Work:
                 features=self.features, teacher=self.teacher,
             )  # fmt: skip
             self._save(FINAL, config, tuned.model)
-            self.record = self.record.model_copy(update={"final": tuned.trial})
+            self.record = self.record.model_copy(update={"final": tuned.trial, "cut": tuned.cut})
         shutil.rmtree(self.folder / CHECKPOINT)
 
     def _gain(self, trial: Trial) -> float:

@@ -17,6 +17,7 @@ from isoflop.cli.options import (
     ProjectOption,
     SeedOption,
     open_project,
+    pairs,
 )
 from isoflop.errors import AdaptError, BudgetError
 from isoflop.terminal import Terminal, out, table
@@ -50,7 +51,13 @@ AdaptedArgument = Annotated[
 
 @app.command()
 def adapt(
-    model: Annotated[Path, typer.Argument(help="A model folder of transformers, or one of ours.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder of transformers, or one of ours; vit or convnet: an image model from "
+            "scratch, made for the data, all of which learns."
+        ),
+    ],
     task: Annotated[
         str, typer.Option(help="classification, tagging, translation ...; an unknown one makes it list all.")
     ],
@@ -86,6 +93,10 @@ def adapt(
             metavar="MODEL", help="A further base, for the law: labels or parameters? May be repeated."
         ),
     ] = None,
+    image_model: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The image model beside the text model, for --task image-text."),
+    ] = None,
     law: Annotated[
         bool, typer.Option(help="Also measure what twice the labels would buy, in a fifth of the budget.")
     ] = True,
@@ -111,7 +122,7 @@ def adapt(
     Example: [bold]isoflop adapt MODEL --task classification --data reviews.csv --budget 10m[/bold]
     """
     seconds = _seconds(budget)
-    given, roles = _values(set_ or []), _pairs(columns or [], "--map")
+    given, roles = _values(set_ or []), pairs(columns or [], "--map")
     from isoflop.adapting.answer import adapt as adapted
 
     home = open_project(project, create=True)
@@ -119,7 +130,8 @@ def adapt(
         done = adapted(
             home, model, task, data, budget_seconds=seconds, method=method, columns=roles,
             validation=valid or (), test=test or (), set=given, max_length=max_length, also=also or (),
-            law=law, teacher=teacher, keep_layers=keep_layers, seed=seed, progress=progress,
+            image_model=image_model, law=law, teacher=teacher, keep_layers=keep_layers, seed=seed,
+            progress=progress,
         )  # fmt: skip
     folder = home.folder / done.model
     if json:
@@ -146,7 +158,7 @@ def apply_(
         raise AdaptError("there is nothing to predict, or two things", hint="give --data FILE or --text TEXT")
     from isoflop.adapting.applied import predictions
 
-    roles = _pairs(columns or [], "--map")
+    roles = pairs(columns or [], "--map")
     with _quiet(), Terminal() as progress:
         made = predictions(adapted, data or (), texts=text or (), columns=roles, progress=progress)
     for line in made:
@@ -177,7 +189,7 @@ def score(
     """
     from isoflop.adapting.applied import scores
 
-    roles = _pairs(columns or [], "--map")
+    roles = pairs(columns or [], "--map")
     with _quiet(), Terminal() as progress:
         found = scores(adapted, data, against=against, columns=roles, timed=speed, progress=progress)
     if json:
@@ -209,19 +221,10 @@ def _seconds(budget: str) -> float:
     return seconds
 
 
-def _pairs(listed: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=VALUE by name."""
-    for text in listed:
-        if "=" not in text:
-            raise AdaptError(f"{option} {text} has no =", hint=f"write {option} NAME=VALUE")
-    split = [text.partition("=") for text in listed]
-    return {name.strip(): value.strip() for name, _, value in split}
-
-
 def _values(listed: Sequence[str]) -> dict[str, Any]:
     """Numbers and truth values as JSON has them; `augment` is a list; other words as they are."""
     found: dict[str, Any] = {}
-    for name, text in _pairs(listed, "--set").items():
+    for name, text in pairs(listed, "--set").items():
         try:
             found[name] = json_text.loads(text)
         except json_text.JSONDecodeError:

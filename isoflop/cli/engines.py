@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.adapt import RoleOption, _pairs, _quiet
+from isoflop.cli.adapt import RoleOption, _quiet
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
     CalibrateOption,
@@ -16,6 +16,7 @@ from isoflop.cli.options import (
     ProjectOption,
     RoundingOption,
     open_project,
+    pairs,
 )
 from isoflop.terminal import Terminal, out, table
 
@@ -97,7 +98,7 @@ def _export_adapted(
     home = open_project(project)
     with home.lock(), _quiet(), Terminal() as progress:
         done = export_adapted(
-            home, model, data, to=to, kind=kind or "f32", columns=_pairs(columns, "--map"), progress=progress
+            home, model, data, to=to, kind=kind or "f32", columns=pairs(columns, "--map"), progress=progress
         )
     if json:
         out(done)

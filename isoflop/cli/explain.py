@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.adapt import AdaptedArgument, RoleOption, _pairs
-from isoflop.cli.options import JsonOption, SeedOption
+from isoflop.cli.adapt import AdaptedArgument, RoleOption
+from isoflop.cli.options import JsonOption, SeedOption, pairs
 from isoflop.errors import AdaptError
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -63,7 +63,7 @@ def explain(
     folder.mkdir(parents=True, exist_ok=True)
     with quiet(), Terminal() as progress:
         answer = explained(
-            model, data, folder, columns=_pairs(columns or [], "--map"), group=group, examples=examples,
+            model, data, folder, columns=pairs(columns or [], "--map"), group=group, examples=examples,
             seed=seed, progress=progress,
         )  # fmt: skip
     write_card(folder / CARD, model.resolve().name, answer, record_of(model))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.errors import FitError
+from isoflop.errors import AdaptError, FitError
 from isoflop.quantities import BYTES, COUNT, NUMBER, RATE, SECONDS, Quantity
 
 if TYPE_CHECKING:
@@ -197,6 +197,15 @@ TeacherParamsOption = Annotated[
     float | None,
     count("The teacher's parameters: its forward passes are paid. None: its logits cost nothing."),
 ]
+
+
+def pairs(listed: Sequence[str], option: str) -> dict[str, str]:
+    """What was typed as NAME=VALUE, by name. Raises AdaptError for a text without =."""
+    for text in listed:
+        if "=" not in text:
+            raise AdaptError(f"{option} {text} has no =", hint=f"write {option} NAME=VALUE")
+    split = [text.partition("=") for text in listed]
+    return {name.strip(): value.strip() for name, _, value in split}
 
 
 def typed(context: typer.Context, *names: str) -> list[str]:

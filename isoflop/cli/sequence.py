@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.adapt import RoleOption, _pairs
-from isoflop.cli.options import JsonOption, SeedOption
+from isoflop.cli.adapt import RoleOption
+from isoflop.cli.options import JsonOption, SeedOption, pairs
 from isoflop.errors import AdaptError
 from isoflop.quantities import cell
 from isoflop.terminal import Terminal, out, table
@@ -27,7 +27,13 @@ def adapt_sequence(
     to: Annotated[Path, typer.Option("--out", help="New folder of the model or models, and the picture.")],
     columns: RoleOption = None,
     replay: Annotated[float, typer.Option(help="Share of each batch from earlier data sets.")] = 0.0,
-    ewc: Annotated[float, typer.Option(help="Strength of elastic weight consolidation.")] = 0.0,
+    ewc: Annotated[
+        float,
+        typer.Option(
+            help="Strength of elastic weight consolidation: 1 counts each earlier example once, which holds "
+            "next to nothing; try 10000 to 100000. Replay needs no tuning."
+        ),
+    ] = 0.0,
     per_task: Annotated[
         bool, typer.Option("--per-task", help="An adapter for each data set, chosen when predicting.")
     ] = False,
@@ -59,7 +65,7 @@ def adapt_sequence(
     against = Against(replay=replay, ewc=ewc, per_task=per_task)
     found, base, notes = task_of(task), load_base(model, max_length=max_length), list[str]()
     with quiet(), Terminal() as progress:
-        names = _pairs(columns or [], "--map")
+        names = pairs(columns or [], "--map")
         stages = stages_of(found, data, names, seed=seed, notes=notes, progress=progress)
         answer, spec, models = learn_in_order(
             found, base, stages, config, against, notes=notes, progress=progress

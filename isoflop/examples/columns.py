@@ -30,7 +30,7 @@ def with_roles(
     `given` says which column is a role; names of it that are no roles of the task are kept as columns of that
     name, those of `keep` as they are. Others are guessed: by name, the likeliest first, whatever the case;
     then a role is the only column that holds what it needs. Labels become strings, labels and tags lists of
-    strings, numbers float64, answers SQuAD's form, images pillow's, sounds what `read_audio` takes.
+    strings, numbers float64, answers SQuAD's form, images and sounds files: {"bytes", "path"} or a path.
 
     Rows without a text, label or another required role are left out and counted in `notes`. Raises AdaptError
     for a column that is missing or ambiguous, and where no row is left.
@@ -142,7 +142,7 @@ def _formed(rows: Dataset, roles: Sequence[Role]) -> Dataset:
     }  # fmt: skip
     for role in roles:
         if role.holds == "image":
-            rows = rows.cast_column(role.name, Image())
+            rows = rows.cast_column(role.name, Image(decode=False))
     made = {role.name: role.holds for role in roles if KINDS[role.holds].column}
     named = {name: names for name in made if (names := _class_names(rows.features[name]))}
     features = {**rows.features, **{name: forms[KINDS[holds].column] for name, holds in made.items()}}

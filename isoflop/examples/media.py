@@ -1,4 +1,4 @@
-"""Images and sounds: columns that open lazily, checked once so that training meets none that is broken."""
+"""Images and sounds: columns of files, checked once so that training meets none that is broken."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def read_audio(source: str | Path | Mapping[str, Any], rate: int) -> NDArray[np.
 
 
 def with_images(rows: Dataset, column: str, place: Path, notes: list[str], progress: Progress) -> Dataset:
-    """The column decoded by pillow when a row is asked for; rows whose file does not decode are left out."""
+    """The column as files, {"bytes", "path"}; rows whose file does not decode are left out."""
     from datasets import Image
 
     raw = rows.cast_column(column, Image(decode=False))
-    return _checked(raw, column, _check_image, place, notes, progress).cast_column(column, Image())
+    return _checked(raw, column, _check_image, place, notes, progress)
 
 
 def with_sounds(rows: Dataset, column: str, place: Path, notes: list[str], progress: Progress) -> Dataset:
@@ -59,7 +59,7 @@ def with_sounds(rows: Dataset, column: str, place: Path, notes: list[str], progr
 
 
 def undecoded(rows: Dataset) -> Dataset:
-    """Images and sounds as the bytes or the path that they are kept as."""
+    """Its columns of images and sounds as files, so that a broken one is met where it can be named."""
     from datasets import Audio, Image
 
     for column, feature in rows.features.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from isoflop.examples.media import undecoded
 from isoflop.tasks.classification import LABEL, Classification
-from isoflop.tasks.media import encode_images, image_of, pixel_values, surveyed, undecoded
+from isoflop.tasks.labels import numbers_of
+from isoflop.tasks.media import encode_images, image_of, pixel_values, surveyed
 from isoflop.tasks.protocol import VISION, Base, LossOptions, Role, Spec
 from isoflop.tasks.text import headed
 
@@ -41,7 +43,7 @@ class ImageClassification:
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         features = encode_images(base.processor, rows["image"], channels(base.config))
         if "label" in rows:
-            features["labels"] = [spec.labels.index(str(label)) for label in rows["label"]]
+            features["labels"] = numbers_of(spec, rows["label"])
         return features
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from isoflop.errors import AdaptError
+from isoflop.examples.media import undecoded
 from isoflop.tasks.base import load_base, opened
 from isoflop.tasks.classification import LABEL, TEXT, Classification
 from isoflop.tasks.image_classification import IMAGE, channels
-from isoflop.tasks.media import encode_images, image_of, pixel_values, surveyed, undecoded
+from isoflop.tasks.media import encode_images, image_of, pixel_values, surveyed
 from isoflop.tasks.protocol import DECODER, ENCODER, VISION, Base, LossOptions, Role, Spec
 
 if TYPE_CHECKING:

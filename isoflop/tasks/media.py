@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from isoflop.errors import AdaptError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import Tensor
 
 UNREADABLE = 0.05  # share of the training files that may be; more is a mistake, not a flaw of the data
@@ -109,16 +108,6 @@ def read_or_none(value: Any, read: Callable[[Any], NDArray[Any]]) -> NDArray[Any
         return read(value)
     except (OSError, ValueError, SyntaxError):  # Pillow says SyntaxError of a broken PNG
         return None
-
-
-def undecoded(rows: Dataset) -> Dataset:
-    """Its columns of images and sounds as files, so that a broken one is met where it can be named."""
-    from datasets import Audio, Image
-
-    for name, feature in rows.features.items():
-        if isinstance(feature, Image | Audio):
-            rows = rows.cast_column(name, type(feature)(decode=False))
-    return rows
 
 
 def encode_images(processor: Any, values: Sequence[Any], channels: int) -> dict[str, list[Any]]:

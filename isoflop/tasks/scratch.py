@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop.errors import AdaptError
-from isoflop.tasks.media import image_of, read_or_none, undecoded
+from isoflop.examples.media import undecoded
+from isoflop.tasks.media import image_of, read_or_none
 
 if TYPE_CHECKING:
     from datasets import Dataset

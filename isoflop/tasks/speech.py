@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from isoflop.errors import AdaptError
+from isoflop.examples.media import undecoded
 from isoflop.tasks.base import opened
-from isoflop.tasks.media import from_bytes, read_or_none, sound_of, surveyed, to_bytes, undecoded
+from isoflop.tasks.media import from_bytes, read_or_none, sound_of, surveyed, to_bytes
 from isoflop.tasks.protocol import SPEECH, Base, LossOptions, Role, Spec
 
 if TYPE_CHECKING:
