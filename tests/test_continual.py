@@ -186,7 +186,7 @@ def test_what_is_drawn_has_the_loss_second_derivatives(
     def loss(flat: torch.Tensor) -> torch.Tensor:
         return found.loss(flat.reshape(z.shape), batch, LossOptions()).sum()
 
-    hessian = torch.autograd.functional.hessian(loss, z.flatten())
+    hessian = torch.autograd.functional.hessian(loss, z.flatten())  # type: ignore[no-untyped-call]
     torch.testing.assert_close(v.T @ v / len(v), hessian, atol=0.05 * float(hessian.max()), rtol=0.05)
 
 
@@ -199,7 +199,7 @@ def test_the_penalty_pulls_back_by_its_weight() -> None:
     model = torch.nn.Linear(2, 2)
     penalty = Consolidation(model, {"bias": torch.ones(2)}, 3.0)
     with torch.no_grad():
-        model.bias += 0.5
+        model.bias.add_(0.5)
     model.bias.grad = torch.zeros(2)
     penalty.add_gradients(2.0)
     assert model.bias.grad.tolist() == pytest.approx([3.0, 3.0])
