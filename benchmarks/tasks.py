@@ -33,6 +33,7 @@ from isoflop.metrics import METRICS, compared
 from isoflop.progress import Silent
 from isoflop.store import Project
 from isoflop.tasks import load_base, task_of
+from isoflop.tasks.protocol import Base, Spec
 from isoflop.tasks.scratch import measured, scratch
 
 TEST = 2000  # examples that are scored
@@ -116,16 +117,15 @@ class Bench:
         """The automatic choice."""
         parts = {split: [self.work / "rows" / split] for split in SPLITS}
         project = Project(self.work / f"project-{seed}")
-        began = time.monotonic()
         done = adapt(
             project, self.base.folder, self.entry.task, parts["train"], validation=parts["validation"],
             test=parts["test"], budget_seconds=self.budget, seed=seed,
         )  # fmt: skip
-        seconds = time.monotonic() - began
-        model = load_adapted(project.folder / done.model)[3]
+        _, base, spec, model = load_adapted(project.folder / done.model)
         law = done.law
         return {
-            **self.scored(model, OURS, seed), "seconds": seconds, "method": done.config.method,
+            **self.scored(base, spec, model, OURS, seed), "seconds": sum(done.seconds.values()),
+            "method": done.config.method,
             "zero_shot": done.baseline[0].model_dump(mode="json") if done.baseline else None,
             "zero_shot_says": done.baseline_says,
             "doublings": law.doublings.model_dump(mode="json") if law and law.doublings else None,
@@ -138,11 +138,11 @@ class Bench:
             self.task, self.base, self.spec, self.rows["train"], way, seconds=self.budget, seed=seed
         )
         seconds = time.monotonic() - began
-        return {**self.scored(model, way, seed), "seconds": seconds, "steps": steps}
+        return {**self.scored(self.base, self.spec, model, way, seed), "seconds": seconds, "steps": steps}
 
-    def scored(self, model: Any, who: str, seed: int) -> dict[str, Any]:
-        """The chief metric; predictions are kept to be compared in pairs."""
-        predictions = predict_all(self.task, self.base, self.spec, model, self.rows["test"])
+    def scored(self, base: Base, spec: Spec, model: Any, who: str, seed: int) -> dict[str, Any]:
+        """The chief metric, of inputs as long as it learned from; predictions are kept to be compared."""
+        predictions = predict_all(self.task, base, spec, model, self.rows["test"])
         (self.work / f"{who}-{seed}.pickle").write_bytes(pickle.dumps(predictions))
         score = scores_of(self.task, predictions, self.references)[0]
         return {"score": score.model_dump(mode="json"), "train": len(self.rows["train"])}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
-PACE = 10  # steps whose time is measured
+PACE = 3  # steps whose time is measured
 MARGIN = 0.95  # of the time, that steps are planned for
 HEADED = (
     "classification",

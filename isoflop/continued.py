@@ -168,11 +168,11 @@ class Consolidation:
         self.start = [p.detach().clone() for p in self.weights]
 
     @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Add the penalty's gradients, strength * F_i (theta_i - theta*_i), to those of the loss."""
+    def add_gradients(self, weight: float = 1.0) -> None:
+        """Add the penalty's gradients, weight * strength * F_i (theta_i - theta*_i), to those of the loss."""
         for f, p, q in zip(self.fisher, self.weights, self.start, strict=True):
             if p.grad is not None:
-                p.grad.addcmul_(f, p - q, value=self.strength)
+                p.grad.addcmul_(f, p - q, value=weight * self.strength)
 
 
 def consolidation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,22 +14,29 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import BAD, GOOD, PLAIN, tiny_bert
+from matplotlib.font_manager import fontManager
+from tiny import BAD, GOOD, PLAIN, tiny_bert, tiny_qwen3
 from torch import nn
 
+from isoflop.adapting.inputs import Sources
 from isoflop.adapting.records import AdaptConfig, Adapted, TaskLaw
+from isoflop.adapting.saved import save_adapted
 from isoflop.errors import AdaptError
-from isoflop.explaining.attributions import attribute, output, tokens_of
+from isoflop.explaining.attributions import attribute, attribute_image, output, tokens_of
 from isoflop.explaining.calibration import reliability
 from isoflop.explaining.card import card, write_card
+from isoflop.explaining.explain import explain
 from isoflop.explaining.fairness import fairness
 from isoflop.explaining.faithfulness import faithfulness
-from isoflop.explaining.records import Attribution, Explained
+from isoflop.explaining.records import Attribution, Explained, Word
 from isoflop.explaining.robustness import robustness
 from isoflop.explaining.slices import slices
 from isoflop.explaining.words import joined, words_of
 from isoflop.metrics import METRICS, scored
-from isoflop.plots.explaining import attribution_data, save_attributions
+from isoflop.plots.explaining import LINE, attribution_data, save_attributions, save_heats
+from isoflop.plots.glyphs import faces_for, written
+from isoflop.progress import Silent
+from isoflop.store import Project, content_hash
 from isoflop.tasks import Base, LossOptions, Spec, load_base, task_of
 
 DECIDING = {"good": GOOD, "bad": BAD}
@@ -156,6 +164,65 @@ def test_a_tag_of_a_word() -> None:
         attribute(task, base, spec, model, words)
     with pytest.raises(AdaptError, match="that read one text, not of similarity"):
         attribute(task_of("similarity"), base, spec, model, "a text")
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "rows"),
+    [
+        ("multi-label", tiny_bert, {"labels": [["calm", "long"], ["calm"], ["cold"]]}),
+        ("regression", tiny_bert, {"number": [0.0, 1.0, 5.0]}),
+        ("classification", tiny_qwen3, {"label": ["good", "bad", "good"]}),
+    ],
+    ids=["multi-label", "regression", "decoder"],
+)
+def test_other_heads_and_decoders(name: str, base: Any, rows: dict[str, list[Any]]) -> None:
+    """Models that have learned nothing: the output is the head's, and the words' shares sum to it."""
+    task, base = task_of(name), load_base(base())
+    data = Dataset.from_dict({"text": ["the day was calm", "a long walk home", "cold"], **rows})
+    spec = task.spec(data, base)
+    torch.manual_seed(0)
+    model: Any = task.build(base, spec).eval()
+    found = [attribute(task, base, spec, model, text) for text in data["text"][:2]]
+    for a in found:
+        with torch.no_grad():
+            z = model(**base.processor(a.text, return_tensors="pt")).logits[0]
+        number = 0 if name == "regression" else spec.labels.index(a.output)
+        assert number == int(z.argmax())
+        others = torch.cat([z[:number], z[number + 1 :]])
+        value = z[number] - others.logsumexp(0) if task.soft else z[number]
+        assert a.value == pytest.approx(float(value), abs=1e-4)
+        assert a.unit == ("standard deviations" if name == "regression" else "nats of log-odds")
+        assert [word.text for word in a.words] == a.text.split()
+        assert a.total == pytest.approx(a.value - a.baseline, rel=0.02, abs=1e-4)
+    faithful = faithfulness(task, base, spec, model, found)
+    assert faithful.texts == 2
+    assert faithful.comprehensiveness.low <= faithful.comprehensiveness.value
+
+
+def test_the_pixels_that_decide_are_found(tmp_path: Path) -> None:
+    """Of a model whose label is the brighter half of an image."""
+    size = 16
+
+    class Halves(nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+            left, right = pixel_values[..., : size // 2], pixel_values[..., size // 2 :]
+            return SimpleNamespace(logits=torch.stack([x.mean((1, 2, 3)) for x in (left, right)], 1))
+
+    pixels = torch.zeros(1, 3, size, size)
+    pixels[..., 4:8, 10:14] = 1.0
+    task: Any = SimpleNamespace(
+        soft=True, encode=lambda *_: {"x": [0]}, collate=lambda *_: {"pixel_values": pixels},
+        logits=lambda model, batch: model(**batch).logits,
+    )  # fmt: skip
+    spec = Spec(task="image-classification", labels=("left", "right"))
+    heat = attribute_image(task, Any, spec, Halves(), {"image": None})  # type: ignore[arg-type]
+    assert heat.label == "right"
+    assert heat.heat.sum() == pytest.approx(heat.value - heat.baseline)
+    assert set(zip(*np.nonzero(heat.heat > 1e-9), strict=True)) == {
+        (i, j) for i in range(4, 8) for j in range(10, 14)
+    }
+    assert save_heats(tmp_path / "heat.png", [heat, heat]) == ""
+    assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tokens_are_joined_to_words(learned: Learned) -> None:
@@ -351,6 +418,63 @@ def test_the_picture_has_every_word(attributed: list[Attribution], tmp_path: Pat
     assert data.left_out > 0
     save_attributions(tmp_path / "words.png", [attributed[0], long])
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_word_wider_than_a_line_is_in_pieces(attributed: list[Attribution]) -> None:
+    wide = "x" * (2 * LINE + 5)
+    first = attributed[0].words[0]
+    words = (first, Word(text=wide, start=9, end=9 + len(wide), attribution=1.0))
+    data = attribution_data(attributed[0].model_copy(update={"words": words}))
+    assert "".join(data.words[1:]) == wide
+    assert data.lines == (0, 1, 2, 3)
+    assert [len(word) for word in data.words[1:]] == [LINE, LINE, 5]
+    assert data.left_out == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_no_face_has_are_said(
+    attributed: list[Attribution], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the faces that come with matplotlib alone, which have no Chinese."""
+    own = [entry for entry in fontManager.ttflist if "mpl-data" in entry.fname]
+    monkeypatch.setattr(fontManager, "ttflist", own)
+    words = tuple(
+        Word(text=text, start=i, end=i + 1, attribution=1.0) for i, text in enumerate(("非", "常", "a"))
+    )
+    found = attributed[0].model_copy(update={"words": words, "output": "好"})
+    said = save_attributions(tmp_path / "words.png", [found])
+    assert "no installed font has 3 of the characters (好 常 非)" in said
+    assert written("非a", frozenset("非")) == "··a"
+    assert faces_for(["plain é"]) == (("DejaVu Sans Mono",), frozenset())
+    faces, missing = faces_for(["\N{MATHEMATICAL DOUBLE-STRUCK CAPITAL A}"])
+    assert not missing
+    assert faces[0] == "DejaVu Sans Mono"
+
+
+def test_a_model_of_a_project_is_explained_by_what_it_was_tested_on(learned: Learned, tmp_path: Path) -> None:
+    task, home = task_of("classification"), Project(tmp_path / "project")
+    data = tmp_path / "reviews.csv"
+    sentences(60, 4).to_csv(data, index=False)
+    folder = home.folder / "artifacts" / "adapted-a"
+    config = AdaptConfig(task=task.name, seed=3)
+    save_adapted(folder, task, learned.base, learned.spec, config, learned.model)
+    record = Adapted(
+        id="a", task=task.name, base="0123", base_path=str(learned.base.folder),
+        data={"train": f"{data} {content_hash(data)[:16]}"}, columns={"text": "text", "label": "label"},
+        examples={}, spec=learned.spec, config=config, trials=(), validation=(), test=(), baseline=(),
+        baseline_says="", seconds={}, flops=1e12, model="artifacts/adapted-a",
+    )  # fmt: skip
+    home.put("adapted", record)
+    tested, _ = Sources([data]).read(task, {}, 3, [], Silent())
+    found = explain(folder, [data], tmp_path, examples=0)
+    assert found.examples == len(tested["test"]) < 20
+    assert "the model learned from the rest of this data: these are its test examples" in found.notes
+    other = tmp_path / "other.csv"
+    sentences(30, 5).to_csv(other, index=False)
+    assert explain(folder, [other], tmp_path, examples=0).examples == 30
+    home.put("adapted", record.model_copy(update={"data": {**record.data, "test": f"{other} 0123"}}))
+    with pytest.raises(AdaptError, match="learned from this data, and was tested on other"):
+        explain(folder, [data], tmp_path, examples=0)
 
 
 def test_the_card_is_read_back_with_its_numbers(

@@ -16,7 +16,7 @@ from tiny import WINDOW, base_of, batch_of, features_of, learned, sentences
 from torch import nn
 
 from isoflop.adapting.backtranslation import back_translated
-from isoflop.adapting.teaching import Teacher, taught_rows
+from isoflop.adapting.teaching import Teacher, written_texts
 from isoflop.errors import AdaptError
 from isoflop.model import IGNORE
 from isoflop.tasks import TASKS, Base, LossOptions, Spec
@@ -241,7 +241,7 @@ def test_a_teacher_writes_the_targets_and_tells_its_logits(
 ) -> None:
     task, base, spec, model = made = translators[kind]
     rows = sentences(20, 3)
-    taught = taught_rows(task, base, spec, model, rows, batch=8)
+    taught = task.answered(rows, written_texts(task, base, spec, model, rows, batch=8))
     assert taught["source"] == rows["source"]
     assert taught["target"] == predicted(made, rows)
     teacher, batch = Teacher(task, base, spec, model), batch_of(task, base, spec, rows)
@@ -250,11 +250,9 @@ def test_a_teacher_writes_the_targets_and_tells_its_logits(
     wanted = batch["labels"] != IGNORE
     right = (logits.argmax(-1) == batch["labels"])[wanted].float().mean()
     assert right > 0.9
-    teacher.check(base, spec)
-    with pytest.raises(AdaptError, match="reads other tokens"):
-        teacher.check(bases[ENCODER], spec)
-    with pytest.raises(AdaptError, match="other labels or prompts"):
-        teacher.check(base, spec.model_copy(update={"source": "say: {}"}))
+    teacher.check(task, bases[ENCODER], spec)  # a student of other tokens learns its texts
+    with pytest.raises(AdaptError, match="was adapted to translation, not to summarisation"):
+        teacher.check(TASKS["summarisation"], base, spec)
 
 
 def test_taught_rows_of_chats_and_code(bases: dict[str, Base]) -> None:
@@ -266,7 +264,7 @@ def test_taught_rows_of_chats_and_code(bases: dict[str, Base]) -> None:
         given = Dataset.from_dict(rows)
         task, spec = task_of(name, base, given)
         spec = spec.model_copy(update={"extra": {**spec.extra, "new_tokens": 3}})
-        taught = taught_rows(task, base, spec, task.build(base, spec), given)
+        taught = task.answered(given, written_texts(task, base, spec, task.build(base, spec), given))
         assert column in taught.column_names
         before = [told(base, f)[0] for f in features_of(task, base, spec, given)]
         assert [told(base, f)[0] for f in features_of(task, base, spec, taught)] == before

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isoflop.adapting.bases import check_scratch, folder_of, from_scratch, with_image
 from isoflop.adapting.candidates import Facts, candidates
@@ -31,8 +31,10 @@ from isoflop.adapting.lawful import law_of_task
 from isoflop.adapting.methods import METHODS, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
 from isoflop.adapting.prompting import prompted
-from isoflop.adapting.records import AdaptConfig, Adapted
+from isoflop.adapting.records import AdaptConfig, Adapted, Taught
 from isoflop.adapting.search import SHARE, Search, trial_seconds
+from isoflop.adapting.smaller import smaller
+from isoflop.adapting.taught import Lesson, learned_from
 from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
 from isoflop.devices import preferred_precision
 from isoflop.errors import AdaptError, BudgetError
@@ -57,7 +59,8 @@ def adapt(
     project: Project, base: Path, task: str, data: Sequence[Path], *, budget_seconds: float,
     method: str | None = None, columns: Mapping[str, str] | None = None, validation: Sequence[Path] = (),
     test: Sequence[Path] = (), set: Mapping[str, Any] | None = None, max_length: int | None = None,
-    also: Sequence[Path] = (), image_model: Path | None = None, law: bool = True, seed: int = 0,
+    also: Sequence[Path] = (), image_model: Path | None = None, law: bool = True,
+    teacher: Path | None = None, keep_layers: int | None = None, seed: int = 0,
     progress: Progress | None = None,
 ) -> Adapted:  # fmt: skip
     """Adapt a base to a task within a budget; the answer is also in the ledger.
@@ -66,7 +69,8 @@ def adapt(
     `validation` and `test` examples are parts of `data` where they are not given. `set` holds values of
     `AdaptConfig` for all that is tried. `also` are further bases, which the law compares by their size;
     `image_model` is the second base of a task that reads images with texts. Names of `tasks.scratch.SCRATCH`
-    stand for image models from scratch.
+    stand for image models from scratch. `teacher` is an adapted model of the same labels, from which the new
+    one learns; `keep_layers` of the base's layers are taken, evenly spread, where it shall be smaller.
 
     Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
@@ -77,6 +81,10 @@ def adapt(
     found, given, sources = task_of(task), dict(set or {}), Sources(data, validation, test)
     if method is not None:
         method_of(method)
+    if teacher is not None and also:
+        raise AdaptError(
+            "a law of sizes compares models without a teacher", hint="leave --also or --teacher out"
+        )
     for model in (base, *also):
         check_scratch(model, found, method)
     digests, notes = sources.digests(), list[str]()
@@ -85,14 +93,15 @@ def adapt(
     def folder(model: Path) -> Path:
         return folder_of(project, model, read()[0][TRAIN]) if from_scratch(model) else model
 
-    opened, others = load_base(folder(base), max_length=max_length), [load_base(folder(m)) for m in also]
+    start = folder(base) if keep_layers is None else smaller(project, folder(base), keep_layers)
+    opened, others = load_base(start, max_length=max_length), [load_base(folder(m)) for m in also]
     for one in (opened, *others):
         check_kind(found, one)
     image = None if image_model is None else folder(image_model)
     hash, *hashes = (_hash(path) for path in (opened.folder, *(o.folder for o in others), image) if path)
     id = digest([
         hash, hashes, task, digests, dict(columns or {}), budget_seconds, method, given, opened.max_length,
-        law, seed,
+        law, seed, *([_hash(teacher)] if teacher is not None else []),
     ])  # fmt: skip
     done = project.get(ADAPTED, id, Adapted)
     if done is not None:
@@ -105,7 +114,7 @@ def adapt(
     record = project.get(KIND, id, Adapting) or Adapting(id=id, max_length=max_length)
     work = Work(project, record, found, opened, spec, rows, budget_seconds, seed, notes, progress)
     work.count("read", time.monotonic() - began)
-    answer = _answer(work, others, method, given, law)
+    answer = _answer(work, others, method, given, law, teacher)
     done = answer.model_copy(update={
         "base": hash, "base_path": str(opened.folder), "data": digests, "columns": names,
     })  # fmt: skip
@@ -120,37 +129,45 @@ def _hash(folder: Path) -> str:
 
 
 def _answer(
-    work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool
-) -> Adapted:
+    work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool,
+    teacher: Path | None,
+) -> Adapted:  # fmt: skip
     """All but what the answer says of its inputs."""
     seen = _opened(work)
-    _cap_test(work, seen)
+    _cap_scored(work, seen)
+    lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     baseline, says = _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
-    held = len(work.rows[TEST]) + 2 * len(work.rows[VALIDATION])
-    after = seen.pace.predicting * held + 2 * seen.pace.opening + (LAW * work.budget if law else 0.0)
-    if work.record.final is None and work.left - after > seen.pace.needed(
-        len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION])
-    ):
+    alone = not work.record.trials  # there was no time for a search, nor is there for a law
+    if alone:
+        work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
+    held = len(work.rows[TEST]) + (1 if alone else 2) * len(work.rows[VALIDATION])
+    after = seen.pace.predicting * held + 2 * seen.pace.opening
+    after += LAW * work.budget if law and not alone else 0.0
+    needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
+    if work.record.final is None and (alone or work.left - after > needed):
         try:
             work.train(best, work.left - after)
         except (AdaptError, BudgetError) as error:
+            if alone:
+                raise
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
-    name, validation, test, timed = _chosen(work)
-    found = law_of_task(work, best, name, others, seen, timed) if law else None
+    chosen = _chosen(work, lesson)
+    found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
     model = work.project.add_artifact(
         f"{ADAPTED}-{work.task.name}",
-        lambda folder: shutil.copytree(work.folder / name, folder, dirs_exist_ok=True),
+        lambda folder: shutil.copytree(work.folder / chosen.name, folder, dirs_exist_ok=True),
     )
     trials = (*work.record.trials, *([work.record.final] if work.record.final else []))
     return Adapted(
         id=work.record.id, task=work.task.name, base="", base_path="", data={}, columns={},
         examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=best,
-        cut=work.record.cut, trials=trials, validation=validation, test=test, baseline=baseline,
+        cut=work.record.cut, trials=trials, validation=chosen.validation, test=chosen.test, baseline=baseline,
         baseline_says=says, seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
-        flops=sum(trial.flops for trial in trials),
+        flops=sum(trial.flops for trial in trials) + (chosen.taught.flops if chosen.taught else 0.0),
+        taught=chosen.taught,
     )  # fmt: skip
 
 
@@ -176,14 +193,15 @@ def _passes(work: Work, pace: Pace) -> float:
     return trial_seconds(SHARE * work.budget, 0.0) / (pace.training * len(work.rows[TRAIN]))
 
 
-def _cap_test(work: Work, seen: Seen) -> None:
-    """As many test examples as can be scored in their share of the budget."""
-    there = len(work.rows[TEST])
+def _cap_scored(work: Work, seen: Seen) -> None:
+    """As many test examples as can be scored in their share of the budget, and no more of validation."""
     most = work.record.tested or max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
-    work.rows[TEST] = some(work.rows[TEST], most, work.seed)
     work.change(tested=most)
-    if len(work.rows[TEST]) < there:
-        work.notes.append(f"{len(work.rows[TEST]):,} of {there:,} test examples are scored, for want of time")
+    for split in (VALIDATION, TEST):
+        there = len(work.rows[split])
+        work.rows[split] = some(work.rows[split], most, work.seed)
+        if most < there:
+            work.notes.append(f"{most:,} of {there:,} {split} examples are scored, for want of time")
 
 
 def _baseline(work: Work) -> tuple[tuple[Score, ...], str]:
@@ -223,6 +241,8 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
     needed = pace.needed(n, tried[0][0].batch, LEAST_VALIDATION)
     each = work.record.each or trial_seconds(seconds, needed)
+    if facts.scarce and sum(map(len, tried)) == 1:
+        return tried[0][0]
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most
     work.change(
@@ -240,15 +260,29 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     return search.best.config
 
 
-def _chosen(work: Work) -> tuple[str, tuple[Score, ...], tuple[Score, ...], float]:
-    """Which model is better on the validation examples: its name, its scores, and seconds of the test's."""
+class _Chosen(NamedTuple):
+    """The model that is kept."""
+
+    name: str
+    validation: tuple[Score, ...]
+    test: tuple[Score, ...]
+    seconds: float  # of the scores on the test examples
+    taught: Taught | None  # a teacher beside it
+
+
+def _chosen(work: Work, lesson: Lesson | None) -> _Chosen:
+    """Which model is better on the validation examples."""
     with work.part("score"):
         models = {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
-        scores = {name: work.scored(model, work.rows[VALIDATION]) for name, model in models.items()}
+        rows = work.rows[VALIDATION]
+        scores = {name: work.scores(work.predicted(model, rows), rows) for name, model in models.items()}
         sign = 1 if work.metric.higher_is_better else -1
         best = max(scores, key=lambda name: sign * scores[name][0].value)
         if best == BEST and FINAL in scores:
             work.notes.append("the long training was no better than the trial of the search, which is kept")
         began = time.monotonic()
-        test = work.scored(models[best], work.rows[TEST])
-    return best, scores[best], test, time.monotonic() - began
+        made = work.predicted(models[best], work.rows[TEST])
+        test = work.scores(made, work.rows[TEST])
+        seconds = time.monotonic() - began
+        taught = lesson.beside(work, made) if lesson is not None else None
+    return _Chosen(best, scores[best], test, seconds, taught)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from isoflop.adapting.inputs import MEDIA, TEST, TRAIN, tell_unseen
 from isoflop.adapting.loop import predict_all, scores_of
+from isoflop.adapting.rates import AdaptedSpeed, speeds
 from isoflop.adapting.saved import load_adapted
 from isoflop.errors import AdaptError
 from isoflop.examples import read_examples, with_roles
@@ -95,12 +96,20 @@ def worded(task: Task, spec: Spec, prediction: Any) -> dict[str, Any]:
     return {"prediction": plain}
 
 
+class Scored(NamedTuple):
+    """What a model reached on examples."""
+
+    scores: tuple[Score, ...]
+    apart: tuple[Comparison, ...]  # from the other model
+    speeds: tuple[AdaptedSpeed, ...]  # of the other model and this one, or of this one
+
+
 def scores(
     folder: Path, data: Sequence[Path], *, against: Path | None = None,
-    columns: Mapping[str, str] | None = None, progress: Progress | None = None,
-) -> tuple[tuple[Score, ...], tuple[Comparison, ...]]:  # fmt: skip
-    """Every metric of an adapted model on the test rows of files, or all that they have; and how much it is
-    above another one on the same rows, by the paired bootstrap.
+    columns: Mapping[str, str] | None = None, timed: bool = False, progress: Progress | None = None,
+) -> Scored:  # fmt: skip
+    """Every metric of an adapted model, or of an export, on the test rows of files, or all that they have;
+    how much it is above another one on the same rows, by the paired bootstrap; and, `timed`, their speeds.
 
     Raises AdaptError for rows or models that do not fit.
     """
@@ -112,17 +121,18 @@ def scores(
         progress.log(note)
     references = task.references(spec, rows)
     own = predict_all(task, base, spec, model, rows, progress=progress)
-    if against is None:
-        return scores_of(task, own, references), ()
-    other_task, other_base, other_spec, other_model = load_adapted(against)
-    if (other_task.name, other_spec.labels) != (task.name, spec.labels):
-        raise AdaptError(
-            f"{against} is adapted to {_job(other_spec)}, and {folder} to {_job(spec)}",
-            hint="compare models of one task with the same labels",
-        )
-    other = predict_all(task, other_base, other_spec, other_model, rows, progress=progress)
-    apart = tuple(compared(METRICS[name], other, own, references) for name in task.metrics)
-    return scores_of(task, own, references), apart
+    apart: tuple[Comparison, ...] = ()
+    if against is not None:
+        other_task, other_base, other_spec, other_model = load_adapted(against)
+        if (other_task.name, other_spec.labels) != (task.name, spec.labels):
+            raise AdaptError(
+                f"{against} is adapted to {_job(other_spec)}, and {folder} to {_job(spec)}",
+                hint="compare models of one task with the same labels",
+            )
+        other = predict_all(task, other_base, other_spec, other_model, rows, progress=progress)
+        apart = tuple(compared(METRICS[name], other, own, references) for name in task.metrics)
+    raced = [folder] if against is None else [against, folder]
+    return Scored(scores_of(task, own, references), apart, tuple(speeds(raced, rows)) if timed else ())
 
 
 def _job(spec: Spec) -> str:

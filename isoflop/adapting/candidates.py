@@ -33,6 +33,11 @@ class Facts:
     reads: str = "text"  # what a role of its task holds: else "image" or "audio"
     precision: str = "float32"  # that is fastest on this machine
 
+    @property
+    def scarce(self) -> bool:
+        """Trials are too short to tell configurations apart: time for them is time lost to the training."""
+        return self.passes < 0.5
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -63,8 +68,8 @@ RULES: tuple[Rule, ...] = (
          ("lora", "probe", "full"), (1, 3, 1 / 3), 8, 50),
     Rule("text for text", lambda f: f.text_out,
          ("full", "lora"), (1, 3, 1 / 3), 16, 10),
-    Rule("a trial has no time for half a pass", lambda f: f.passes < 0.5,
-         ("full", "last-layers", "lora", "probe"), (3, 10, 1), 16, 10),
+    Rule("a trial has no time for half a pass: nothing is searched", lambda f: f.scarce,
+         ("full",), (3,), 16, 10),
     Rule("a small base, below 60 million parameters", lambda f: f.params < 60e6,
          ("full", "lora", "last-layers", "probe"), (3, 10, 1), 16, 20),
     Rule("a base of 60 million parameters or more", lambda f: True,

@@ -63,7 +63,7 @@ class Runs:
         rows, test = some(work.rows[TRAIN], examples, work.seed + wanted.seed), work.rows[TEST]
         tuned = fine_tune(
             work.task, base, spec, rows, work.rows[VALIDATION], self._config(wanted, passes),
-            features=work.features,
+            features=work.features, teacher=work.teacher if wanted.who == CHOSEN else None,
         )  # fmt: skip
         found = predict_all(work.task, base, spec, tuned.model, test, features=work.features)
         return LawPoint(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from isoflop.metrics.protocol import Score
+from isoflop.metrics.protocol import Comparison, Score
 from isoflop.records import Interval, Record
 from isoflop.tasks.protocol import Spec
 
@@ -95,6 +95,16 @@ class TaskLaw(Record):
     sentences: tuple[str, ...] = ()
 
 
+class Taught(Record):
+    """The teacher of an adaptation, on the same test examples."""
+
+    path: str
+    hash: str  # of its folder
+    flops: float  # of its answers to the training examples
+    test: tuple[Score, ...]
+    apart: tuple[Comparison, ...]  # how much the student is above it
+
+
 class Adapted(Record):
     """An adapted model: where it is, how it was found, and what it scores on examples not chosen by."""
 
@@ -114,7 +124,8 @@ class Adapted(Record):
     baseline: tuple[Score, ...] = ()  # zero-shot or majority, on the same test examples
     baseline_says: str = ""
     seconds: dict[str, float]  # by stage
-    flops: float  # of all trials
+    flops: float  # of all trials, and of a teacher's answers
     model: str  # artifact folder, relative to the project
     notes: tuple[str, ...] = ()
     law: TaskLaw | None = None
+    taught: Taught | None = None

@@ -3,6 +3,7 @@
     config.json, *.safetensors, tokenizer or processor    which transformers opens without us
     isoflop_task.json                                     the task, its spec, how it was adapted
     adapted.safetensors                                   only of methods that cannot be merged: what learned
+    model.onnx                                            only of an export: it is in the place of the weights
 
 A folder of the latter kind has the base's own weights too, so that it needs no other folder; the method is
 put on again when it is read, and all that learned, the head among it, is in `adapted.safetensors`.
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from isoflop.adapting.methods import merged, method_of, prepared
 from isoflop.adapting.records import AdaptConfig
+from isoflop.engines import ONNX
 from isoflop.errors import AdaptError, CorruptError, ProjectError
 from isoflop.records import Record
 from isoflop.store import disk_errors, keep_folder
@@ -78,9 +80,10 @@ def save_adapted(
 
 
 def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
-    """What `save_adapted` wrote; the model is in evaluation mode.
+    """What `save_adapted` wrote, or an export of it; the model is in evaluation mode.
 
-    Raises AdaptError for a folder that is no adapted model, CorruptError for one that was changed since.
+    An export is called alike, and cannot be trained. Raises AdaptError for a folder that is no adapted model,
+    CorruptError for one that was changed since, ProjectError for an export without its engine.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -88,6 +91,10 @@ def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
     says = _read(folder)
     task = task_of(says.task)
     base = load_base(folder, max_length=says.max_length or None)
+    if (folder / ONNX).is_file():
+        from isoflop.engines.adapted import Served
+
+        return task, base, says.spec, Served(folder).eval()
     if method_of(says.config.method).merges:
         return task, base, says.spec, task.build(base, says.spec).eval()
     path = folder / ADAPTED
@@ -108,6 +115,11 @@ def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
 def is_adapted(folder: Path) -> bool:
     """Whether a folder says that it is an adapted model."""
     return (folder / TASK).is_file()
+
+
+def task_name(folder: Path) -> str | None:
+    """Of the task that a folder was adapted to; None: to none."""
+    return _read(folder).task if is_adapted(folder) else None
 
 
 def _read(folder: Path) -> Saved:

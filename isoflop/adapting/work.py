@@ -18,6 +18,7 @@ from pydantic import Field
 
 from isoflop.adapting.batches import Rows
 from isoflop.adapting.loop import fine_tune, predict_all, scores_of
+from isoflop.adapting.objective import Teacher
 from isoflop.adapting.records import AdaptConfig, LawPoint, Point, Trial
 from isoflop.adapting.saved import is_adapted, load_adapted, save_adapted
 from isoflop.metrics import METRICS, Metric, Score
@@ -69,6 +70,7 @@ class Work:
     seed: int
     notes: list[str]
     progress: Progress
+    teacher: Teacher | None = None  # tells its logits of training rows
 
     @property
     def folder(self) -> Path:
@@ -134,7 +136,7 @@ class Work:
             began = time.monotonic()
             tuned = fine_tune(
                 self.task, self.base, self.spec, self.rows["train"], validation, config,
-                seconds=MARGIN * seconds, report=report, features=self.features,
+                seconds=MARGIN * seconds, report=report, features=self.features, teacher=self.teacher,
             )  # fmt: skip
             self.record = self.record.model_copy(update={"cut": tuned.cut})
             gain = self._gain(tuned.trial)
@@ -148,10 +150,10 @@ class Work:
             tuned = fine_tune(
                 self.task, self.base, self.spec, self.rows["train"], self.rows["validation"], config,
                 seconds=MARGIN * seconds, progress=self.progress, checkpoint=self.folder / CHECKPOINT,
-                features=self.features,
+                features=self.features, teacher=self.teacher,
             )  # fmt: skip
             self._save(FINAL, config, tuned.model)
-            self.record = self.record.model_copy(update={"final": tuned.trial})
+            self.record = self.record.model_copy(update={"final": tuned.trial, "cut": tuned.cut})
         shutil.rmtree(self.folder / CHECKPOINT)
 
     def _gain(self, trial: Trial) -> float:
@@ -169,10 +171,9 @@ class Work:
         """That model, if it is there."""
         return load_adapted(self.folder / name)[3] if is_adapted(self.folder / name) else None
 
-    def scored(self, model: nn.Module, rows: Dataset) -> tuple[Score, ...]:
-        """Every metric of a model."""
-        found = predict_all(self.task, self.base, self.spec, model, rows, features=self.features)
-        return self.scores(found, rows)
+    def predicted(self, model: nn.Module, rows: Dataset) -> list[Any]:
+        """What a model says of rows."""
+        return predict_all(self.task, self.base, self.spec, model, rows, features=self.features)
 
     def scores(self, predictions: Sequence[Any], rows: Dataset) -> tuple[Score, ...]:
         return scores_of(self.task, predictions, self.task.references(self.spec, rows))

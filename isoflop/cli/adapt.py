@@ -23,6 +23,7 @@ from isoflop.errors import AdaptError, BudgetError
 from isoflop.terminal import Terminal, out, table
 
 if TYPE_CHECKING:
+    from isoflop.adapting.rates import AdaptedSpeed
     from isoflop.adapting.records import Adapted, Trial
     from isoflop.metrics import Comparison, Score
 
@@ -99,6 +100,18 @@ def adapt(
     law: Annotated[
         bool, typer.Option(help="Also measure what twice the labels would buy, in a fifth of the budget.")
     ] = True,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ADAPTED",
+            help="Learn also from this adapted model, of the same data and seed: its logits of labels, its "
+            "texts where it writes. How much: --set teacher_weight=0.5, --set temperature=1.",
+        ),
+    ] = None,
+    keep_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Adapt a smaller model: so many of MODEL's layers, evenly spread."),
+    ] = None,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Adapt a model to a task: what is tried fits the data and the time, the best is kept.
@@ -117,7 +130,8 @@ def adapt(
         done = adapted(
             home, model, task, data, budget_seconds=seconds, method=method, columns=roles,
             validation=valid or (), test=test or (), set=given, max_length=max_length, also=also or (),
-            image_model=image_model, law=law, seed=seed, progress=progress,
+            image_model=image_model, law=law, teacher=teacher, keep_layers=keep_layers, seed=seed,
+            progress=progress,
         )  # fmt: skip
     folder = home.folder / done.model
     if json:
@@ -159,9 +173,15 @@ def score(
         Path | None, typer.Option(metavar="ADAPTED", help="Compare it with another on the same examples.")
     ] = None,
     columns: RoleOption = None,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed", help="Also measure bytes and examples a second; --against's in turn with its own."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Score an adapted model on examples: every metric of its task, with intervals.
+    """Score an adapted model, or an export of one, on examples: every metric of its task, with intervals.
 
     Where the files have test examples of their own, on these.
 
@@ -171,19 +191,22 @@ def score(
 
     roles = pairs(columns or [], "--map")
     with _quiet(), Terminal() as progress:
-        found, apart = scores(adapted, data, against=against, columns=roles, progress=progress)
+        found = scores(adapted, data, against=against, columns=roles, timed=speed, progress=progress)
     if json:
         out({
-            "scores": [s.model_dump(mode="json") for s in found],
-            "comparisons": [c.model_dump(mode="json") for c in apart],
+            "scores": [s.model_dump(mode="json") for s in found.scores],
+            "comparisons": [c.model_dump(mode="json") for c in found.apart],
+            "speeds": [s.model_dump(mode="json") for s in found.speeds],
         })  # fmt: skip
         return
     table(
-        f"{found[0].examples:,} examples", ("metric", "value", "90% interval", "unit"),
-        [(s.metric, f"{s.value:.4f}", _interval(s), s.unit) for s in found],
+        f"{found.scores[0].examples:,} examples", ("metric", "value", "90% interval", "unit"),
+        [(s.metric, f"{s.value:.4f}", _interval(s), s.unit) for s in found.scores],
     )  # fmt: skip
-    if apart:
-        _show_comparison(apart, against)
+    if found.apart:
+        _show_comparison(found.apart, against)
+    if found.speeds:
+        _show_speeds(found.speeds)
 
 
 # -- reading options --------------------------------------------------------------------------------------
@@ -236,6 +259,8 @@ def _show(done: Adapted) -> None:
         (s.metric, base.get(s.metric, "–"), f"{s.value:.4f}", _interval(s), s.unit) for s in done.test
     ])  # fmt: skip
     typer.echo(f"the base: {done.baseline_says}")
+    if done.taught:
+        _show_comparison(done.taught.apart, f"its teacher {done.taught.path}")
     for sentence in done.law.sentences if done.law else ():
         typer.echo(sentence)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
@@ -257,9 +282,32 @@ def _interval(score: Score) -> str:
     return f"{score.low:.4f} to {score.high:.4f}"
 
 
-def _show_comparison(apart: Sequence[Comparison], against: Path | None) -> None:
+def _show_comparison(apart: Sequence[Comparison], against: object) -> None:
     table(f"Above {against}", ("metric", "the other", "this", "difference", "90% interval", "better in"), [
         (c.metric, f"{c.first:.4f}", f"{c.second:.4f}", f"{c.difference:+.4f}",
          f"{c.low:+.4f} to {c.high:+.4f}", f"{c.p_better:.0%}")
         for c in apart
     ])  # fmt: skip
+
+
+def _show_speeds(found: Sequence[AdaptedSpeed]) -> None:
+    first, sizes = found[0], list(found[0].rates)
+    table(
+        f"Examples a second, {first.tokens:.0f} tokens each, threads: {first.threads}, others' load: "
+        f"{first.others:.1f} cores",
+        ("model", "bytes", *(f"batch {size}" for size in sizes)),
+        [
+            (f"{s.path} ({s.engine})", f"{s.bytes:,}", *(
+                f"{s.rates[size].median:.1f} ({s.rates[size].low:.1f} to {s.rates[size].high:.1f})"
+                for size in sizes
+            ))
+            for s in found
+        ],
+    )  # fmt: skip
+    if len(found) > 1:
+        other, own = found
+        times = ", ".join(
+            f"{own.rates[size].median / other.rates[size].median:.1f}x the speed at batch {size}"
+            for size in sizes
+        )
+        typer.echo(f"{other.bytes / own.bytes:.1f}x smaller, {times}")

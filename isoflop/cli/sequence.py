@@ -27,7 +27,13 @@ def adapt_sequence(
     to: Annotated[Path, typer.Option("--out", help="New folder of the model or models, and the picture.")],
     columns: RoleOption = None,
     replay: Annotated[float, typer.Option(help="Share of each batch from earlier data sets.")] = 0.0,
-    ewc: Annotated[float, typer.Option(help="Strength of elastic weight consolidation.")] = 0.0,
+    ewc: Annotated[
+        float,
+        typer.Option(
+            help="Strength of elastic weight consolidation: 1 counts each earlier example once, which holds "
+            "next to nothing; try 10000 to 100000. Replay needs no tuning."
+        ),
+    ] = 0.0,
     per_task: Annotated[
         bool, typer.Option("--per-task", help="An adapter for each data set, chosen when predicting.")
     ] = False,

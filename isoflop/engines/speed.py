@@ -23,7 +23,7 @@ QUIET = 0.25  # cores that other processes may keep busy
 
 
 class Rate(Record):
-    """Tokens a second of some repetitions: their median, and the slowest and fastest."""
+    """Tokens or examples a second of some repetitions: their median, and the slowest and fastest."""
 
     median: float
     low: float
@@ -67,7 +67,7 @@ def measure(path: Path, *, threads: int = 1) -> EngineSpeed:
 
 def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
     start_bytes = psutil.Process().memory_info().rss
-    start, busy = time.perf_counter(), _others()
+    start, busy = time.perf_counter(), busy_others()
     with open_engine(path, threads=threads) as engine:
         load_seconds = time.perf_counter() - start
         prompt = [i % engine.vocab_size for i in range(max(1, int(PROMPT_SHARE * engine.context)))]
@@ -75,12 +75,12 @@ def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
         rounds = [_round(engine, prompt, written) for _ in range(REPEATS + 1)][1:]  # the first one warms up
         own = _generated(engine, prompt, written) if isinstance(engine, Writing) else None
         memory, name, weight_bytes = _peak_bytes() - start_bytes, engine.name, engine.weight_bytes
-    others = (_others() - busy) / (time.perf_counter() - start)
+    others = (busy_others() - busy) / (time.perf_counter() - start)
     first, decode = zip(*rounds, strict=True)
-    rate, bandwidth = _rate(written / s for s in decode), _bandwidth(threads)
+    rate, bandwidth = rate_of(written / s for s in decode), _bandwidth(threads)
     return EngineSpeed(
         engine=name, threads=threads, prompt_tokens=len(prompt), written_tokens=written,
-        prefill=_rate(len(prompt) / s for s in first), decode=rate, generate=own,
+        prefill=rate_of(len(prompt) / s for s in first), decode=rate, generate=own,
         first_token_seconds=statistics.median(first), load_seconds=load_seconds, memory_bytes=max(0, memory),
         disk_bytes=disk_bytes(path), weight_bytes=weight_bytes, bandwidth=bandwidth,
         bandwidth_share=rate.median * weight_bytes / bandwidth,
@@ -88,7 +88,7 @@ def _measured(path: Path, threads: int, before: float) -> EngineSpeed:
     )  # fmt: skip
 
 
-def _others() -> float:
+def busy_others() -> float:
     """Seconds of all cores that went to others than this process, by now."""
     spent, own = psutil.cpu_times(), psutil.Process().cpu_times()
     parts = ("user", "nice", "system", "irq", "softirq", "steal")  # a guest's are among the user's
@@ -129,10 +129,11 @@ def _generated(engine: Writing, prompt: Sequence[int], written: int) -> Rate:
 
     seconds(1)  # warms up
     first = statistics.median(seconds(1) for _ in range(REPEATS))
-    return _rate((written - 1) / max(1e-9, seconds(written) - first) for _ in range(REPEATS))
+    return rate_of((written - 1) / max(1e-9, seconds(written) - first) for _ in range(REPEATS))
 
 
-def _rate(rates: Iterable[float]) -> Rate:
+def rate_of(rates: Iterable[float]) -> Rate:
+    """Of some repetitions."""
     found = sorted(rates)
     return Rate(median=statistics.median(found), low=found[0], high=found[-1])
 

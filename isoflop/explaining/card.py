@@ -91,7 +91,8 @@ def _what(found: Explained, adapted: Adapted | None) -> str:
         return f"A model for {found.task}."
     labels = adapted.spec.labels
     named = f", with the labels {', '.join(labels[:20])}" if 1 < len(labels) <= 20 else ""
-    return f"{Path(adapted.base_path).name}, adapted to {found.task}{named}."
+    base = "/".join(Path(adapted.base_path).parts[-2:])  # a folder is often called "model", or by its size
+    return f"`{base}`, adapted to {found.task}{named}."
 
 
 def _options(adapted: Adapted | None) -> str:

@@ -99,6 +99,11 @@ def _rows(
     """Test examples, with columns named by roles, and whatever other columns there are."""
     task, given = model.task, {**(record.columns if record is not None else {}), **columns}
     if record is not None and _learned_from(record, data):
+        if TEST in record.data:
+            raise AdaptError(
+                "the model learned from this data, and was tested on other",
+                hint=f"give examples that it has not learned from, such as {record.data[TEST]}",
+            )
         if group is not None:
             raise AdaptError(
                 "the model learned from a part of this data, and its test part has no further columns",
@@ -122,6 +127,13 @@ def _rows(
         if group is not None and role is not None:
             rows = rows.add_column(group, rows[role])
     tell_unseen({VALIDATION: rows.select([]), TEST: rows}, model.spec, notes)
+    if "label" in rows.column_names:
+        absent = sorted(set(model.spec.labels) - {str(label) for label in rows["label"]})
+        if absent:
+            notes.append(
+                f"no example has the label {', '.join(absent)}: one that is called so makes its F1 0, "
+                "which weighs on a mean over labels"
+            )
     return rows
 
 
@@ -138,7 +150,7 @@ def _shown(model: Model, rows: Dataset, examples: int, seed: int, out: Path, not
     chosen = some(rows, examples, seed)
     if any(role.holds == "image" for role in task.roles) and len(task.roles) == 2:
         heats: list[Heat] = [attribute_image(*model, row) for row in chosen]
-        save_heats(out / HEAT, heats)
+        notes += filter(None, [save_heats(out / HEAT, heats)])
         return empty.model_copy(update={"pictures": (HEAT,)})
     try:
         found = [attribute(*model, text) for text in chosen[task.roles[0].name]]
@@ -146,7 +158,7 @@ def _shown(model: Model, rows: Dataset, examples: int, seed: int, out: Path, not
     except AdaptError as error:
         notes.append(f"no attributions: {error.message}")
         return empty
-    save_attributions(out / WORDS, found)
+    notes += filter(None, [save_attributions(out / WORDS, found)])
     return empty.model_copy(update={
         "attributions": tuple(found), "faithfulness": faithful, "pictures": (WORDS,),
     })  # fmt: skip

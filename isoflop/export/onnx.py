@@ -79,7 +79,7 @@ def names(layers: int, prefix: str) -> list[str]:
 
 def write_onnx(model: GPT, path: Path, *, kind: str) -> None:
     """Write the graph with its weights as `kind`, one of TYPES. Raises ProjectError without the packages."""
-    onnx = _package()
+    onnx = package()
     config, (b, p, t) = model.config, (1, 2, 3)
     past = torch.zeros(b, config.n_kv_heads, p, config.head_dim)
     caches = [past.clone() for _ in range(2 * config.n_layers)]
@@ -127,7 +127,7 @@ def linears(model: GPT) -> dict[str, nn.Linear]:
 
 def read_onnx(model: GPT, path: Path) -> None:
     """Give `model` the matrices of a file as they were rounded: those of its MatMulNBits."""
-    onnx = _package()
+    onnx = package()
     graph = onnx.load(str(path)).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     found = linears(model)
@@ -151,7 +151,8 @@ def _unpacked(
     return out.reshape(rows, -1)[:, :columns]
 
 
-def _package() -> Any:
+def package() -> Any:
+    """Raises ProjectError where a package of the extra is not installed."""
     try:
         import onnx
         import onnxruntime  # noqa: F401

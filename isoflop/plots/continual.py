@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from isoflop.adapting.continual import InOrder
+from isoflop.plots.glyphs import faces_for, written
 from isoflop.plots.style import PALETTE, Array
 from isoflop.store import atomic_write
 
@@ -45,8 +47,11 @@ def draw_matrix(ax: Axes, data: MatrixData) -> None:
     for (i, j), score in np.ndenumerate(data.scores):
         weight = "bold" if i == j + 1 else "normal"
         ax.text(j, i, f"{score:.3f}", ha="center", va="center", color=PALETTE["ink"], weight=weight)
-    ax.set_xticks(range(len(data.columns)), data.columns, parse_math=False)
-    ax.set_yticks(range(len(data.rows)), data.rows, parse_math=False)
+    faces, missing = faces_for(data.columns)
+    columns, rows = ([written(name, missing) for name in names] for names in (data.columns, data.rows))
+    look: dict[str, Any] = {"parse_math": False, "family": ("DejaVu Sans", *faces)}
+    ax.set_xticks(range(len(columns)), columns, **look)
+    ax.set_yticks(range(len(rows)), rows, **look)
     ax.tick_params(colors=PALETTE["muted"], labelsize=10.5, length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(data.title, loc="left", fontsize=11.5, color=PALETTE["ink"])

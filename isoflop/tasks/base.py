@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.engines import ONNX
 from isoflop.errors import AdaptError
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, SPEECH, VISION, Base
 
@@ -43,11 +44,16 @@ def has_weights(folder: Path) -> bool:
 def opened(auto_class: str, folder: Path, **options: Any) -> nn.Module:
     """The folder's model by a class of transformers, in float32; of random weights where the folder has none.
 
-    Weights of a shape that the options change, those of a head, are random too.
+    Weights of a shape that the options change, those of a head, are random too. Raises AdaptError for a
+    folder that has a graph in the place of the weights.
     """
     import torch
     import transformers
 
+    if (folder / ONNX).is_file():
+        raise AdaptError(
+            f"{folder} is an export, which cannot be trained", hint="name the model that it was made of"
+        )
     cls = getattr(transformers, auto_class)
     if has_weights(folder):
         model: nn.Module = cls.from_pretrained(
