@@ -54,14 +54,14 @@ def assert_same(first: Tuned, second: Tuned) -> None:
 def test_it_learns_and_says_what_it_did() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    made = tuned(config_of(steps=60, lr=3e-3))
+    made = tuned(config_of(steps=120, lr=3e-3))
     assert torch.equal(before, torch.get_rng_state())
     found = predict_all(TASK, BERT, SPEC, made.model, HELD)
     f1, _ = scores_of(TASK, found, TASK.references(SPEC, HELD))
     assert f1.metric == "macro_f1"
     assert f1.value == made.trial.score > 0.8
-    assert [point.step for point in made.trial.curve] == [20, 40, 60]
-    assert made.trial.curve[-1].examples == 60 * 8
+    assert [point.step for point in made.trial.curve] == [40, 80, 120]
+    assert made.trial.curve[-1].examples == 120 * 8
     assert made.trial.stopped == ""
     assert not made.model.training
     assert made.trial.params_trained == sum(p.numel() for p in made.model.parameters())
