@@ -75,7 +75,7 @@ def _timed(
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
     batch = task.collate(base, spec, features)
-    _trained(task, model, task.collate(base, spec, features[:1]))  # the first time is not like the others
+    _trained(task, model, batch)  # the first time of a size is not like the others
     seconds = _trained(task, model, batch)
     began = time.monotonic()
     with torch.no_grad():
