@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.adapt import RoleOption, _quiet
+from isoflop.cli.adapt import RoleOption
 from isoflop.cli.options import (
     DEFAULT_PROJECT,
     CalibrateOption,
@@ -93,10 +93,11 @@ def _export_adapted(
     model: Path, project: Path, to: str, kind: str | None, data: Sequence[Path], columns: Sequence[str],
     json: bool,
 ) -> None:  # fmt: skip
+    from isoflop.adapting.quiet import quiet
     from isoflop.export.adapted import export_adapted
 
     home = open_project(project)
-    with home.lock(), _quiet(), Terminal() as progress:
+    with home.lock(), quiet(), Terminal() as progress:
         done = export_adapted(
             home, model, data, to=to, kind=kind or "f32", columns=pairs(columns, "--map"), progress=progress
         )

@@ -31,7 +31,7 @@ def adapt_sequence(
         float,
         typer.Option(
             help="Strength of elastic weight consolidation: 1 counts each earlier example once, which holds "
-            "next to nothing; try 10000 to 100000. Replay needs no tuning."
+            "next to nothing; try 10000 to 100000, or --replay."
         ),
     ] = 0.0,
     per_task: Annotated[
