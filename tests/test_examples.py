@@ -15,6 +15,7 @@ from PIL import Image
 from isoflop.errors import AdaptError
 from isoflop.examples import read_examples, splits_of, with_roles
 from isoflop.tasks.classification import LABEL, TEXT
+from isoflop.tasks.media import image_of
 from isoflop.tasks.protocol import Role
 
 ROLES = (TEXT, LABEL)
@@ -222,7 +223,7 @@ def test_an_image_is_its_file_and_not_its_path(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / name)
     found = parted(read_examples([tmp_path])["train"], validation=0.2)
     assert [len(rows) for rows in found.values()] == [24, 8, 8]
-    content = [{image.tobytes() for image in rows["image"]} for rows in found.values()]
+    content = [{image_of(image, 1).tobytes() for image in rows["image"]} for rows in found.values()]
     assert [len(side) for side in content] == [12, 4, 4]
     assert len(set.union(*content)) == 20
 
