@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from isoflop.errors import AdaptError
-from isoflop.tasks.labels import UNSEEN, numbers_of
+from isoflop.tasks.labels import UNSEEN, counted, numbers_of
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, LossOptions, Role, Spec
-from isoflop.tasks.text import encode_texts, head_logits, headed, padded
+from isoflop.tasks.text import encode_texts, head_logits, headed, labelled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,11 +42,7 @@ class Classification:
                 f"the training examples have one label only, {next(iter(counts), 'none')!r}",
                 hint="give examples of two labels or more, or name another column: --map label=COLUMN",
             )
-        labels = tuple(sorted(counts))
-        return Spec(
-            task=self.name, labels=labels, counts=tuple(counts[label] for label in labels),
-            max_length=base.max_length,
-        )  # fmt: skip
+        return counted(self.name, counts, base)
 
     def build(self, base: Base, spec: Spec) -> nn.Module:
         return headed("AutoModelForSequenceClassification", self, base, spec)
@@ -58,10 +54,7 @@ class Classification:
         return features
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        batch = padded(base, features)
-        if "labels" in features[0]:
-            batch["labels"] = torch.tensor([f["labels"] for f in features])
-        return batch
+        return labelled(base, features)
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return head_logits(model, batch)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from isoflop.tasks.iob2 import iob2
-from isoflop.tasks.protocol import Spec
+from isoflop.tasks.protocol import Base, Spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 UNSEEN = -1  # in place of a label's number
+
+
+def counted(task: str, counts: Mapping[str, int], base: Base) -> Spec:
+    """The spec of labels in sorted order, with how many training examples have each."""
+    labels = tuple(sorted(counts))
+    return Spec(
+        task=task, labels=labels, counts=tuple(counts[label] for label in labels), max_length=base.max_length
+    )
 
 
 def numbers_of(spec: Spec, labels: Iterable[Any], *, unseen: int = UNSEEN) -> list[int]:

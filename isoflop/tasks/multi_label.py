@@ -11,9 +11,9 @@ import torch
 
 from isoflop.errors import AdaptError
 from isoflop.tasks.classification import TEXT
-from isoflop.tasks.labels import UNSEEN, numbers_of
+from isoflop.tasks.labels import UNSEEN, counted, numbers_of
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, LossOptions, Role, Spec
-from isoflop.tasks.text import encode_texts, head_logits, headed, padded
+from isoflop.tasks.text import encode_texts, head_logits, headed, labelled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,11 +42,7 @@ class MultiLabel:
                 f"all training examples have the same labels, {', '.join(sorted(counts)) or 'none'}",
                 hint="give examples that differ, or name another column: --map labels=COLUMN",
             )
-        labels = tuple(sorted(counts))
-        return Spec(
-            task=self.name, labels=labels, counts=tuple(counts[label] for label in labels),
-            max_length=base.max_length,
-        )  # fmt: skip
+        return counted(self.name, counts, base)
 
     def build(self, base: Base, spec: Spec) -> nn.Module:
         model: Any = headed("AutoModelForSequenceClassification", self, base, spec)
@@ -60,10 +56,7 @@ class MultiLabel:
         return features
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        batch = padded(base, features)
-        if "labels" in features[0]:
-            batch["labels"] = torch.tensor([f["labels"] for f in features], dtype=torch.float32)
-        return batch
+        return labelled(base, features, torch.float32)
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return head_logits(model, batch)

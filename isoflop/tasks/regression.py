@@ -11,7 +11,7 @@ import torch
 from isoflop.errors import AdaptError
 from isoflop.tasks.classification import TEXT
 from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, LossOptions, Role, Spec
-from isoflop.tasks.text import encode_texts, head_logits, headed, padded
+from isoflop.tasks.text import encode_texts, head_logits, headed, labelled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,10 +53,7 @@ class Regression:
         return features
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        batch = padded(base, features)
-        if "labels" in features[0]:
-            batch["labels"] = torch.tensor([f["labels"] for f in features], dtype=torch.float32)
-        return batch
+        return labelled(base, features, torch.float32)
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(b, 1)."""

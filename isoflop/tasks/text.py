@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from isoflop.errors import AdaptError
 from isoflop.tasks.base import opened
 from isoflop.tasks.protocol import VISION, Base, Spec
@@ -29,6 +31,16 @@ def encode_texts(base: Base, spec: Spec, texts: Sequence[str], **options: Any) -
 
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def labelled(
+    base: Base, features: Sequence[Mapping[str, Any]], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """As `padded`, with the "labels" of the examples where they have some, (b,) or (b, C)."""
+    batch = padded(base, features)
+    if "labels" in features[0]:
+        batch["labels"] = torch.tensor([f["labels"] for f in features], dtype=dtype)
+    return batch
 
 
 def padded(base: Base, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import reviews, tiny_bert
 
 from e2e.commands import refused
@@ -23,15 +20,7 @@ for extra in ("optuna", "peft"):  # here, so that importing them is no part of a
     pytest.importorskip(extra, reason="the extra isoflop[adapt] is not installed")
 
 
-@pytest.fixture(autouse=True)
-def own_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Budgets are of this process's own seconds, however busy the machine is; threads that wait for each
-    other would use them up."""
-    monkeypatch.setattr(time, "monotonic", time.process_time)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("own_time")
 
 
 @pytest.fixture(scope="module")

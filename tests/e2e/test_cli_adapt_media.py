@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny_media import SHAPES, SIDE, coloured, drawn, tiny_whisper, tiny_words, tones
 
 from e2e.commands import refused
@@ -22,15 +20,7 @@ for extra in ("optuna", "peft"):  # here, so that importing them is no part of a
 BROKEN = b"\x89PNG\r\n\x1a\nand no more"
 
 
-@pytest.fixture(autouse=True)
-def own_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Budgets are of this process's own seconds, however busy the machine is; threads that wait for each
-    other would use them up."""
-    monkeypatch.setattr(time, "monotonic", time.process_time)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("own_time")
 
 
 @pytest.fixture(scope="module")
