@@ -182,7 +182,7 @@ def test_embedding_finds_the_other_half_of_a_pair(base: Base) -> None:
         "second": [f"by a {w}" for w in (*BEAST, *PLACE, *FRUIT)],
     })  # fmt: skip
     task = Embedding()
-    model, spec, losses = adapted(task, base, rows, steps=60, lr=5e-3)
+    model, spec, losses = adapted(task, base, rows, steps=120, lr=3e-3)
     assert halves(losses)[1] < halves(losses)[0] / 2
     found = predicted(task, base, spec, model, rows)
     assert scores(task, found, task.references(spec, rows)) == [1, 1]
