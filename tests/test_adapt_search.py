@@ -60,7 +60,7 @@ def test_candidates_are_methods_that_fit_at_several_rates() -> None:
     assert [(c.lr, c.augment) for c in full] == [
         (5e-5, ()), (5e-5, ("speed", "noise")), (pytest.approx(1e-4), ()), (pytest.approx(1e-5), ()),
     ]  # fmt: skip
-    assert {c.precision for c in (*full, *decoder)} == {"float32"}
+    assert {c.precision for c in (*full, *decoder)} == {"bf16"}
     named = candidates(
         "classification", MANY, RATES, method="lora", seed=0,
         given={"lr": 0.01, "batch": 4, "method.r": 2, "augment": ["noise"]},

@@ -51,14 +51,13 @@ class Rule:
     passes: float  # over the examples, at most
     augment: tuple[tuple[str, ...], ...] = ((),)  # tried with the likeliest rate; the first with all rates
     values: Mapping[str, Any] = field(default_factory=dict)  # others of a configuration
-    fastest: bool = False  # it computes in the machine's own precision
 
 
 RULES: tuple[Rule, ...] = (
     Rule("images from scratch: 1e-3 to 5e-3, flipped and moved, and to the end of the rate's fall",
          lambda f: f.scratch and f.reads == "image",
          ("full",), (60, 20, 100), 128, 100, augment=(("flip", "crop"),),
-         values={"weight_decay": 0.05, "patience": 0}, fastest=True),
+         values={"weight_decay": 0.05, "patience": 0}),
     Rule("speech: 1e-5 to 1e-4, with the encoder learning or not, as it is or faster, slower and in noise",
          lambda f: f.reads == "audio",
          ("full", "decoder"), (1, 2, 1 / 5), 8, 20, augment=((), ("speed", "noise"))),
@@ -112,9 +111,7 @@ def _values(
     """Of a method's configurations: the likeliest rate with each augmentation, then the others."""
     sets = ((),) if augmented else rule.augment
     pairs = [(factors[0], names) for names in sets] + [(factor, sets[0]) for factor in factors[1:]]
-    fixed = {"batch": rule.batch, "epochs": rule.passes, **rule.values}
-    if rule.fastest:
-        fixed["precision"] = facts.precision
+    fixed = {"batch": rule.batch, "epochs": rule.passes, "precision": facts.precision, **rule.values}
     return [{"lr": rate * factor, "augment": names, **fixed} for factor, names in pairs]
 
 

@@ -84,8 +84,8 @@ class Runs:
 
 
 def default_of(config: AdaptConfig) -> AdaptConfig:
-    """Full fine-tuning with the values that nobody chose."""
-    return AdaptConfig(task=config.task, seed=config.seed)
+    """Full fine-tuning with the values that nobody chose, in the chosen one's precision."""
+    return AdaptConfig(task=config.task, seed=config.seed, precision=config.precision)
 
 
 def law_of_task(

@@ -10,6 +10,9 @@ import torch
 
 from isoflop.adapting.methods import METHODS
 from isoflop.adapting.parts import CHECKPOINTS, new_parameters
+from isoflop.adapting.running import moved
+from isoflop.devices import device_for, preferred_precision
+from isoflop.precision import Precision
 from isoflop.tasks.protocol import Base, LossOptions, Spec, Task
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     Raises AdaptError for a base of another kind.
     """
     began = time.monotonic()
-    model = task.build(base, spec)
+    model = task.build(base, spec).to(device_for())
     opening = time.monotonic() - began
     training, predicting, seconds = _timed(task, base, spec, model, rows, LOOKED_AT)
     if seconds < QUICK and len(rows) > LOOKED_AT:
@@ -74,7 +77,7 @@ def _timed(
     columns = task.encode(base, spec, some[:])
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
-    batch = task.collate(base, spec, features)
+    batch = moved(task.collate(base, spec, features), device_for())
     _trained(task, model, batch)  # the first time of a size is not like the others
     seconds = _trained(task, model, batch)
     began = time.monotonic()
@@ -101,9 +104,10 @@ def length_for(task: Task, base: Base, spec: Spec, rows: Dataset, passes: float)
 
 
 def _trained(task: Task, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    """Seconds of a batch's gradients."""
+    """Seconds of a batch's gradients, in the precision that is tried."""
     began = time.monotonic()
-    loss = task.loss(task.logits(model.train(), batch), batch, LossOptions()).mean()
+    with Precision(preferred_precision(), device_for(), []).autocast():
+        loss = task.loss(task.logits(model.train(), batch), batch, LossOptions()).mean()
     torch.autograd.backward(loss)
     model.zero_grad(set_to_none=True)
     return time.monotonic() - began

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from isoflop.adapting.records import AdaptConfig
 
-SCORING = 0.25  # share of the time that scores on validation examples may take, but for the last one
+SCORING = 0.1  # share of the time that scores on validation examples may take, but for the last one
 SPARE = 0.03  # share of the time that is kept back
 
 

@@ -201,7 +201,8 @@ class Running:
         """Score the model and keep what is best; returns "pruned" where the report says so."""
         place, begun = self.place, time.monotonic()
         with self.training.averaged():
-            found = predicted(self.validation, self.training.model, PREDICTED, Silent())
+            with self.training.precision.autocast():
+                found = predicted(self.validation, self.training.model, PREDICTED, Silent())
             value = scored(self.metric, found, self.references, resamples=1).value
             sign = 1 if self.metric.higher_is_better else -1
             if place.best is None or math.isnan(place.best) or sign * value > sign * place.best:
@@ -248,7 +249,7 @@ class Running:
         begun = time.monotonic()
         model, rows = self.training.model, self.validation
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.training.precision.autocast():
             rows.task.predict(
                 model,
                 rows.base,

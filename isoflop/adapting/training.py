@@ -40,7 +40,7 @@ class Training:
                 f"the method {config.method} trains nothing of this model: it has no new head",
                 hint="choose another --method",
             )
-        self.optimizer = torch.optim.AdamW(groups_of(model, config), lr=config.lr, betas=BETAS)
+        self.optimizer = torch.optim.AdamW(groups_of(model, config), lr=config.lr, betas=BETAS, fused=True)
         self.precision = Precision(config.precision, device, [self.optimizer])
         self.mean: Weights = {}  # the moving average
         if config.averaged:
