@@ -1,0 +1,53 @@
+"""One request as it passes: made by the guard, filled in on its way, told to who measures and who records."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from isoflop.serve.keys import Key
+
+
+@dataclass
+class Call:
+    """Times are of `time.monotonic()`; None: it never came to that."""
+
+    path: str  # as asked
+    key: Key | None = None  # None: open, or refused
+    id: str = field(default_factory=lambda: f"req-{secrets.token_hex(12)}")
+    route: str = ""  # template of the path, as the metrics name it; "": no such path
+    model: str = ""  # that answers
+    model_hash: str = ""
+    engine: str = ""
+    stream: bool = False
+    began: float = field(default_factory=time.monotonic)
+    first: float | None = None  # piece of the answer
+    last: float | None = None
+    ended: float | None = None
+    queued: float | None = None  # seconds
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    masked: Counter[str] = field(default_factory=Counter)  # items by kind
+    status: int = 0  # of HTTP
+    error: str = ""  # kind of what went wrong, as "rate_limit_exceeded", "disconnected"; "": nothing
+    finish: str = ""  # why the answer ended
+
+    def piece(self) -> None:
+        """A piece of the answer has come."""
+        now = time.monotonic()
+        self.first = now if self.first is None else self.first
+        self.last = now
+
+
+class Observer(Protocol):
+    """Hears of calls, on the event loop: what takes long is not for it."""
+
+    def began(self, call: Call) -> None:
+        """A call has passed the guard."""
+
+    def ended(self, call: Call) -> None:
+        """It is over, for whatever reason; also what the guard refused."""
