@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,12 @@ class Bench:
         done = subprocess.run([sys.executable, "-m", "isoflop", *words], stdout=subprocess.PIPE, check=True)
         return Path(json.loads(done.stdout)["model"])
 
+    def read_to(self, length: int | None) -> None:
+        """Cut inputs to so many tokens."""
+        if length is not None and length < self.base.max_length:
+            self.base = replace(self.base, max_length=length)
+            self.spec = self.spec.model_copy(update={"max_length": length})
+
     def ours(self, seed: int) -> dict[str, Any]:
         """The automatic choice."""
         parts = {split: [self.work / "rows" / split] for split in SPLITS}
@@ -125,7 +131,7 @@ class Bench:
         law = done.law
         return {
             **self.scored(base, spec, model, OURS, seed), "seconds": sum(done.seconds.values()),
-            "method": done.config.method,
+            "method": done.config.method, "max_length": done.spec.max_length or None,
             "zero_shot": done.baseline[0].model_dump(mode="json") if done.baseline else None,
             "zero_shot_says": done.baseline_says,
             "doublings": law.doublings.model_dump(mode="json") if law and law.doublings else None,
@@ -152,7 +158,8 @@ class Bench:
         names = [OURS, *ways(self.task, self.entry.base == CONVNET)]
         for who in names:
             work = partial(self.ours, seed) if who == OURS else partial(self.by_hand, who, seed)
-            once(self.record, self.key(seed, who), work)
+            row = once(self.record, self.key(seed, who), work)
+            self.read_to(row.get("max_length"))  # by hand as long as ours
         once(self.record, self.key(seed, "compared"), partial(self.compared, names[1:], seed))
 
     def key(self, seed: int, who: str) -> dict[str, Any]:
