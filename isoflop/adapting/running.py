@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ Report = Callable[[Point], bool]  # hears of a score; true stops the adaptation
 
 
 @torch.no_grad()
-def predicted(rows: Rows, model: nn.Module, size: int, progress: Progress) -> list[Any]:
+def predicted(
+    rows: Rows, model: nn.Module, size: int, progress: Progress,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[Any]:  # fmt: skip
     """Predictions of encoded rows, in their order; the model's mode is left as it was."""
     device, training = next(model.parameters()).device, model.training
     found: list[Any] = [None] * len(rows)
@@ -43,7 +47,8 @@ def predicted(rows: Rows, model: nn.Module, size: int, progress: Progress) -> li
     model.eval()
     done = 0
     for numbers, batch in rows.in_order(size):
-        made = rows.task.predict(model, rows.base, rows.spec, moved(batch, device))
+        with autocast():
+            made = rows.task.predict(model, rows.base, rows.spec, moved(batch, device))
         for number, prediction in zip(numbers, made, strict=True):
             found[number] = prediction
         done += len(numbers)
@@ -201,8 +206,8 @@ class Running:
         """Score the model and keep what is best; returns "pruned" where the report says so."""
         place, begun = self.place, time.monotonic()
         with self.training.averaged():
-            with self.training.precision.autocast():
-                found = predicted(self.validation, self.training.model, PREDICTED, Silent())
+            autocast = self.training.precision.autocast
+            found = predicted(self.validation, self.training.model, PREDICTED, Silent(), autocast)
             value = scored(self.metric, found, self.references, resamples=1).value
             sign = 1 if self.metric.higher_is_better else -1
             if place.best is None or math.isnan(place.best) or sign * value > sign * place.best:
@@ -247,15 +252,10 @@ class Running:
         """Seconds that a score of all validation examples will take, by some of them."""
         some = np.linspace(0, len(self.validation) - 1, min(PREDICTED, len(self.validation))).astype(int)
         begun = time.monotonic()
-        model, rows = self.training.model, self.validation
-        model.eval()
+        model, rows = self.training.model.eval(), self.validation
+        batch = moved(rows.collated(rows.features_of(some.tolist())), self.device)
         with torch.no_grad(), self.training.precision.autocast():
-            rows.task.predict(
-                model,
-                rows.base,
-                rows.spec,
-                moved(rows.collated(rows.features_of(some.tolist())), self.device),
-            )
+            rows.task.predict(model, rows.base, rows.spec, batch)
         return (time.monotonic() - begun) * len(rows) / len(some)
 
     def _keep_to_time(self) -> None:
