@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 BUDGET ?= 5m
 DEMO   ?= isoflop-demo
 TASKS  ?= .demo-tasks
-TASK_BUDGET ?= 10m
+TASK_BUDGET ?= 3m
 # pip compiles on one core, COMPILE on all.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # templates are no Python
@@ -30,7 +30,7 @@ demo-tasks: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/task_packages.py $(TASKS)/packages
 	$(BIN)/python benchmarks/task_data.py $(TASKS)/packages $(TASKS)/data
 	$(BIN)/python benchmarks/task_docs.py $(TASKS)/data
-	$(BIN)/python benchmarks/tasks.py --data $(TASKS) --record $(TASKS)/record --budget $(TASK_BUDGET)
+	$(BIN)/python benchmarks/tasks.py --data $(TASKS) --record $(TASKS)/record --budget $(TASK_BUDGET) --pretrain $(TASK_BUDGET) --seeds 1 --alone
 
 test: $(VENV)/.ready-dev
 	$(BIN)/ruff check

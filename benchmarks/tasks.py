@@ -134,6 +134,7 @@ class Bench:
             "method": done.config.method, "max_length": done.spec.max_length or None,
             "zero_shot": done.baseline[0].model_dump(mode="json") if done.baseline else None,
             "zero_shot_says": done.baseline_says,
+            "few_shot": done.few_shot[0].model_dump(mode="json") if done.few_shot else None,
             "doublings": law.doublings.model_dump(mode="json") if law and law.doublings else None,
         }  # fmt: skip
 
@@ -153,14 +154,15 @@ class Bench:
         score = scores_of(self.task, predictions, self.references)[0]
         return {"score": score.model_dump(mode="json"), "train": len(self.rows["train"])}
 
-    def measure(self, seed: int) -> None:
-        """All that is missing of a seed, and ours against the best by hand."""
-        names = [OURS, *ways(self.task, self.entry.base == CONVNET)]
+    def measure(self, seed: int, *, alone: bool) -> None:
+        """All that is missing of a seed, and ours against the best by hand unless it is alone."""
+        names = [OURS, *([] if alone else ways(self.task, self.entry.base == CONVNET))]
         for who in names:
             work = partial(self.ours, seed) if who == OURS else partial(self.by_hand, who, seed)
             row = once(self.record, self.key(seed, who), work)
             self.read_to(row.get("max_length"))  # by hand as long as ours
-        once(self.record, self.key(seed, "compared"), partial(self.compared, names[1:], seed))
+        if not alone:
+            once(self.record, self.key(seed, "compared"), partial(self.compared, names[1:], seed))
 
     def key(self, seed: int, who: str) -> dict[str, Any]:
         """Of a row."""
@@ -195,22 +197,29 @@ def text_of(row: dict[str, Any]) -> str:
 
 # -- the table ----------------------------------------------------------------------------------------
 
-HEADER = ("data", "task", "seed", "zero-shot", "isoflop adapt", "90% interval", "its method", "minutes",
-          "doublings of labels", "best by hand", "ours - theirs", "90% interval", "p")  # fmt: skip
+HEADER = (
+    "data", "metric", "seed", "zero-shot", "few-shot", "isoflop adapt", "90% interval", "its method",
+    "minutes", "doublings of labels",
+)  # fmt: skip
+BESIDE = ("best by hand", "ours - theirs", "90% interval", "p")
+BY_HAND = ", and the best of three runs by hand in the same time"
 
 
-def line(rows: list[dict[str, Any]], pair: dict[str, Any]) -> str:
-    """One row of the table, of a task and a seed."""
-    ours = next(row for row in rows if same(row, pair) and row["who"] == OURS)
-    score, zero, more = ours["score"], ours["zero_shot"], ours["doublings"]
-    cells = (
-        pair["data"], score["metric"], pair["seed"], f"{zero['value']:.4g}" if zero else "–",
+def line(ours: dict[str, Any], pair: dict[str, Any] | None) -> str:
+    """One row of the table, of a task and a seed; `pair` compares it with what was done by hand."""
+    score, zero, few, more = ours["score"], ours["zero_shot"], ours["few_shot"], ours["doublings"]
+    cells = [
+        ours["data"], score["metric"], ours["seed"],
+        *(f"{s['value']:.4g}" if s else "–" for s in (zero, few)),
         f"{score['value']:.4g}", f"{score['low']:.4g} to {score['high']:.4g}", ours["method"],
         f"{ours['seconds'] / 60:.1f}",
         f"{more['value']:+.2f} [{more['low']:+.2f}, {more['high']:+.2f}]" if more else "–",
-        f"{pair['first']:.4g} ({pair['best']})", f"{pair['difference']:+.4g}",
-        f"{pair['low']:+.4g} to {pair['high']:+.4g}", f"{pair['p_better']:.2f}",
-    )  # fmt: skip
+    ]  # fmt: skip
+    if pair is not None:
+        cells += [
+            f"{pair['first']:.4g} ({pair['best']})", f"{pair['difference']:+.4g}",
+            f"{pair['low']:+.4g} to {pair['high']:+.4g}", f"{pair['p_better']:.2f}",
+        ]  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -222,24 +231,30 @@ def same(row: dict[str, Any], other: dict[str, Any]) -> bool:
 def summary(rows: list[dict[str, Any]], left_out: Sequence[str]) -> str:
     """The record's README."""
     pairs = [row for row in rows if row["who"] == "compared"]
-    better = sum(row["p_better"] >= 0.95 for row in pairs)
-    worse = sum(row["p_better"] <= 0.05 for row in pairs)
+    lines = [
+        line(ours, next((pair for pair in pairs if same(pair, ours)), None))
+        for ours in rows
+        if ours["who"] == OURS
+    ]
+    header = (*HEADER, *(BESIDE if pairs else ()))
     return "\n".join([
-        "# Tasks: the automatic choice within a budget, and the best of three runs by hand in the same time",
-        "",
+        "# Tasks: the automatic choice within a budget" + (BY_HAND if pairs else ""), "",
+        *([_judged(pairs), ""] if pairs else []),
+        "| " + " | ".join(header) + " |", "|---" * len(header) + "|", *lines, "",
+        *[f"Left out: {reason}" for reason in left_out],
+        f"Machine: {machine()}.", "",
+    ])  # fmt: skip
+
+
+def _judged(pairs: Sequence[dict[str, Any]]) -> str:
+    better = sum(pair["p_better"] >= 0.95 for pair in pairs)
+    worse = sum(pair["p_better"] <= 0.05 for pair in pairs)
+    return (
         f"Of {len(pairs)} comparisons (paired bootstrap on the same test examples) the automatic choice is "
         f"better in {better} (p at least .95) and worse in {worse} (p at most .05). The best by hand is the "
         "best on these test examples. `isoflop adapt` spends its budget on its baseline, search and law "
-        "too; by hand the whole budget is training. p: share of resamples in which ours is better.",
-        "",
-        "| " + " | ".join(HEADER) + " |",
-        "|---" * len(HEADER) + "|",
-        *(line(rows, pair) for pair in pairs),
-        "",
-        *[f"Left out: {reason}" for reason in left_out],
-        f"Machine: {machine()}.",
-        "",
-    ])  # fmt: skip
+        "too; by hand the whole budget is training. p: share of resamples in which ours is better."
+    )
 
 
 def main() -> None:
@@ -253,6 +268,7 @@ def main() -> None:
     parser.add_argument("--pretrain", default="10m", help="budget of each of our own bases")
     parser.add_argument("--tasks", nargs="*", default=[entry.name for entry in ENTRIES])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="without the runs by hand")
     args = parser.parse_args()
     seconds = Budget.parse(args.budget).seconds
     assert seconds is not None, "--budget is a time"
@@ -267,7 +283,7 @@ def main() -> None:
         work = args.data / "work" / entry.name
         bench = Bench(entry, args.data, work, args.record, seconds, args.pretrain)
         for seed in range(args.seeds):
-            bench.measure(seed)
+            bench.measure(seed, alone=args.alone)
     write_readme(args.record, summary(read(args.record), left_out))
 
 

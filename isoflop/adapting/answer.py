@@ -30,7 +30,7 @@ from isoflop.adapting.inputs import (
 from isoflop.adapting.lawful import law_of_task
 from isoflop.adapting.methods import METHODS, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
-from isoflop.adapting.prompting import prompted
+from isoflop.adapting.prompting import prompted, takes_shots
 from isoflop.adapting.records import AdaptConfig, Adapted, Taught
 from isoflop.adapting.search import SHARE, Search, trial_seconds
 from isoflop.adapting.smaller import smaller
@@ -48,11 +48,12 @@ from isoflop.tasks.text import check_kind
 
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
-BASELINE, LAW, SCORING = 0.05, 0.2, 0.08
+BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first twice where it takes prompts
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
 TIMED = 16  # examples from which the time of the baseline is known
+SHOTS = 4  # training examples that the second baseline is shown
 
 
 def adapt(
@@ -137,7 +138,7 @@ def _answer(
     _cap_scored(work, seen)
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
-    baseline, says = _baseline(work)
+    _baseline(work)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
     alone = not work.record.trials  # there was no time for a search, nor is there for a law
@@ -164,8 +165,10 @@ def _answer(
     return Adapted(
         id=work.record.id, task=work.task.name, base="", base_path="", data={}, columns={},
         examples={split: len(rows) for split, rows in work.rows.items()}, spec=work.spec, config=best,
-        cut=work.record.cut, trials=trials, validation=chosen.validation, test=chosen.test, baseline=baseline,
-        baseline_says=says, seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
+        cut=work.record.cut, trials=trials, validation=chosen.validation, test=chosen.test,
+        baseline=work.record.baseline, baseline_says=work.record.baseline_says,
+        few_shot=work.record.few_shot, few_shot_says=work.record.few_shot_says,
+        seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
         flops=sum(trial.flops for trial in trials) + (chosen.taught.flops if chosen.taught else 0.0),
         taught=chosen.taught,
     )  # fmt: skip
@@ -204,26 +207,32 @@ def _cap_scored(work: Work, seen: Seen) -> None:
             work.notes.append(f"{most:,} of {there:,} {split} examples are scored, for want of time")
 
 
-def _baseline(work: Work) -> tuple[tuple[Score, ...], str]:
-    """The base as it is, on as many test examples as a share of the budget lets."""
-    if work.record.baseline:
-        return work.record.baseline, work.record.baseline_says
+def _baseline(work: Work) -> None:
+    """The base as it is, and after some training examples where it takes prompts."""
+    if not work.record.baseline:
+        scores, says = _answers(work, 0)
+        work.change(baseline=scores, baseline_says=says)
+    if not work.record.few_shot and takes_shots(work.task, work.base):
+        scores, says = _answers(work, SHOTS)
+        work.change(few_shot=scores, few_shot_says=says)
+
+
+def _answers(work: Work, shots: int) -> tuple[tuple[Score, ...], str]:
+    """Of the base, on as many test examples as a share of the budget lets; and how they were made."""
+
+    def asked(rows: Any) -> tuple[list[Any], str]:
+        return prompted(work.task, work.base, work.spec, work.rows[TRAIN], rows, shots=shots, seed=work.seed)
+
     with work.part("baseline"):
         rows, began = work.rows[TEST], time.monotonic()
-        found, says = _asked(work, some(rows, TIMED, work.seed))
+        found, says = asked(some(rows, TIMED, work.seed))
         each = (time.monotonic() - began) / len(found)
-        asked = some(rows, max(TIMED, int(BASELINE * work.budget / each)), work.seed)
-        if len(asked) > len(found):
-            found, says = _asked(work, asked)
-        if len(asked) < len(rows):
-            says += f"; {len(asked):,} of the {len(rows):,} test examples"
-        scores = work.scores(found, asked)
-    work.change(baseline=scores, baseline_says=says)
-    return scores, says
-
-
-def _asked(work: Work, rows: Any) -> tuple[list[Any], str]:
-    return prompted(work.task, work.base, work.spec, work.rows[TRAIN], rows, seed=work.seed)
+        most = some(rows, max(TIMED, int(BASELINE * work.budget / each)), work.seed)
+        if len(most) > len(found):
+            found, says = asked(most)
+        if len(most) < len(rows):
+            says += f"; {len(most):,} of the {len(rows):,} test examples"
+        return work.scores(found, most), says
 
 
 def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]) -> AdaptConfig:

@@ -97,6 +97,12 @@ def prompted(
     return USUAL[task.name](spec, train, rows)
 
 
+def takes_shots(task: Task, base: Base) -> bool:
+    """Whether `prompted` shows training examples."""
+    asks = task.name == "classification" or (task.name == "question-answering" and base.kind == DECODER)
+    return asks or isinstance(task, FromTextToText)
+
+
 def _labelled(
     model: nn.Module, base: Base, spec: Spec, train: Dataset, rows: Dataset, asked: Asked
 ) -> Answer:

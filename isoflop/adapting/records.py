@@ -123,6 +123,8 @@ class Adapted(Record):
     test: tuple[Score, ...]
     baseline: tuple[Score, ...] = ()  # zero-shot or majority, on the same test examples
     baseline_says: str = ""
+    few_shot: tuple[Score, ...] = ()  # the base after some training examples, where it takes prompts
+    few_shot_says: str = ""
     seconds: dict[str, float]  # by stage
     flops: float  # of all trials, and of a teacher's answers
     model: str  # artifact folder, relative to the project

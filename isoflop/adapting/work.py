@@ -51,6 +51,8 @@ class Adapting(Record):
     final: Trial | None = None
     baseline: tuple[Score, ...] = ()
     baseline_says: str = ""
+    few_shot: tuple[Score, ...] = ()
+    few_shot_says: str = ""
     law_passes: float | None = None  # of the law's runs, once that is known
     points: tuple[LawPoint, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)  # by stage, of all processes

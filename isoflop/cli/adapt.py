@@ -254,11 +254,18 @@ def _show(done: Adapted) -> None:
     table("Tried", ("method", "rate", "batch", "passes", "validation", "seconds", "ended"), [
         _row(done, trial) for trial in done.trials
     ])  # fmt: skip
-    base = {s.metric: f"{s.value:.4f} ({_interval(s)})" for s in done.baseline}
-    table("Scores on test examples", ("metric", "the base", done.config.method, "90% interval", "unit"), [
-        (s.metric, base.get(s.metric, "–"), f"{s.value:.4f}", _interval(s), s.unit) for s in done.test
-    ])  # fmt: skip
-    typer.echo(f"the base: {done.baseline_says}")
+    prompted = {"zero-shot": done.baseline, "few-shot": done.few_shot}
+    others = {name: {s.metric: s for s in scores} for name, scores in prompted.items() if scores}
+    table(
+        "Scores on test examples", ("metric", *others, done.config.method, "90% interval", "unit"),
+        [
+            (s.metric, *(_with_interval(by.get(s.metric)) for by in others.values()), f"{s.value:.4f}",
+             _interval(s), s.unit)
+            for s in done.test
+        ],
+    )  # fmt: skip
+    for says in filter(None, (done.baseline_says, done.few_shot_says)):
+        typer.echo(f"the base, {says}")
     if done.taught:
         _show_comparison(done.taught.apart, f"its teacher {done.taught.path}")
     for sentence in done.law.sentences if done.law else ():
@@ -280,6 +287,10 @@ def _row(done: Adapted, trial: Trial) -> tuple[str, ...]:
 
 def _interval(score: Score) -> str:
     return f"{score.low:.4f} to {score.high:.4f}"
+
+
+def _with_interval(score: Score | None) -> str:
+    return "–" if score is None else f"{score.value:.4f} ({_interval(score)})"
 
 
 def _show_comparison(apart: Sequence[Comparison], against: object) -> None:

@@ -59,6 +59,8 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     assert done.config in [trial.config for trial in done.trials]
     assert {s.metric for s in done.test} >= {"macro_f1", "accuracy"}
     assert done.test[1].value > done.baseline[1].value
+    assert done.few_shot_says.startswith("4-shot")
+    assert [s.metric for s in done.few_shot] == [s.metric for s in done.baseline]
     assert done.law is not None
     assert done.law.sentences
 
@@ -67,6 +69,7 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     assert again.out.strip().endswith(str(folder))
     assert "label is the column 'verdict'" in again.out
     assert "Scores on test examples" in again.out
+    assert "few-shot" in again.out
     assert all(sentence in again.out for sentence in done.law.sentences)
 
     said = isoflop("apply", folder, "--text", "the day was bright", "--text", "a cruel walk")
