@@ -68,6 +68,13 @@ def test_a_taught_student_is_nearer_to_its_teacher(teacher: Teacher, tmp_path: P
     assert near["taught"] < near["alone"]
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers answer in float32, whatever the machine is fast in."""
+    monkeypatch.setattr("isoflop.adapting.teaching.preferred_precision", lambda: "float32")
+
+
+@pytest.mark.usefixtures("exact")
 def test_told_logits_are_the_teachers_whatever_the_batch(teacher: Teacher, tmp_path: Path) -> None:
     rows = reviews(40, seed=5)
     base = load_base(tiny_qwen3())
@@ -94,6 +101,7 @@ def tagged(count: int, seed: int) -> Dataset:
     ])  # fmt: skip
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_tagger_tells_logits_of_tokens(tmp_path: Path) -> None:
     task, base, rows = task_of("tagging"), load_base(tiny_bert()), tagged(20, 1)
     spec = task.spec(rows, base)

@@ -239,7 +239,7 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     """The best of the trials, those of the ledger first."""
     n, pace = len(work.rows[TRAIN]), seen.pace
     spent = work.record.seconds.get("search", 0.0)
-    seconds = max(0.0, min(SHARE * work.budget, work.left + spent))
+    seconds = max(0.0, SHARE * (work.left + spent))  # a teacher may have had much
     facts = Facts(
         examples=n, labels=len(work.spec.labels), params=seen.params, scratch=seen.scratch,
         text_out=work.task.soft and not work.spec.labels, passes=_passes(work, pace),

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.adapting.batches import Rows
+from isoflop.devices import preferred_precision
 from isoflop.errors import AdaptError
+from isoflop.precision import Precision
 from isoflop.progress import Progress, Silent
 from isoflop.records import digest
 from isoflop.store import atomic_write
@@ -139,11 +141,14 @@ def told_rows(
 
 
 def _asked(teacher: Teacher, rows: Rows, of_tokens: bool, progress: Progress) -> NDArray[np.float32]:
-    """(p, C), the rows as `in_order` has them, each window's tokens in turn."""
+    """(p, C), the rows as `in_order` has them, each window's tokens in turn; in the machine's precision."""
     found, done = [], 0
+    precision = Precision(preferred_precision(), torch.device("cpu"), [])
     progress.start(STAGE, len(rows), "examples")
     for numbers, batch in rows.in_order(BATCH):
-        logits = teacher.logits(batch).float()
+        with precision.autocast():
+            logits = teacher.logits(batch)
+        logits = logits.float()
         found.append((logits[batch["attention_mask"].bool()] if of_tokens else logits).numpy())
         done += len(numbers)
         progress.update(STAGE, done)
