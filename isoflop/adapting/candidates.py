@@ -65,6 +65,8 @@ RULES: tuple[Rule, ...] = (
          ("full",), (20, 60, 6), 64, 100),
     Rule("fewer than 32 examples a label", lambda f: f.examples < 32 * max(1, f.labels),
          ("lora", "probe", "full"), (1, 3, 1 / 3), 8, 50),
+    Rule("a tiny base, below 5 million parameters: narrow layers take high rates", lambda f: f.params < 5e6,
+         ("full",), (20, 60, 6), 32, 100),
     Rule("text for text", lambda f: f.text_out,
          ("full", "lora"), (1, 3, 1 / 3), 16, 10),
     Rule("a trial has no time for half a pass: nothing is searched", lambda f: f.scarce,
