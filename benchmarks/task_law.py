@@ -28,7 +28,7 @@ from isoflop.adapting.records import AdaptConfig, LawPoint
 from isoflop.devices import preferred_precision
 from isoflop.metrics import METRICS, Score, scored
 
-TESTED, VALIDATED = 1000, 200  # examples
+TESTED, VALIDATED = 500, 100  # examples
 PAID = 1e9  # seconds: every run that the law can ask for is made
 
 
@@ -45,11 +45,11 @@ class Case:
 
 
 CASES = (
-    Case("names", 2000, 3, 1e-4),
-    Case("spam", 800, 3, 1.5e-4, max_length=64),
-    Case("fashion", 8000, 6, 3e-3, batch=64),
-    Case("reviews-zh", 8000, 3, 5e-4, max_length=64),
-    Case("ner-zh", 3000, 3, 5e-4, max_length=64),
+    Case("names", 1000, 2, 1e-4),
+    Case("spam", 400, 3, 1.5e-4, max_length=64),
+    Case("fashion", 4000, 6, 3e-3, batch=64),
+    Case("reviews-zh", 8000, 3, 1e-3, batch=32, max_length=64),
+    Case("ner-zh", 4000, 3, 1e-3, max_length=64),
 )
 
 
