@@ -19,15 +19,19 @@ TEXT = (
     "the day was long and we saw a tree by the river. ein kühler Tag, schöne Bäume, größer als heute! "
     '日本語の文字、漢字と仮名。 {"a": 1, "b": [true, false]} one two three four five six seven eight nine ten. '
 )
-WIDTH, CONTEXT, STEPS, LENGTH = 64, 256, 80, 128
+VOCABULARY, WIDTH, CONTEXT, STEPS, LENGTH = 300, 64, 256, 80, 128
+
+
+def untrained() -> GPT:
+    torch.manual_seed(0)
+    return GPT(shape(WIDTH, VOCABULARY, n_layers=2, context=CONTEXT))
 
 
 def written(path: Path) -> Path:
     """The file, made of a model that was trained for a second."""
-    torch.manual_seed(0)
-    tokenizer = train_bpe(iter([TEXT]), 300)
+    tokenizer = train_bpe(iter([TEXT]), VOCABULARY)
     ids = torch.tensor(tokenizer.encode(TEXT * 5).ids)
-    model = GPT(shape(WIDTH, tokenizer.get_vocab_size(), n_layers=2, context=CONTEXT))
+    model = untrained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(STEPS):
         starts = torch.randint(len(ids) - LENGTH, (4,))

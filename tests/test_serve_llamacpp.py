@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -17,16 +15,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("aiohttp", reason="the extra isoflop[serve] is not installed")
 
-from gguf_models import CONTEXT, WIDTH, greedy, written
+from gguf_models import CONTEXT, greedy, untrained, written
 
 from isoflop.engines import open_engine
 from isoflop.engines.reading import log_probabilities
 from isoflop.errors import CorruptError, ProjectError
+from isoflop.export.gguf import read_weights
 from isoflop.serve.engines.llamacpp import LlamaCpp, LlamaCppEmbeds
 from isoflop.serve.protocol import (
     LENGTH,
@@ -183,7 +183,7 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(engine: LlamaCpp, loop: asyncio.Runner) -> None:
-    with pytest.raises(RequestError, match=rf"{CONTEXT + 44} tokens .* {CONTEXT}$") as caught:
+    with pytest.raises(RequestError, match=rf"{CONTEXT + 44} tokens, .* {CONTEXT}$") as caught:
         loop.run(answered(engine, (5,) * (CONTEXT + 44)))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
     _, _, ending = loop.run(answered(engine, (5,) * (CONTEXT - 4), tokens=50))
@@ -292,14 +292,14 @@ def test_its_death_is_told_and_it_can_begin_again(file: Path, loop: asyncio.Runn
 
 
 async def cut(engine: LlamaCpp) -> AsyncGenerator[Piece | Ending, None]:
-    """A stream in which the engine is killed after the first piece."""
+    """A stream in which the engine is killed after the first piece: it has more to tell than sockets hold."""
     assert engine._process is not None
-    async with aclosing(engine.generate(Generation("one", 250, temperature=1.0, stop=("never",)))) as stream:
+    async with aclosing(engine.generate(Generation("one", 250, logprobs=300))) as stream:
+        yield await anext(stream)
+        engine._process.kill()
+        await engine._process.wait()
         async for part in stream:
             yield part
-            os.kill(engine._process.pid, signal.SIGSTOP)
-            os.kill(engine._process.pid, signal.SIGKILL)
-            await engine._process.wait()
 
 
 PARENT = """
@@ -344,23 +344,35 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         LlamaCpp(tmp_path / "m.gguf")
 
 
+@torch.no_grad()
+def pooled(file: Path, ids: list[int]) -> list[float]:
+    """The mean of the tokens' last states by torch, of length 1."""
+    model = untrained()
+    read_weights(model, file)
+    mean = model.model(torch.tensor([ids]))[0].mean(0)
+    out: list[float] = (mean / mean.norm()).tolist()
+    return out
+
+
 def test_vectors_of_texts(file: Path, loop: asyncio.Runner) -> None:
     async def embedded() -> None:
-        engine = LlamaCppEmbeds(file, threads=1, slots=2)
+        engine = LlamaCppEmbeds(file, threads=1, slots=3, context=100)
         await engine.start()
         try:
+            assert 100 <= engine.context < CONTEXT
             assert isinstance(engine, Embeds)
             assert isinstance(engine, Tokenizes)
             assert not isinstance(engine, Writes)
-            texts = ["the day was long", "one two", "the day was long"]
+            texts = ["the day was long", "one two", "the day was", "日本語", "the day was long"]
             vectors, tokens = await engine.embed(texts)
-            assert [len(vector) for vector in vectors] == [WIDTH] * 3
-            assert vectors[0] == pytest.approx(vectors[2], abs=1e-4)
+            ids = [await engine.tokenize(text) for text in texts]
+            assert tokens == sum(map(len, ids))
+            for vector, row in zip(vectors, ids, strict=True):
+                assert vector == pytest.approx(pooled(file, row), abs=1e-3)
             assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
-            assert sum(x * x for x in vectors[0]) == pytest.approx(1, abs=1e-3)
-            assert tokens == sum([len(await engine.tokenize(text)) for text in texts])
-            with pytest.raises(RequestError) as caught:
-                await engine.embed(["one two three four " * CONTEXT])
+            assert len(await engine.embed(["!" * engine.context])) == 2
+            with pytest.raises(RequestError, match=f"more than the {engine.context} ") as caught:
+                await engine.embed(["one", "!" * (engine.context + 1)])
             assert caught.value.code == "context_length_exceeded"
         finally:
             await engine.close()

@@ -6,6 +6,7 @@ llama.cpp and vLLM speak nearly the same; a dialect has where they differ.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ ALIVE_SECONDS = 5.0  # in which a server that is alive says so
 KEPT_SECONDS = 4.0  # that an idle connection is kept: servers close theirs after 5
 SPARE = 8  # connections beside those that stream
 TOO_LONG = "context_length_exceeded"
+TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .* (\d+)\)")  # llama.cpp, of a text for a vector
 UNABLE = (404, 405, 501)  # statuses of what a server cannot do
 
 
@@ -116,6 +118,9 @@ def refusal(name: str, status: int, body: bytes) -> RequestError | EngineError:
         count, context = error["n_prompt_tokens"], error["n_ctx"]
         text = f"the prompt has {count} tokens, which leaves no room in a context of {context}"
         return RequestError(text, code=TOO_LONG, param="prompt")
+    if found := TOO_LARGE.search(message):
+        text = f"a text has {found[1]} tokens, more than the {found[2]} that this server takes at once"
+        return RequestError(text, code=TOO_LONG, param="input")
     if "maximum context length" in message:
         return RequestError(message, code=TOO_LONG, param="prompt")
     if status in (400, 413, 422):

@@ -98,7 +98,7 @@ class _Served(Tokenizing):
         self._ends.push_async_callback(self._http.close)
         about = (await self._http.get("/v1/models"))["data"][0]
         self._model, self._vocabulary = about["id"], about["meta"]["n_vocab"]
-        self.context = about["meta"]["n_ctx"]
+        self.context = min(about["meta"]["n_ctx"], told["at_once"])
         self._first = (await self._http.get("/props"))["bos_token"]
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:

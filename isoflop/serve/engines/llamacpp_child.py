@@ -24,27 +24,29 @@ MEAN = 1  # llama.cpp's number for the mean of the token vectors
 def main() -> None:
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what llama.cpp prints is none of the answer
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # by a debugger that looks into this process
     asked = json.loads(sys.stdin.readline())
     try:
-        server = _served(asked)
+        parameters = _parameters(asked)
+        server = _server(parameters)
     except IsoflopError as error:
         kind = type(error).__name__
         line = json.dumps({"error": kind, "message": error.message, "hint": error.hint})
         print(line, file=told, flush=True)
         os._exit(1)
-    print(json.dumps({"url": server.listening_address}), file=told, flush=True)
+    at_once = parameters.n_batch if asked["embedding"] else parameters.n_ctx
+    print(json.dumps({"url": server.listening_address, "at_once": at_once}), file=told, flush=True)
     sys.stdin.read()
     os._exit(0)
 
 
-def _served(asked: dict[str, Any]) -> Any:
-    path = Path(asked["path"])
-    file = described(path)
+def _parameters(asked: dict[str, Any]) -> Any:
+    file = described(Path(asked["path"]))
 
-    from xllamacpp import CommonParams, Server
+    from xllamacpp import CommonParams
 
     parameters = CommonParams()
-    parameters.model.path = str(path)
+    parameters.model.path = asked["path"]
     context = asked["context"] or min(file.context, MOST_CONTEXT)
     parameters.n_parallel, parameters.n_ctx = asked["slots"], asked["slots"] * context
     for threads in (parameters.cpuparams, parameters.cpuparams_batch):
@@ -55,14 +57,23 @@ def _served(asked: dict[str, Any]) -> Any:
     parameters.api_keys, parameters.n_threads_http = [asked["key"]], asked["connections"] + 2
     if asked["embedding"]:
         parameters.embedding = True
-        parameters.n_batch = parameters.n_ubatch = context  # a text is computed at once
+        slots = parameters.n_parallel
+        whole = -(-context // slots) * slots  # llama.cpp's graph of means asks for it
+        parameters.n_batch = parameters.n_ubatch = whole  # a text is computed at once
+        parameters.kv_unified = True  # else it computes long texts in parts, and pools the last one alone
         if file.pooling is None:
             parameters.pooling_type = MEAN
+    return parameters
+
+
+def _server(parameters: Any) -> Any:
+    from xllamacpp import Server
+
     try:
         return Server(parameters)
     except RuntimeError:
         raise CorruptError(
-            f"llama.cpp cannot serve {path} with {asked['slots']} contexts of {context} tokens",
+            f"llama.cpp cannot serve {parameters.model.path} with {parameters.n_ctx} tokens of context in all",
             hint="look for a lack of memory, or export it again",
         ) from None
 
