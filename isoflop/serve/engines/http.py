@@ -5,10 +5,12 @@ llama.cpp and vLLM speak nearly the same; a dialect has where they differ.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +55,15 @@ OTHER = Dialect("OpenAI-compatible", "prompt", {}, {}, None)
 
 
 class Http:
-    """A server's address, with connections that are kept."""
+    """A server's address, or the socket that it is behind, with connections that are kept."""
 
-    def __init__(self, url: str, name: str, *, key: str | None, connections: int) -> None:
+    def __init__(
+        self, url: str, name: str, *, key: str | None, connections: int, socket: str | None = None
+    ) -> None:
         self.url, self.name = url, name
+        kept: dict[str, Any] = {"limit": connections, "keepalive_timeout": KEPT_SECONDS}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEPT_SECONDS),
+            connector=aiohttp.UnixConnector(socket, **kept) if socket else aiohttp.TCPConnector(**kept),
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -93,6 +98,8 @@ class Http:
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, **rest: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session.closed:  # as another engine took its place
+            raise EngineError(f"{self.name} is closed")
         try:
             async with self._session.request(
                 method, self.url + path, allow_redirects=False, **rest
@@ -148,13 +155,40 @@ def sampling(asked: Generation, dialect: Dialect) -> dict[str, Any]:
     return {"temperature": asked.temperature, "top_p": asked.top_p, **seed, **dialect.neutral}
 
 
-class Tokenizing:
-    """What every engine behind HTTP has: its server, once started, and what it says of its model."""
+class OverHttp(ABC):
+    """What every engine behind HTTP has: its server, once started, and what that says of its model."""
 
     _http: Http
     _dialect: Dialect
     _model: str
     _vocabulary: int | None  # token ids that there are, where the server says so
+
+    def __init__(self, slots: int, context: int | None) -> None:
+        self.slots, self.context = slots, context or 0  # 0: before it has said so
+        self._free = asyncio.Semaphore(slots)
+        self._ends = AsyncExitStack()  # what close() has to end
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        try:
+            await self._begin()
+        except BaseException:
+            await self.close()
+            raise
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """Find the server, and what it says of its model."""
+
+    async def close(self) -> None:
+        await self._ends.aclose()
+
+    async def _answers(self, path: str) -> bool:
+        try:
+            await self._http.get(path, seconds=ALIVE_SECONDS)
+        except (EngineError, RequestError):
+            return False
+        return True
 
     async def tokenize(self, text: str) -> list[int]:
         body = {"model": self._model, self._dialect.text: text, **self._dialect.plain}
@@ -170,7 +204,7 @@ class Tokenizing:
         return text
 
 
-class Embedding(Tokenizing):
+class Embedding(OverHttp):
     """One whose server makes vectors of texts."""
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:

@@ -1,7 +1,8 @@
 """llama.cpp's server with continuous batching, from the wheel of xllamacpp, in a process of its own.
 
 So its crash is not ours, it never waits for this process's interpreter, and a second one can be started
-before the first ends. It listens on loopback, at a port and with a key that it alone knows.
+before the first ends. It listens at a socket in a folder of this user's alone, with a key that nobody else
+knows: to connect costs less there than on loopback, and llama.cpp wants a new connection for every answer.
 """
 
 from __future__ import annotations
@@ -10,31 +11,24 @@ import asyncio
 import json
 import secrets
 import sys
+import tempfile
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from isoflop import errors
 from isoflop.engines import opened
 from isoflop.errors import CorruptError
-from isoflop.serve.engines.http import (
-    ALIVE_SECONDS,
-    LLAMA_CPP,
-    SPARE,
-    Embedding,
-    Http,
-    Tokenizing,
-    sampling,
-    tokens_of,
-)
+from isoflop.serve.engines.http import LLAMA_CPP, SPARE, Embedding, Http, OverHttp, sampling, tokens_of
 from isoflop.serve.engines.stops import Stops
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
 from isoflop.workers import cores
 
 CHILD = "isoflop.serve.engines.llamacpp_child"
+SOCKET = "llama.sock"  # by its end llama.cpp knows it from a host
+COMPLAINTS = 4096  # bytes of them that are kept
 END_SECONDS = 5.0  # that the process has to end by itself
 CACHED = "timings/cache_n"
 FINAL = ["stop", "stop_type", "tokens_predicted", "tokens_evaluated", CACHED]  # of the last event, else long
@@ -42,7 +36,7 @@ FINAL = ["stop", "stop_type", "tokens_predicted", "tokens_evaluated", CACHED]  #
 SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-class _Served(Tokenizing):
+class _Served(OverHttp):
     """A .gguf file, or the folder that has one, with a context for each slot.
 
     `context` None: as the model was trained, at most 8,192 tokens. Raises ProjectError where there is no file
@@ -56,24 +50,16 @@ class _Served(Tokenizing):
     def __init__(
         self, path: Path, *, threads: int | None = None, slots: int = 8, context: int | None = None
     ) -> None:
+        super().__init__(slots, context)
         self._path, self._threads, self._asked_context = opened(path).absolute(), threads, context
-        self.slots, self.context = slots, context or 0
         self._process: asyncio.subprocess.Process | None = None
-        self._ends = AsyncExitStack()  # what close() has to end
-        self._heard: deque[str] = deque(maxlen=20)  # of what the process complained last
-        self._free = asyncio.Semaphore(slots)
-
-    async def start(self) -> None:
-        """Returns when it answers: llama.cpp warms itself up as it loads."""
-        try:
-            await self._begin()
-        except BaseException:
-            await self.close()
-            raise
+        self._complaints = b""  # of the process, the last
 
     async def _begin(self) -> None:
+        # It finds modules where this process does: with -m alone, first in whatever folder this is.
+        code = f"import sys; sys.path[:] = {sys.path}; from {CHILD} import main; main()"
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", CHILD, start_new_session=True,  # the terminal's Ctrl-C is not for it
+            sys.executable, "-P", "-c", code, start_new_session=True,  # the terminal's Ctrl-C is not for it
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stdin is not None
@@ -81,20 +67,25 @@ class _Served(Tokenizing):
         listening = asyncio.create_task(self._listen(process))
         self._ends.push_async_callback(self._end, process, listening)
         key, connections = secrets.token_urlsafe(32), self.slots + SPARE
+        folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="isoflop-"))
+        socket = None if sys.platform == "win32" else f"{folder}/{SOCKET}"
         asked = {
             "path": str(self._path), "slots": self.slots, "context": self._asked_context, "key": key,
             "threads": self._threads or cores(), "connections": connections, "embedding": self._embedding,
+            "socket": socket,
         }  # fmt: skip
         process.stdin.write(json.dumps(asked).encode() + b"\n")
         line = await process.stdout.readline()
         if not line:
             await listening
-            said = self._heard[-1] if self._heard else f"status {await process.wait()}"
+            lines = self._complaints.decode(errors="replace").split("\n")
+            said = next((line for line in reversed(lines) if line), f"status {await process.wait()}")
             raise CorruptError(f"llama.cpp ended as it opened {self._path}: {said}", hint="export it again")
         told = json.loads(line)
         if "error" in told:
             raise getattr(errors, told["error"])(told["message"], hint=told["hint"])
-        self._http = Http(told["url"], self.name, key=key, connections=connections)
+        url = told["url"] if socket is None else "http://localhost"
+        self._http = Http(url, self.name, key=key, connections=connections, socket=socket)
         self._ends.push_async_callback(self._http.close)
         about = (await self._http.get("/v1/models"))["data"][0]
         self._model, self._vocabulary = about["id"], about["meta"]["n_vocab"]
@@ -104,20 +95,12 @@ class _Served(Tokenizing):
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         """Reads what it complains of, so that it never waits for a reader."""
         assert process.stderr is not None
-        async for line in process.stderr:
-            self._heard.append(line.decode(errors="replace").strip())
+        while part := await process.stderr.read(COMPLAINTS):
+            self._complaints = (self._complaints + part)[-COMPLAINTS:]
 
     async def alive(self) -> bool:
-        if self._process is None or self._process.returncode is not None:
-            return False
-        try:
-            await self._http.get("/health", seconds=ALIVE_SECONDS)
-        except (EngineError, RequestError):
-            return False
-        return True
-
-    async def close(self) -> None:
-        await self._ends.aclose()
+        running = self._process is not None and self._process.returncode is None
+        return running and await self._answers("/health")
 
     async def _end(self, process: asyncio.subprocess.Process, listening: asyncio.Task[None]) -> None:
         assert process.stdin is not None
@@ -201,7 +184,8 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     """Raises RequestError where llama.cpp cannot keep to a schema: it would leave it out and say nothing."""
     from llguidance import LLMatcher
 
-    said = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(dict(schema)))
-    if said:
-        reason = said.rpartition("JSON schema: ")[2].partition("\n")[0]
+    grammar = LLMatcher.grammar_from_json_schema(dict(schema))
+    wrong, said = LLMatcher.validate_grammar_with_warnings(grammar)
+    if wrong:
+        reason = said[0].rpartition("JSON schema: ")[2].partition("\n")[0]
         raise RequestError(f"this JSON schema cannot be kept to: {reason}", param="response_format")

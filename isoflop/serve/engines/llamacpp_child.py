@@ -1,4 +1,4 @@
-"""The process that llama.cpp's server runs in: `python -m isoflop.serve.engines.llamacpp_child`.
+"""The process that llama.cpp's server runs in.
 
 One line of JSON comes on its standard input, with what to serve and the key, so that neither is in the list
 of processes; one goes out with the address, or with why there is none. It ends when its input does: with its
@@ -37,6 +37,8 @@ def main() -> None:
     at_once = parameters.n_batch if asked["embedding"] else parameters.n_ctx
     print(json.dumps({"url": server.listening_address, "at_once": at_once}), file=told, flush=True)
     sys.stdin.read()
+    if asked["socket"]:  # of a parent that could not
+        Path(asked["socket"]).unlink(missing_ok=True)
     os._exit(0)
 
 
@@ -53,7 +55,9 @@ def _parameters(asked: dict[str, Any]) -> Any:
         threads.n_threads = asked["threads"]
     parameters.fit_params = False  # to the memory of a GPU, by a smaller context
     parameters.cache_ram_mib = 0  # else it keeps the prompts of the past, 8 GB of them
-    parameters.ui, parameters.endpoint_slots, parameters.verbosity = False, True, ERRORS
+    parameters.ui, parameters.verbosity = False, ERRORS
+    if asked["socket"]:
+        parameters.hostnames = [asked["socket"]]
     parameters.api_keys, parameters.n_threads_http = [asked["key"]], asked["connections"] + 2
     if asked["embedding"]:
         parameters.embedding = True
@@ -72,11 +76,7 @@ def _server(parameters: Any) -> Any:
     try:
         return Server(parameters)
     except RuntimeError:
-        raise CorruptError(
-            f"llama.cpp cannot serve {parameters.model.path} with {parameters.n_ctx} tokens of context in all",
-            hint="look for a lack of memory, or export it again",
-        ) from None
-
-
-if __name__ == "__main__":
-    main()
+        text = (
+            f"llama.cpp cannot serve {parameters.model.path} with {parameters.n_ctx} tokens of context in all"
+        )
+        raise CorruptError(text, hint="look for a lack of memory, or export it again") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -18,7 +17,7 @@ from isoflop.serve.engines.http import (
     VLLM,
     Embedding,
     Http,
-    Tokenizing,
+    OverHttp,
     sampling,
     tokens_of,
 )
@@ -28,10 +27,11 @@ KEY_VARIABLE = "ISOFLOP_ENGINE_KEY"
 DIALECTS = {"vllm": VLLM, "llamacpp": LLAMA_CPP}  # by owned_by of the server's list of models
 
 
-class _Elsewhere(Tokenizing):
+class _Elsewhere(OverHttp):
     """A server's address, with or without `/v1`; its key is in the environment.
 
     It says itself what its model is called and how long its context is; `model` chooses one of several.
+    start() raises IsoflopError where no such server answers.
     """
 
     name = OTHER.name
@@ -40,31 +40,25 @@ class _Elsewhere(Tokenizing):
         self, url: str, *, model: str | None = None, slots: int = 64, context: int | None = None,
         key_variable: str = KEY_VARIABLE,
     ) -> None:  # fmt: skip
+        super().__init__(slots, context)
         self._url, self._wanted, self._key_variable = url.rstrip("/").removesuffix("/v1"), model, key_variable
-        self.slots, self.context, self._said_context = slots, context or 0, context
-        self._free = asyncio.Semaphore(slots)
+        self._said_context = context
 
-    async def start(self) -> None:
-        """Raises IsoflopError where no such server answers."""
-        self._http = Http(
-            self._url, self._url, key=os.environ.get(self._key_variable), connections=self.slots + SPARE
-        )
+    async def _begin(self) -> None:
+        key = os.environ.get(self._key_variable)
+        self._http = Http(self._url, self._url, key=key, connections=self.slots + SPARE)
+        self._ends.push_async_callback(self._http.close)
         try:
             about = self._chosen((await self._http.get("/v1/models", seconds=ALIVE_SECONDS))["data"])
         except (EngineError, RequestError) as error:
-            await self.close()
             hint = f"start it, or look at its address and the key in {self._key_variable}"
             raise IsoflopError(str(error), hint=hint) from None
-        except BaseException:
-            await self.close()
-            raise
         meta = about.get("meta") or {}
         self._model, self._vocabulary = about["id"], meta.get("n_vocab")
         self._dialect = DIALECTS.get(about.get("owned_by", ""), OTHER)
         self.name, self.schemas = self._dialect.name, self._dialect.schema is not None
         self.context = self._said_context or about.get("max_model_len") or meta.get("n_ctx") or 0
         if not self.context:
-            await self.close()
             raise IsoflopError(f"{self._url} does not say how long its context is", hint="say it")
 
     def _chosen(self, models: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,14 +69,7 @@ class _Elsewhere(Tokenizing):
         return named[0]
 
     async def alive(self) -> bool:
-        try:
-            await self._http.get("/v1/models", seconds=ALIVE_SECONDS)
-        except (EngineError, RequestError):
-            return False
-        return True
-
-    async def close(self) -> None:
-        await self._http.close()
+        return await self._answers("/v1/models")
 
 
 class Remote(_Elsewhere):
@@ -125,7 +112,9 @@ class Remote(_Elsewhere):
             body["stop"] = asked.stop
         if asked.logprobs is not None:
             body["logprobs"] = asked.logprobs
-        if asked.schema is not None and self._dialect.schema is not None:
+        if asked.schema is not None:
+            if self._dialect.schema is None:
+                raise RequestError(f"{self._url} cannot keep to a schema", param="response_format")
             body |= self._dialect.schema(asked.schema)
         return body
 
