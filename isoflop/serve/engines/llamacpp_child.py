@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def main() -> None:
     at_once = parameters.n_batch if asked["embedding"] else parameters.n_ctx
     print(json.dumps({"url": server.listening_address, "at_once": at_once}), file=told, flush=True)
     sys.stdin.read()
-    if asked["socket"]:  # of a parent that could not
-        Path(asked["socket"]).unlink(missing_ok=True)
+    if asked["socket"]:
+        with suppress(OSError):  # of a parent that has done it
+            os.unlink(asked["socket"])
+            os.rmdir(os.path.dirname(asked["socket"]))
     os._exit(0)
 
 
