@@ -19,7 +19,7 @@ class Generation:
     """One text to go on with."""
 
     prompt: str | tuple[int, ...]  # text, or token ids of the model
-    max_tokens: int
+    max_tokens: int  # 1 or more
     temperature: float = 1.0  # 0: the likeliest token
     top_p: float = 1.0
     stop: tuple[str, ...] = ()  # texts that end it and are not part of it
