@@ -10,6 +10,10 @@ from typing import Protocol
 
 from isoflop.serve.keys import Key
 
+# Kinds of errors that others look for.
+DISCONNECTED = "disconnected"  # the client went before its answer ended
+MASKING_FAILED = "masking_failed"
+
 
 @dataclass
 class Call:
@@ -31,9 +35,10 @@ class Call:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    characters: tuple[int, ...] = ()  # of the prompt by class (drift.py), where somebody watches for drift
     masked: Counter[str] = field(default_factory=Counter)  # items by kind
     status: int = 0  # of HTTP
-    error: str = ""  # kind of what went wrong, as "rate_limit_exceeded", "disconnected"; "": nothing
+    error: str = ""  # kind of what went wrong, as "rate_limit_exceeded"; "": nothing
     finish: str = ""  # why the answer ended
 
     def piece(self) -> None:
@@ -41,6 +46,11 @@ class Call:
         now = time.monotonic()
         self.first = now if self.first is None else self.first
         self.last = now
+
+    @property
+    def failed(self) -> bool:
+        """By the server's own fault: a status of 5xx, or an error after the answer had begun."""
+        return self.status >= 500 or (self.status < 400 and self.error not in ("", DISCONNECTED))
 
 
 class Observer(Protocol):
