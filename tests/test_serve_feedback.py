@@ -121,11 +121,11 @@ def test_texts_are_masked_before_they_are_kept(project: Project) -> None:
     heard: list[str] = []
     feedbacks = Feedbacks(project, mask=mask, listeners=[heard.append])
     chat = [Said(role="user", content="I am a@b.org")]
-    kept = feedbacks.keep("r", "up", by=None, comment="ask a@b.org", prompt=chat, answer="Hi a@b.org")
+    kept = feedbacks.keep("r", "up", key=None, comment="ask a@b.org", prompt=chat, answer="Hi a@b.org")
     assert "a@b.org" not in kept.to_json()
     assert kept.to_json().count("[EMAIL]") == 3
     with pytest.raises(ValueError, match="masker"):
-        feedbacks.keep("r2", "up", by=None, prompt="boom")
+        feedbacks.keep("r2", "up", key=None, prompt="boom")
     assert len(project.all(KIND, Feedback)) == 1
     assert heard == ["up"]
 
@@ -140,9 +140,9 @@ def test_a_ledger_that_cannot_be_written_asks_to_try_again(client: TestClient, p
 
 def test_accepted_answers_become_prompts_and_responses(feedbacks: Feedbacks, project: Project) -> None:
     for number, rating in enumerate(("up", "up", "down", "up")):
-        feedbacks.keep(f"r{number}", rating, by=None, prompt=f"p{number}", answer=f"a{number}")  # type: ignore[arg-type]
-    feedbacks.keep("again", "up", by=None, prompt="p0", answer="a0")
-    feedbacks.keep("bare", "up", by=None)
+        feedbacks.keep(f"r{number}", rating, key=None, prompt=f"p{number}", answer=f"a{number}")  # type: ignore[arg-type]
+    feedbacks.keep("again", "up", key=None, prompt="p0", answer="a0")
+    feedbacks.keep("bare", "up", key=None)
     found = export(project)
     assert found.rows == [{"prompt": f"p{n}", "response": f"a{n}"} for n in (0, 1, 3)]
     assert (found.ratings, found.without) == (5, 1)
@@ -151,8 +151,8 @@ def test_accepted_answers_become_prompts_and_responses(feedbacks: Feedbacks, pro
 
 def test_a_chat_of_several_turns_makes_them_all_messages(feedbacks: Feedbacks, project: Project) -> None:
     turns = [Said(role=role, content=role) for role in ("user", "assistant", "user")]
-    feedbacks.keep("r1", "up", by=None, prompt="alone", answer="one")
-    feedbacks.keep("r2", "up", by=None, prompt=turns, answer="two")
+    feedbacks.keep("r1", "up", key=None, prompt="alone", answer="one")
+    feedbacks.keep("r2", "up", key=None, prompt=turns, answer="two")
     first, second = (row["messages"] for row in export(project).rows)
     assert first == [{"role": "user", "content": "alone"}, {"role": "assistant", "content": "one"}]
     assert [said["content"] for said in second] == ["user", "assistant", "user", "two"]

@@ -71,14 +71,13 @@ class Feedbacks:
                 self._recent.popitem(last=False)
 
     def keep(
-        self, request_id: str, rating: Rating, *, by: Call | None, comment: str = "",
+        self, request_id: str, rating: Rating, *, key: Key | None, comment: str = "",
         prompt: str | Sequence[Said] | None = None, answer: str | None = None,
     ) -> Feedback:  # fmt: skip
         """Write it down, in place of what the same key said of the same answer before.
 
-        `by` is the call that brings it. Raises PermissionError where the answer was another key's.
+        Raises PermissionError where the answer was another key's.
         """
-        key = by.key if by is not None else None
         answered = self._recent.get(request_id)
         if answered is not None and _owner(answered.key) != _owner(key):
             raise PermissionError(request_id)

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from isoflop.serve.calls import MASKING_FAILED, Call
+from isoflop.serve.calls import MASKING_FAILED, Call, call_of
 from isoflop.serve.protocol import Engine, Load, TellsLoad
 
 OURS, THEIRS = "isoflop:", "vllm:"
@@ -281,6 +281,7 @@ def metrics_router(meters: Meters) -> APIRouter:
     @router.get("/metrics", response_class=Response, tags=["operations"])
     def metrics(request: Request) -> Response:
         """Metrics in Prometheus text or OpenMetrics, as the header Accept says."""
+        call_of(request.scope)  # now it has its route
         text, content_type = meters.render(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 

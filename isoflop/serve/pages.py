@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
+
+from isoflop.serve.calls import call_of
 
 FOLDER = Path(__file__).parent / "page"
 PAGES = {
@@ -23,8 +25,9 @@ def page_router() -> APIRouter:
     return router
 
 
-def _sends(file: Path) -> Callable[[], FileResponse]:
-    def send() -> FileResponse:
+def _sends(file: Path) -> Callable[[Request], FileResponse]:
+    def send(request: Request) -> FileResponse:
+        call_of(request.scope)  # now it has its route
         return FileResponse(file)
 
     return send

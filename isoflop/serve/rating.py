@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from isoflop.errors import IsoflopError
+from isoflop.serve.calls import call_of
 from isoflop.serve.feedback import Feedbacks, Rating, Said
 from isoflop.serve.protocol import EngineError, RequestError
 
@@ -61,7 +62,7 @@ def feedback_router(feedbacks: Feedbacks) -> APIRouter:
         prompt = rating.prompt
         try:
             kept = feedbacks.keep(
-                rating.request_id, rating.rating, by=getattr(request.state, "call", None),
+                rating.request_id, rating.rating, key=call_of(request.scope).key,
                 comment=rating.comment, answer=rating.answer,
                 prompt=prompt if prompt is None or isinstance(prompt, str)
                 else [Said(role=said.role, content=said.content) for said in prompt],

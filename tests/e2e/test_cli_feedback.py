@@ -17,9 +17,9 @@ from isoflop.tasks.generation import Generation
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     feedbacks = Feedbacks(Project(tmp_path / "home"))
-    feedbacks.keep("r1", "up", by=None, prompt="Why?", answer="Because. 因为")
-    feedbacks.keep("r2", "down", by=None, prompt="Who?", answer="Nobody.")
-    feedbacks.keep("r3", "up", by=None)
+    feedbacks.keep("r1", "up", key=None, prompt="Why?", answer="Because. 因为")
+    feedbacks.keep("r2", "down", key=None, prompt="Who?", answer="Nobody.")
+    feedbacks.keep("r3", "up", key=None)
     return tmp_path / "home"
 
 
