@@ -145,7 +145,7 @@ def test_posted_with_retries_and_the_urls_secret_in_no_log(
     sent = receiver.got[-1]
     assert (sent["alert"], sent["state"], sent["server"]) == ("errors", FIRING, "here:8000")
     assert sent["value"] == 1.0
-    assert "100.0% of 30 requests failed" in sent["text"]
+    assert "100.0% of 30 requests failed; the objective is 5.00%" in sent["text"]
     assert caplog.records
     assert SECRET not in caplog.text
 

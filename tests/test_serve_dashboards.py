@@ -143,6 +143,8 @@ def test_objectives_as_typed() -> None:
         objectives({"latency": "1s"})
     with pytest.raises(FitError, match="--objective busy is 'much'"):
         objectives({"busy": "much"})
+    with pytest.raises(FitError, match="--objective errors is 0, not above zero"):
+        objectives({"errors": "0"})
 
 
 def test_objectives_are_in_the_rules_and_on_the_panels(folder: Path) -> None:

@@ -112,6 +112,16 @@ def test_what_is_no_rating_is_refused(client: TestClient, project: Project, body
     assert project.all(KIND, Feedback) == []
 
 
+def test_a_comment_that_follows_is_no_second_rating(project: Project) -> None:
+    heard: list[str] = []
+    feedbacks = Feedbacks(project, listeners=[heard.append])
+    feedbacks.keep("r", "up", key=None)
+    feedbacks.keep("r", "up", key=None, comment="indeed")
+    assert heard == ["up"]
+    feedbacks.keep("r", "down", key=None)
+    assert heard == ["up", "down"]
+
+
 def test_texts_are_masked_before_they_are_kept(project: Project) -> None:
     def mask(text: str) -> str:
         if "boom" in text:

@@ -12,7 +12,9 @@ import typer
 from isoflop.cli.options import DEFAULT_PROJECT, ProjectOption, open_project
 
 app = typer.Typer(
-    no_args_is_help=True, help="What users said of answers, by the page's thumbs or /v1/feedback."
+    no_args_is_help=True,
+    help="What users said of answers, by the page's thumbs or /v1/feedback.\n\n"
+    "Example: [bold]isoflop feedback export --out liked.jsonl[/bold]",
 )
 
 
@@ -58,7 +60,7 @@ def export(
         atomic_write(file, text)
     same = found.ratings - found.without - len(found.rows)
     typer.echo(
-        f"{len(found.rows)} answers rated {rating.value}; left out: {found.without} without prompt and "
-        f"answer, {same} the same as others",
+        f"{len(found.rows)} of {found.ratings} answers rated {rating.value}; left out: "
+        f"{found.without} without prompt and answer, {same} the same as others",
         err=True,
     )

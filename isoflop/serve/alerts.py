@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -103,7 +104,8 @@ class Alerts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        with suppress(asyncio.CancelledError):
+            await self._task
 
     async def _watch(self) -> None:
         while True:
@@ -132,38 +134,25 @@ class Alerts:
             self._firing.discard(alert.alert)
 
     def _alert(self, name: str, state: str, text: str, value: float | None, objective: float | None) -> Alert:
-        text = f"{self._server}: {text}"
         return Alert(
-            alert=name,
-            state=state,
-            text=text,
-            value=value,
-            objective=objective,
-            server=self._server,
-            at=utc(),
-        )
+            alert=name, state=state, text=f"{self._server}: {text}", value=value, objective=objective,
+            server=self._server, at=utc(),
+        )  # fmt: skip
 
     def _broken(self, now: float) -> Iterator[Broken]:
         seen = [call for call in list(self._calls) if call.ended >= now - self._how.window]
         firsts = [call.first for call in seen if call.first is not None]
-        minutes = f"{self._how.window / 60:g} minutes"
+        when = f"in the last {self._how.window / 60:g} minutes"
         if len(firsts) >= self._how.least:
             first, promised = float(np.quantile(firsts, SHARE)), self._promised.first_token
             if first > promised:
-                text = (
-                    f"in the last {minutes} the slowest {1 - SHARE:.0%} of requests waited {first:.3g} s or "
-                )
-                yield Broken(
-                    "first-token-slow",
-                    f"{text}longer for their first token, not {promised:g} s",
-                    first,
-                    promised,
-                )
+                text = f"{when} {1 - SHARE:.0%} of requests had no first token in {first:.3g} s; "
+                yield Broken("first-token-slow", f"{text}the objective is {promised:g} s", first, promised)
         if len(seen) >= self._how.least:
             share, promised = sum(call.failed for call in seen) / len(seen), self._promised.errors
             if share > promised:
-                text = f"in the last {minutes} {share:.1%} of {len(seen):,} requests failed, "
-                yield Broken("errors", f"{text}more than {promised:.2%}", share, promised)
+                text = f"{when} {share:.1%} of {len(seen):,} requests failed; "
+                yield Broken("errors", f"{text}the objective is {promised:.2%}", share, promised)
         for name, watch in (("prompts-changed", self._prompts), ("ratings-fell", self._ratings)):
             shift = watch.look()
             if shift is not None:

@@ -41,6 +41,17 @@ class Feedback(Record):
     at: str  # UTC, ISO 8601
 
 
+class Answered(NamedTuple):
+    """Whose a request was, and what answered it."""
+
+    owner: str
+    model: str
+    hash: str
+
+
+NOBODY_KNOWS = Answered("", "", "")
+
+
 class Exported(NamedTuple):
     rows: list[dict[str, Any]]  # columns that the task generation reads
     ratings: int  # of that kind
@@ -51,7 +62,7 @@ class Feedbacks:
     """Keeps feedback in a project. As an Observer it remembers which model gave which answer.
 
     `mask` goes over every text before it is kept; what it raises is raised, and nothing is kept. `listeners`
-    hear of each rating.
+    hear of each rating that is new.
     """
 
     def __init__(
@@ -60,13 +71,13 @@ class Feedbacks:
     ) -> None:  # fmt: skip
         self._project, self._listeners = project, tuple(listeners)
         self._mask: Callable[[str], str] = mask or str  # str: as it is
-        self._recent: OrderedDict[str, Call] = OrderedDict()
+        self._recent: OrderedDict[str, Answered] = OrderedDict()
 
     def began(self, call: Call) -> None: ...
 
     def ended(self, call: Call) -> None:
         if call.model and call.status < 400:
-            self._recent[call.id] = call
+            self._recent[call.id] = Answered(_owner(call.key), call.model, call.model_hash)
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
 
@@ -78,20 +89,20 @@ class Feedbacks:
 
         Raises PermissionError where the answer was another key's.
         """
-        answered = self._recent.get(request_id)
-        if answered is not None and _owner(answered.key) != _owner(key):
+        owner, answered = _owner(key), self._recent.get(request_id, NOBODY_KNOWS)
+        if answered is not NOBODY_KNOWS and answered.owner != owner:
             raise PermissionError(request_id)
         texts = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
         kept = Feedback(
-            id=digest([request_id, _owner(key)]), request_id=request_id, rating=rating,
-            comment=self._mask(comment), prompt=self._masked(texts),
-            answer=None if answer is None else self._mask(answer), key=key.name if key else "",
-            model=answered.model if answered else "", model_hash=answered.model_hash if answered else "",
-            at=now(),
+            id=digest([request_id, owner]), request_id=request_id, rating=rating, comment=self._mask(comment),
+            prompt=self._masked(texts), answer=None if answer is None else self._mask(answer),
+            key=key.name if key else "", model=answered.model, model_hash=answered.hash, at=now(),
         )  # fmt: skip
+        before = self._project.get(KIND, kept.id, Feedback)
         self._project.put(KIND, kept)
-        for tell in self._listeners:
-            tell(rating)
+        if before is None or before.rating != rating:  # a comment is sent with the rating once more
+            for tell in self._listeners:
+                tell(rating)
         return kept
 
     def _masked(self, prompt: str | tuple[Said, ...] | None) -> str | tuple[Said, ...] | None:

@@ -22,6 +22,7 @@ from isoflop.serve.protocol import Engine, Load, TellsLoad
 
 OURS, THEIRS = "isoflop:", "vllm:"
 UNMATCHED = "unmatched"  # route of every path that is none
+COUNTING = ("/tokenize", "/detokenize")  # routes that let the model compute nothing
 
 # Seconds. vLLM's, and finer ones below: small models are faster than its smallest.
 FIRST = (
@@ -127,7 +128,7 @@ class Meters(Collector):
         if call.key is not None and call.prompt_tokens + call.completion_tokens:
             self.key_tokens.labels(call.key.name, "prompt").inc(call.prompt_tokens)
             self.key_tokens.labels(call.key.name, "generation").inc(call.completion_tokens)
-        if call.model:
+        if call.model and call.route not in COUNTING:
             self._answered(call, size)
 
     def rated(self, rating: str) -> None:

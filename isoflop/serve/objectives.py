@@ -22,11 +22,18 @@ class Objectives(Record):
 UNITS: Mapping[str, Quantity] = {
     "first_token": SECONDS, "errors": SHARE, "queue": COUNT, "busy": SHARE, "idle": SECONDS,
 }  # fmt: skip
+DEFAULTS: Mapping[str, float] = Objectives().model_dump()
 
 
 def objectives(given: Mapping[str, str]) -> Objectives:
-    """As typed, the others as they are by default. Raises FitError for an unknown name or no quantity."""
-    for name in given:
+    """As typed, the others as they are by default. Raises FitError for an unknown name or no such number."""
+    found = {}
+    for name, text in given.items():
         if name not in UNITS:
             raise FitError(f"there is no objective {name!r}", hint=f"name one of: {', '.join(UNITS)}")
-    return Objectives(**{name: UNITS[name].read(f"--objective {name}", text) for name, text in given.items()})
+        found[name] = UNITS[name].read(f"--objective {name}", text)
+        if found[name] <= 0:
+            raise FitError(
+                f"--objective {name} is {text}, not above zero", hint=f"the default is {DEFAULTS[name]:g}"
+            )
+    return Objectives(**found)

@@ -28,7 +28,9 @@ def test_exported_and_read_as_examples(isoflop, home: Path, tmp_path: Path) -> N
     answer = isoflop("feedback", "export", "--out", file, "--project", home)
     assert answer.code == 0, answer.err
     assert answer.out == ""
-    assert answer.err == ("1 answers rated up; left out: 1 without prompt and answer, 0 the same as others\n")
+    assert answer.err == (
+        "1 of 2 answers rated up; left out: 1 without prompt and answer, 0 the same as others\n"
+    )
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
         {"prompt": "Why?", "response": "Because. 因为"}
     ]
