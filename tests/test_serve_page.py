@@ -230,6 +230,13 @@ def test_an_answer_that_breaks_off_says_so(page: Page, server: Server) -> None:
     expect(page.locator(".answer")).to_have_text("one two")
 
 
+def test_an_error_within_a_stream_is_told(page: Page) -> None:
+    said = 'data: {"error": {"message": "the engine is gone"}}\n\n'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body=said))
+    say(page, "hello")
+    expect(page.get_by_role("alert")).to_have_text("The answer broke off: the engine is gone.")
+
+
 def test_a_server_that_is_gone_is_told(page: Page) -> None:
     page.context.set_offline(True)
     say(page, "hello")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from fastapi import APIRouter, Request, Response
@@ -46,6 +46,12 @@ SAME = frozenset((  # as vLLM means them
     "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "request_success",
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
 ))  # fmt: skip
+
+
+TEXT = {"schema": {"type": "string"}}
+FORMATS: dict[int | str, dict[str, Any]] = {  # for the documentation
+    200: {"content": {"text/plain": TEXT, "application/openmetrics-text": TEXT}, "description": "Metrics."}
+}
 
 
 class Loaded(Protocol):
@@ -279,7 +285,7 @@ def metrics_router(meters: Meters) -> APIRouter:
     router = APIRouter()
 
     # In a thread: looking for the engines' memory takes milliseconds, for which tokens would wait.
-    @router.get("/metrics", response_class=Response, tags=["operations"])
+    @router.get("/metrics", response_class=Response, responses=FORMATS, tags=["operations"])
     def metrics(request: Request) -> Response:
         """Metrics in Prometheus text or OpenMetrics, as the header Accept says."""
         call_of(request.scope)  # now it has its route

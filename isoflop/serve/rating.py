@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,12 @@ from isoflop.serve.feedback import Feedbacks, Rating, Said
 from isoflop.serve.protocol import EngineError, RequestError
 
 TEXT = 200_000  # characters of a prompt or an answer, at most
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {  # for the documentation
+    "4XX": {"description": "The feedback is not understood, or is of another's answer."},
+    "5XX": {"description": "The feedback could not be kept; it may be sent again."},
+}
 
 
 class Message(BaseModel):
@@ -56,7 +62,7 @@ def feedback_router(feedbacks: Feedbacks) -> APIRouter:
     """The route /v1/feedback."""
     router = APIRouter()
 
-    @router.post("/v1/feedback", tags=["feedback"])
+    @router.post("/v1/feedback", responses=REFUSALS, tags=["feedback"])
     def feedback(rating: RatingRequest, request: Request) -> RatingAnswer:  # no coroutine: the disk is slow
         """Say whether an answer was good; said again, it replaces what was said before."""
         prompt = rating.prompt
