@@ -5,10 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from isoflop.serve.keys import Key
+
+# Kinds of errors that others look for.
+DISCONNECTED = "disconnected"  # the client went before its answer ended
+MASKING_FAILED = "masking_failed"
 
 
 @dataclass
@@ -31,9 +36,10 @@ class Call:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    characters: tuple[int, ...] = ()  # of the prompt by class (drift.py), where somebody watches for drift
     masked: Counter[str] = field(default_factory=Counter)  # items by kind
     status: int = 0  # of HTTP
-    error: str = ""  # kind of what went wrong, as "rate_limit_exceeded", "disconnected"; "": nothing
+    error: str = ""  # kind of what went wrong, as "rate_limit_exceeded"; "": nothing
     finish: str = ""  # why the answer ended
 
     def piece(self) -> None:
@@ -41,6 +47,11 @@ class Call:
         now = time.monotonic()
         self.first = now if self.first is None else self.first
         self.last = now
+
+    @property
+    def failed(self) -> bool:
+        """By the server's own fault: a status of 5xx, or an error after the answer had begun."""
+        return self.status >= 500 or (self.status < 400 and self.error not in ("", DISCONNECTED))
 
 
 class Observer(Protocol):
@@ -51,3 +62,11 @@ class Observer(Protocol):
 
     def ended(self, call: Call) -> None:
         """It is over, for whatever reason; also what the guard refused."""
+
+
+def call_of(scope: MutableMapping[str, Any]) -> Call:
+    """The call of a request, with the template of its path once a route has been found."""
+    state = scope.setdefault("state", {})
+    call: Call = state.setdefault("call", Call(scope["path"]))
+    call.route = getattr(scope.get("route"), "path", "")
+    return call

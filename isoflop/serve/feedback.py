@@ -1,0 +1,141 @@
+"""What users say of answers, kept in the ledger, and made into data to learn from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from isoflop.records import Record, digest
+from isoflop.serve.calls import Call
+from isoflop.serve.keys import Key
+from isoflop.served import now
+from isoflop.store import Project
+
+KIND = "feedback"
+RECENT = 10_000  # calls that are remembered, to know what answered
+
+Rating = Literal["up", "down"]
+UP: Rating = "up"
+
+
+class Said(Record):
+    """A message of a chat."""
+
+    role: str
+    content: str
+
+
+class Feedback(Record):
+    """One key's last word on one answer."""
+
+    id: str
+    request_id: str
+    rating: Rating
+    comment: str = ""
+    prompt: str | tuple[Said, ...] | None = None  # where the client sent it
+    answer: str | None = None
+    key: str = ""  # name of whose request it was; "": the server was open
+    model: str = ""  # that answered; "": nobody remembers
+    model_hash: str = ""
+    at: str  # UTC, ISO 8601
+
+
+class Answered(NamedTuple):
+    """Whose a request was, and what answered it."""
+
+    owner: str
+    model: str
+    hash: str
+
+
+NOBODY_KNOWS = Answered("", "", "")
+
+
+class Exported(NamedTuple):
+    rows: list[dict[str, Any]]  # columns that the task generation reads
+    ratings: int  # of that kind
+    without: int  # of these, how many came without prompt and answer
+
+
+class Feedbacks:
+    """Keeps feedback in a project. As an Observer it remembers which model gave which answer.
+
+    `mask` goes over every text before it is kept; what it raises is raised, and nothing is kept. `listeners`
+    hear of each rating that is new.
+    """
+
+    def __init__(
+        self, project: Project, *, mask: Callable[[str], str] | None = None,
+        listeners: Sequence[Callable[[str], None]] = (),
+    ) -> None:  # fmt: skip
+        self._project, self._listeners = project, tuple(listeners)
+        self._mask: Callable[[str], str] = mask or str  # str: as it is
+        self._recent: OrderedDict[str, Answered] = OrderedDict()
+
+    def began(self, call: Call) -> None: ...
+
+    def ended(self, call: Call) -> None:
+        if call.model and call.status < 400:
+            self._recent[call.id] = Answered(_owner(call.key), call.model, call.model_hash)
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+
+    def keep(
+        self, request_id: str, rating: Rating, *, key: Key | None, comment: str = "",
+        prompt: str | Sequence[Said] | None = None, answer: str | None = None,
+    ) -> Feedback:  # fmt: skip
+        """Write it down, in place of what the same key said of the same answer before.
+
+        Raises PermissionError where the answer was another key's.
+        """
+        owner, answered = _owner(key), self._recent.get(request_id, NOBODY_KNOWS)
+        if answered is not NOBODY_KNOWS and answered.owner != owner:
+            raise PermissionError(request_id)
+        texts = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
+        kept = Feedback(
+            id=digest([request_id, owner]), request_id=request_id, rating=rating, comment=self._mask(comment),
+            prompt=self._masked(texts), answer=None if answer is None else self._mask(answer),
+            key=key.name if key else "", model=answered.model, model_hash=answered.hash, at=now(),
+        )  # fmt: skip
+        before = self._project.get(KIND, kept.id, Feedback)
+        self._project.put(KIND, kept)
+        if before is None or before.rating != rating:  # a comment is sent with the rating once more
+            for tell in self._listeners:
+                tell(rating)
+        return kept
+
+    def _masked(self, prompt: str | tuple[Said, ...] | None) -> str | tuple[Said, ...] | None:
+        if prompt is None:
+            return None
+        if isinstance(prompt, str):
+            return self._mask(prompt)
+        return tuple(Said(role=said.role, content=self._mask(said.content)) for said in prompt)
+
+
+def export(project: Project, rating: Rating = UP) -> Exported:
+    """Answers of that rating as rows for `adapt --task generation`, each pair of prompt and answer once.
+
+    Their columns are prompt and response; messages, where one of the prompts is a chat of several turns.
+    """
+    rated = [f for f in project.all(KIND, Feedback) if f.rating == rating]
+    known = [(_chat(f.prompt), f.answer) for f in rated if f.prompt and f.answer]
+    pairs = list(dict.fromkeys(known))
+    if all(len(asked) == 1 for asked, _ in pairs):
+        rows: list[dict[str, Any]] = [
+            {"prompt": asked[0].content, "response": answer} for asked, answer in pairs
+        ]
+    else:
+        rows = [
+            {"messages": [s.model_dump() for s in (*asked, Said(role="assistant", content=answer))]}
+            for asked, answer in pairs
+        ]
+    return Exported(rows, len(rated), len(rated) - len(known))
+
+
+def _owner(key: Key | None) -> str:
+    return key.id if key else ""
+
+
+def _chat(prompt: str | tuple[Said, ...]) -> tuple[Said, ...]:
+    return (Said(role="user", content=prompt),) if isinstance(prompt, str) else prompt

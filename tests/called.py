@@ -1,0 +1,36 @@
+"""Calls as the server would have made them, and the models that they ask."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from serving import Echo
+
+from isoflop.serve.calls import Call
+from isoflop.serve.keys import Key
+from isoflop.serve.protocol import Engine
+
+KEY = Key(id="k1", name="ada", salt="", hash="")
+
+
+def made(*, first: float | None = 0.03, seconds: float = 0.5, **more: Any) -> Call:
+    """A call that answered eleven tokens, `first` seconds after it began, each a hundredth later."""
+    began = more.pop("began", time.monotonic())
+    came = None if first is None else began + first
+    call = Call(
+        path="/v1/completions", route="/v1/completions", model="tiny", model_hash="abc", engine="echo",
+        prompt_tokens=5, completion_tokens=11, status=200, finish="stop", key=KEY, queued=0.01,
+        began=began, first=came, last=None if came is None else came + 0.1, ended=began + seconds,
+    )  # fmt: skip
+    return replace(call, **more)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = "tiny"
+    hash: str = "abc"
+    engine: Engine = field(default_factory=Echo)
+    bits_per_byte: float | None = 1.25
+    bytes: int | None = 4096
