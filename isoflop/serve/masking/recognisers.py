@@ -46,25 +46,14 @@ class Recogniser:
     opening: re.Pattern[str] | None = None  # an unfinished match at the end of a text; None: of words alone
 
 
+# as in icon@2x.png
+_FILES = ("png", "jpg", "jpeg", "gif", "svg", "webp", "pdf", "js", "css", "html", "json", "xml", "txt")
+
+
 def _email(match: Match) -> Span | None:
     return None if match["top"].lower() in _FILES else match.span()
 
 
-_FILES = (
-    "png",
-    "jpg",
-    "jpeg",
-    "gif",
-    "svg",
-    "webp",
-    "pdf",
-    "js",
-    "css",
-    "html",
-    "json",
-    "xml",
-    "txt",
-)  # icon@2x.png
 _LOCAL = rf"[{LETTERS}0-9](?<![{LETTERS}0-9].)(?<![{LETTERS}0-9][._%+'-].)(?<![{LETTERS}0-9][._%+'-]{{2}}.)"
 EMAIL = Recogniser(
     "email",
@@ -166,7 +155,6 @@ IBAN = Recogniser(
 
 
 # -- addresses of machines -------------------------------------------------------------------------------
-
 
 _DIGIT, _GROUPS = re.compile("[0-9]"), re.compile("[0-9A-Fa-f]+")
 
