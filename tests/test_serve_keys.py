@@ -123,10 +123,8 @@ def test_revoking(keys: Keys) -> None:
         keys.revoke("a")
 
 
-def test_a_running_server_learns_of_new_and_revoked_keys(
-    keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The clock is the test's: what is known is used for a second, for two while it is read, and no longer."""
+def test_a_running_server_learns_of_new_and_revoked_keys(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the test's clock: what is known is used for a second, for two while it is read, and no longer."""
     now = time.monotonic()
     monkeypatch.setattr(keys_module.time, "monotonic", lambda: now)
     text, _ = keys.new("alice")

@@ -6,9 +6,11 @@ import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from isoflop.serve.keys import Key
+
+GATED = "unavailable"  # the error of a call that a gate refused
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Call:
     status: int = 0  # of HTTP
     error: str = ""  # kind of what went wrong, as "rate_limit_exceeded", "disconnected"; "": nothing
     finish: str = ""  # why the answer ended
+    asked: str = ""  # masked, and only where the audit log keeps texts
+    answered: str = ""  # likewise
 
     def piece(self) -> None:
         """A piece of the answer has come."""
@@ -51,3 +55,11 @@ class Observer(Protocol):
 
     def ended(self, call: Call) -> None:
         """It is over, for whatever reason; also what the guard refused."""
+
+
+@runtime_checkable
+class Gate(Observer, Protocol):
+    """An observer without which no call may begin."""
+
+    def refuses(self) -> str:
+        """Why none may now; "": they may."""
