@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -141,10 +140,10 @@ class Broken:
 
     def breaks(self, takes: int = 0) -> None:
         self.takes = takes
-        self.patch.setattr(audit_module.os, "write", self._refuse)
+        self.patch.setattr("os.write", self._refuse)
 
     def mends(self) -> None:
-        self.patch.setattr(audit_module.os, "write", self.write)
+        self.patch.setattr("os.write", self.write)
 
     def _refuse(self, handle: int, data: bytes) -> int:
         self.tried += 1
@@ -155,7 +154,7 @@ class Broken:
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
     return Broken(monkeypatch)
 
 
@@ -213,7 +212,37 @@ def test_going_on_counts_what_is_missing(
     torn = 1 if takes else 0  # the line that had begun is written to its end
     assert [line["id"] for line in lines(file)] == ["lost-0"] * torn + ["kept"]
     assert [line["calls"] for line in lines(file, "missing")] == [5 - torn]
-    assert [r.levelno for r in caplog.records] == [logging.ERROR, logging.WARNING]
+    assert [r.levelno for r in caplog.records] == [logging.ERROR, logging.WARNING]  # told once
+
+
+def test_a_disk_that_does_not_confirm(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = Audit(file, Settings())
+    until(lambda: lines(file, "start"))
+    with monkeypatch.context() as patch:
+        tried = []
+
+        def fails(handle: int) -> None:
+            tried.append(handle)
+            raise OSError(5, "Input/output error")
+
+        patch.setattr("os.fsync", fails)
+        audit.ended(call("one"))
+        until(audit.refuses)
+        until(lambda: len(tried) > 3)
+    until(lambda: not audit.refuses())
+    audit.close()
+    assert [line["id"] for line in lines(file)] == ["one"]
+
+
+def test_what_ends_unwritten_is_said(file: Path, broken: Broken, caplog: pytest.LogCaptureFixture) -> None:
+    audit = Audit(file, Settings(audit_full="continue"))
+    until(lambda: lines(file, "start"))
+    broken.breaks()
+    audit.ended(call("lost"))
+    until(lambda: audit.missing)
+    audit.close()
+    assert [r.levelno for r in caplog.records] == [logging.ERROR, logging.ERROR]
+    assert "ends: 1 calls are missing" in caplog.text
 
 
 def test_a_disk_that_is_full(disk: Disk) -> None:
@@ -247,7 +276,7 @@ def test_a_disk_that_is_slow_holds_requests_back(file: Path, monkeypatch: pytest
         go_on.wait(30)
         return write(handle, data)
 
-    monkeypatch.setattr(audit_module.os, "write", slow)
+    monkeypatch.setattr("os.write", slow)
     audit.ended(call("first"))
     writing.wait(30)
     for i in range(8):
@@ -273,4 +302,4 @@ def test_closing_does_not_wait_for_a_disk_for_ever(
     audit.ended(call("lost"))
     until(audit.refuses)
     audit.close()
-    assert "1 calls are lost" in caplog.text
+    assert "1 calls are missing" in caplog.text

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from isoflop.errors import IsoflopError, ServeError
-from isoflop.serve import keys as keys_module
 from isoflop.serve.keys import Key, KeyRefused, Keys
 from isoflop.store import Project
 
@@ -57,9 +56,12 @@ def test_whatever_is_no_key_gets_one_answer(keys: Keys) -> None:
 def test_unknown_ids_are_compared_as_well(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     _, key = keys.new("alice")
     compared = []
-    monkeypatch.setattr(
-        keys_module.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or a == b
-    )
+
+    def compare(a: str, b: str) -> bool:
+        compared.append((len(a), len(b)))
+        return a == b
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
     for wrong in (f"isk_{key.id}_wrong", "isk_unknown_wrong", "nothing like it"):
         refusal(keys, wrong)
     assert compared == [(64, 64)] * 3
@@ -126,11 +128,15 @@ def test_revoking(keys: Keys) -> None:
 def test_a_running_server_learns_of_new_and_revoked_keys(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the test's clock: what is known is used for a second, for two while it is read, and no longer."""
     now = time.monotonic()
-    monkeypatch.setattr(keys_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     text, _ = keys.new("alice")
-    reads = []
-    read = keys.project.all
-    monkeypatch.setattr(keys.project, "all", lambda kind, cls: reads.append(kind) or read(kind, cls))
+    reads, read = [], keys.project.all
+
+    def counted(kind: str, cls: type[Key]) -> list[Key]:
+        reads.append(kind)
+        return read(kind, cls)
+
+    monkeypatch.setattr(keys.project, "all", counted)
     elsewhere = Keys(Project(keys.project.folder))
 
     async def story() -> None:
@@ -164,7 +170,7 @@ def test_what_is_too_old_is_not_used(keys: Keys, monkeypatch: pytest.MonkeyPatch
         raise ServeError("the ledger is away", hint="wait")
 
     now = time.monotonic()
-    monkeypatch.setattr(keys_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
 
     async def story() -> None:
         nonlocal now

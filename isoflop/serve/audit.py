@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 WAITING = 10_000  # lines that may wait for the disk
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
+CALL = b'"event": "call"'  # in each line of a call, and in no text: quotes in those are escaped
 PATH_LENGTH = 200  # of what is no path of ours, and may be anything
 
 
@@ -98,14 +99,16 @@ class Audit:
         rest, closing = b"", False
         while not closing:
             with self._changed:
-                wait = RETRY_SECONDS if self.failing else None
+                # Without more to write, nobody knows whether it could be; but who refuses gets no more.
+                wait = RETRY_SECONDS if self.failing and self._strict else None
                 self._changed.wait_for(lambda: self._lines or self._closing, wait)
                 lines, self._lines = self._lines, []
-            rest = self._write(rest + b"".join(lines))
+            if lines or rest or self._strict:
+                rest = self._write(rest + b"".join(lines))
             with self._changed:
                 closing = self._closing and not self._lines
-        if rest:
-            log.error("the audit log %s ends: %d calls are lost", self.file, rest.count(b"\n"))
+        if lost := rest.count(CALL) + self._untold:
+            log.error("the audit log %s ends: %d calls are missing", self.file, lost)
 
     def _write(self, data: bytes) -> bytes:
         """What could not be written, and shall be tried again."""
@@ -138,7 +141,7 @@ class Audit:
             if self._strict:
                 return data
             keep = data.find(b"\n") + 1 if self._torn else 0  # the end of a line that has begun
-            self._miss(data[keep:].count(b"\n"))
+            self._miss(data[keep:].count(CALL))
             return data[:keep]
 
     def _went_well(self) -> None:

@@ -43,15 +43,15 @@ class Connection(asyncio.Protocol):
         self.head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
-        # The system takes little ahead of the client, and what it does not take is waited for, however little:
-        # so whether the client reads can be seen.
-        transport.set_write_buffer_limits(0)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux and macOS
-            option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES
-            transport.get_extra_info("socket").setsockopt(*option)
         self.transport = transport
         self.inner.connection_made(transport)
         self.head.start(self.seconds, transport.abort)
+        # The system takes little ahead of the client, and what it does not take is waited for, however
+        # little: so whether the client reads can be seen.
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux and macOS
+            option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES
+            transport.get_extra_info("socket").setsockopt(*option)
+        transport.set_write_buffer_limits(1)
 
     def data_received(self, data: bytes) -> None:
         before = self.inner.cycle
