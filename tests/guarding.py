@@ -14,7 +14,7 @@ import uvicorn
 from hearing import until
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Mount, Route, Router
+from starlette.routing import BaseRoute, Mount, Route, Router
 
 from isoflop.serve.calls import Call
 from isoflop.serve.connections import bounded
@@ -66,6 +66,18 @@ def example() -> Router:
             Mount("/admin", routes=[Route("/models", plain, methods=["GET", "PUT", "DELETE"])]),
         ]
     )
+
+
+def paths(routes: Sequence[BaseRoute], before: str = "") -> Iterator[str]:
+    """Every path of an app, its parameters filled in."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield before + route.path_format.format(**dict.fromkeys(route.param_convertors, "x"))
+        elif isinstance(route, Mount):
+            yield from paths(route.routes, before + route.path)
+        else:  # a router that FastAPI included
+            router: Any = route
+            yield from paths(router.original_router.routes, before + router.include_context.prefix)
 
 
 class Heard:

@@ -7,16 +7,16 @@ import base64
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
-from guarding import SECRET, Answer, Heard, ask, example, guarded
+from guarding import SECRET, Answer, Heard, ask, example, guarded, paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.routing import BaseRoute, Mount, Route
+from serving import Echo
 
 from isoflop.errors import ServeError
 from isoflop.serve.calls import GATED, Call
@@ -40,15 +40,6 @@ def texts(keys: Keys) -> dict[str, str]:
     return {scope: keys.new(scope, scopes=(scope,))[0] for scope in SCOPES}
 
 
-def paths(routes: Sequence[BaseRoute], before: str = "") -> Iterator[str]:
-    """Every path of an app, its parameters filled in."""
-    for route in routes:
-        if isinstance(route, Mount):
-            yield from paths(route.routes, before + route.path)
-        elif isinstance(route, Route):
-            yield before + route.path_format.format(**dict.fromkeys(route.param_convertors, "x"))
-
-
 def run(answer: Awaitable[Answer]) -> Answer:
     async def waited() -> Answer:
         return await answer
@@ -68,6 +59,20 @@ def test_no_route_but_one_answers_without_a_key(keys: Keys, texts: dict[str, str
                 assert ("x-app" in answer.headers) <= (path == "/health/live")
     answer = run(ask(app, "/health/live"))
     assert (answer.status, answer.body) == (200, b"the app's own words")
+
+
+def test_no_route_of_the_gateway_answers_without_a_key(keys: Keys) -> None:
+    """Whatever is added to it."""
+    app = pytest.importorskip("isoflop.serve.app", reason="there is no gateway yet")
+    gateway = pytest.importorskip("isoflop.serve.gateway")
+    echo = gateway.Model("echo", Echo())
+    server = app.build_app(gateway.Gateway({"echo": echo}, settings=Settings(), keys=keys))
+    every = set(paths(server.routes))
+    assert {"/health/live", "/v1/models", "/v1/chat/completions", "/openapi.json"} <= every
+    for path in every:
+        for method in METHODS:
+            answer = run(ask(server, path, method=method, body=[b"{}"]))
+            assert (answer.status == 401) == (path != "/health/live"), (method, path)
 
 
 def test_strangers_learn_nothing_from_the_answer(keys: Keys, texts: dict[str, str]) -> None:
