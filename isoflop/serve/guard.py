@@ -73,10 +73,15 @@ class Guard:
 
     async def _admitted(self, exchange: Exchange) -> None:
         """Let a call in, if it may, and count what it uses. Raises Refusal."""
+        await self._admit(exchange)
         call, computes = exchange.call, _scopes(exchange.call.path) == ("infer",)
-        await self._admit(exchange, computes)
+        if computes and self.running >= self.settings.concurrent:
+            message = f"{self.running} requests are being answered, which is the most"
+            raise Refusal(503, "overloaded", message, headers=[SOON])
         self.running += computes
         try:
+            if computes and call.key is not None:
+                exchange.told += await self.rates.admit(call.key)
             for observer in self.observers:
                 observer.began(call)
             await self._answer(exchange)
@@ -94,8 +99,8 @@ class Guard:
                 _log_failure(exchange.call, exc)
                 await exchange.refuse(Refusal(500, "internal_error", "the server failed; its log says where"))
 
-    async def _admit(self, exchange: Exchange, computes: bool) -> None:
-        """Raises Refusal."""
+    async def _admit(self, exchange: Exchange) -> None:
+        """Who may ask this. Raises Refusal."""
         for gate in self.gates:
             if why := gate.refuses():
                 raise Refusal(503, GATED, why, headers=[SOON])
@@ -104,13 +109,6 @@ class Guard:
         else:
             exchange.call.key = await self._key(exchange)
         exchange.check_announced()
-        if not computes:
-            return
-        if self.running >= self.settings.concurrent:
-            message = f"{self.running} requests are being answered, which is the most"
-            raise Refusal(503, "overloaded", message, headers=[SOON])
-        if exchange.call.key is not None:
-            exchange.told += await self.rates.admit(exchange.call.key)
 
     async def _key(self, exchange: Exchange) -> Key:
         """The key that came with the request, if it opens this path."""
