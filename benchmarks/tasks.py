@@ -29,6 +29,7 @@ from isoflop.adapting.inputs import SPLITS, Sources, some
 from isoflop.adapting.loop import predict_all, scores_of
 from isoflop.adapting.saved import load_adapted
 from isoflop.budget import Budget
+from isoflop.errors import IsoflopError
 from isoflop.metrics import METRICS, compared
 from isoflop.progress import Silent
 from isoflop.store import Project
@@ -285,9 +286,12 @@ def main() -> None:
             left_out.append(f"{entry.name}, for {' and '.join(missing)} is not there")
             continue
         work = args.data / "work" / entry.name
-        bench = Bench(entry, args.data, work, args.record, seconds, args.pretrain)
-        for seed in range(args.seeds):
-            bench.measure(seed, alone=args.alone)
+        try:
+            bench = Bench(entry, args.data, work, args.record, seconds, args.pretrain)
+            for seed in range(args.seeds):
+                bench.measure(seed, alone=args.alone)
+        except IsoflopError as error:
+            left_out.append(f"{entry.name}: {error.message}; {error.hint}")
     write_readme(args.record, summary(read(args.record), left_out))
 
 
