@@ -1,0 +1,1 @@
+"""What computes answers, each engine a file; `opening` chooses one for an artifact."""
