@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, softmax
@@ -228,6 +228,7 @@ def test_characters_of_several_tokens_come_whole(tokenizer: Tokenizer) -> None:
     assert sum(piece.size for piece in pieces) == len(ids) > len(pieces)
 
 
+@settings(deadline=None, max_examples=40)
 @given(ids=st.lists(st.integers(0, 398), max_size=24))
 def test_pieces_are_the_whole_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     """Broken bytes too, as decoders show them; then only how many there are may differ."""
@@ -238,6 +239,7 @@ def test_pieces_are_the_whole_text(tokenizer: Tokenizer, ids: list[int]) -> None
     assert sum(piece.size for piece in pieces) == len(ids)
 
 
+@settings(deadline=None, max_examples=40)
 @given(words=st.lists(st.sampled_from(["the", " day", " was", "ENDS", "EN", " a", "D"]), max_size=12))
 def test_nothing_of_a_stop_text_goes_out(tokenizer: Tokenizer, words: list[str]) -> None:
     text = "".join(words)
@@ -258,6 +260,7 @@ def test_tokens_are_drawn_as_their_probabilities_say() -> None:
     assert Sampler(temperature=0, top_p=0.1, seed=None)(logits) == 3
 
 
+@settings(deadline=None, max_examples=40)
 @given(shares=arrays(np.float64, 30, elements=st.floats(0.01, 1)), top_p=st.floats(0.01, 0.99))
 def test_the_nucleus_is_the_fewest_tokens_that_have_the_share(shares: Any, top_p: float) -> None:
     shares = shares / shares.sum()
