@@ -7,7 +7,6 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,12 +31,11 @@ from isoflop.tasks.media import sound_of
 SPECIAL = ("translate", "transcribe", "startoflm", "startofprev", "nospeech")
 
 
-def heard(engine: Any, *files: bytes, language: str | None = None) -> list[Heard]:
-    assert isinstance(engine, Hears)
-
+def heard(engine: Whisper | FasterWhisper, *files: bytes, language: str | None = None) -> list[Heard]:
     async def work() -> list[Heard]:
         await engine.start()
         try:
+            assert isinstance(engine, Hears)
             return list(await asyncio.gather(*(engine.transcribe(file, language) for file in files)))
         finally:
             await engine.close()

@@ -9,10 +9,9 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -104,11 +103,14 @@ class Stepping:
         )
         return found
 
-    async def generate(self, asked: Generation) -> AsyncIterator[Piece | Ending]:
+    async def generate(self, asked: Generation) -> AsyncGenerator[Piece | Ending, None]:
         ids, began = await self._prompt(asked), time.monotonic()
         told: asyncio.Queue[Piece | Ending | Exception] = asyncio.Queue()
-        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, told.put_nowait)
-        given_up = threading.Event()
+        loop, given_up = asyncio.get_running_loop(), threading.Event()
+
+        def tell(found: Piece | Ending | Exception) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, found)
+
         try:
             running = self._thread.submit(self._answer, asked, ids, began, tell, given_up)
         except RuntimeError:  # the thread has ended
@@ -158,7 +160,7 @@ class Stepping:
     # -- in the thread ----------------------------------------------------------------------------------
 
     def _answer(
-        self, asked: Generation, ids: list[int], began: float, tell: Callable[[Any], object],
+        self, asked: Generation, ids: list[int], began: float, tell: Callable[[Piece | Ending | Exception], None],
         given_up: threading.Event,
     ) -> None:  # fmt: skip
         queued = time.monotonic() - began
@@ -170,7 +172,8 @@ class Stepping:
                     tell(found)
         except Exception as error:  # of any library: the caller hears of it, the next request may do
             self._forget()
-            tell(EngineError(f"{self.name} failed: {(str(error) or type(error).__name__).splitlines()[0]}"))
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            tell(EngineError(f"{self.name} failed: {why}"))
 
     def _written(self, asked: Generation, ids: list[int], queued: float) -> Iterator[Piece | Ending | None]:
         """Pieces and the ending, and None in between, where it can be given up."""
@@ -210,7 +213,7 @@ class Stepping:
 
     def _feed(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits after the last of them."""
-        found = self._steps.feed(ids, every=False)[0]
+        found: NDArray[np.float32] = self._steps.feed(ids, every=False)[0]
         self._fed += ids
         return found
 

@@ -27,6 +27,10 @@ LEAST = 256  # positions that a layer has room for; each time that they are too 
 class InPlace(DynamicLayer):  # type: ignore[misc]
     """A layer's keys and values (b, h, t, d): the first part of a larger tensor, not a new one each time."""
 
+    keys: Tensor
+    values: Tensor
+    is_initialized: bool
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -66,6 +70,7 @@ class TorchLM:
         config = self._model.config
         self.vocab_size = int(config.vocab_size)
         self.context = int(config.max_position_embeddings)
+        self._cache: Any = None
         self.reset()
         try:
             self.feed([0], every=False)
@@ -94,7 +99,7 @@ class TorchLM:
         self._cache.crop(tokens - self._cache.get_seq_length())
 
     def reset(self) -> None:
-        self._cache: Any = Cache(layer_class_to_replicate=InPlace)
+        self._cache = Cache(layer_class_to_replicate=InPlace)
 
     def close(self) -> None:
         self._model = self._cache = None
