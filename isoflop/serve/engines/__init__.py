@@ -1,1 +1,1 @@
-"""What computes answers, each engine a file; `opening` chooses one for an artifact."""
+"""The engines that a server may be put before, one file each; isoflop.serve.protocol says what they answer."""
