@@ -67,13 +67,18 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_labels(path: Path) -> None:
-    """Three requests at once are one batch, and say what `isoflop predict` says."""
+    """Three requests at once, and one of three texts, say what `isoflop predict` says."""
     engine = Classifier(path, threads=1)
     assert isinstance(engine, Classifies)
 
     async def work(engine: Classifier) -> Any:
         assert await engine.alive()
         found = await asyncio.gather(*(engine.classify([text]) for text in TEXTS))
+        together, _ = await engine.classify(TEXTS)
+        assert engine.batches[len(TEXTS)] > 0
+        assert [[label for label, _ in labels] for labels in together] == [
+            [label for label, _ in labels] for (labels,), _ in found
+        ]
         return [labels for (labels,), _ in found], sum(tokens for _, tokens in found)
 
     labels, tokens = asked(engine, work)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from isoflop.serve.engines.batching import Batcher
 from isoflop.serve.protocol import EngineError, RequestError
@@ -30,6 +31,7 @@ class Batched(ABC, Generic[Item, Found]):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="isoflop-read")
         self._computer = ThreadPoolExecutor(1, thread_name_prefix="isoflop-serve")
         self._open = False
+        self._model: Any = None
 
     @abstractmethod
     def _load(self) -> None:
@@ -59,6 +61,12 @@ class Batched(ABC, Generic[Item, Found]):
             self._batcher.close()
         await asyncio.to_thread(self._computer.shutdown, cancel_futures=True)
         self._reader.shutdown(wait=False, cancel_futures=True)
+        self._model = None
+
+    @property
+    def batches(self) -> Counter[int]:
+        """Those so far, by their items."""
+        return self._batcher.sizes
 
     async def _read(self, function: Callable[[Input], R], given: Input) -> R:
         """Call it in the thread that reads. Raises RequestError, or EngineError for what else it raises."""

@@ -9,13 +9,22 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from isoflop import verdict
 from isoflop.adapting.saved import is_adapted
+from isoflop.dense import FORMAT
 from isoflop.engines import is_export, opened
 from isoflop.engines.speed import disk_bytes
 from isoflop.errors import IsoflopError, ProjectError
+from isoflop.export import adapted
+from isoflop.export.adapted import AdaptedExport
+from isoflop.export.gated import Export
+from isoflop.improving import state
+from isoflop.improving.records import Improvement
 from isoflop.lineage import UNKNOWN, Lineage
+from isoflop.pipeline import corpus_of
 from isoflop.progress import Progress, Silent
 from isoflop.records import Record
+from isoflop.serve.engines.measuring import measured, measured_adapted
 from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.workers import cores
 
@@ -93,9 +102,6 @@ def _measured(
     project: Project, model: Path, offers: Sequence[Offer], threads: int, most: float
 ) -> Iterator[Offer]:
     """With their speeds and losses; what could not be measured, or loses too much, is refused."""
-    from isoflop.pipeline import corpus_of
-    from isoflop.serve.engines.measuring import measured, measured_adapted
-
     paths = [project.folder / offer.path for offer in offers]
     if is_adapted(model):
         found = measured_adapted(paths, threads)
@@ -115,15 +121,11 @@ class Standing:
     """What the ledger says of artifacts: what they were made of, their gates and verdicts."""
 
     def __init__(self, project: Project) -> None:
-        from isoflop.dense import FORMAT
-        from isoflop.export.adapted import KIND as ADAPTED
-        from isoflop.export.adapted import AdaptedExport
-        from isoflop.export.gated import Export
-        from isoflop.verdict import KIND, Verdict
-
         self._project, self._lineage = project, Lineage(project, FORMAT)
-        self._exports = [*project.all("export", Export), *project.all(ADAPTED, AdaptedExport)]
-        self._verdicts = {verdict.path: verdict for verdict in project.all(KIND, Verdict)}
+        self._exports: list[Export | AdaptedExport] = [
+            *project.all("export", Export), *project.all(adapted.KIND, AdaptedExport)
+        ]  # fmt: skip
+        self._verdicts = {found.path: found for found in project.all(verdict.KIND, verdict.Verdict)}
 
     def artifacts(self, model: Path) -> list[Path]:
         """As which a model may be served, itself first."""
@@ -136,10 +138,7 @@ class Standing:
         return [model, *dict.fromkeys(there)]
 
     def _recommended(self, hash: str) -> Iterator[str]:
-        from isoflop.improving.records import Improvement
-        from isoflop.improving.state import KIND
-
-        for search in self._project.all(KIND, Improvement):
+        for search in self._project.all(state.KIND, Improvement):
             if search.source.hash == hash and search.best is not None:
                 yield search.trials[search.best].path
 
@@ -150,8 +149,8 @@ class Standing:
         if is_export(path) and not gated and self._lineage.made(name).step == UNKNOWN:
             return "the ledger has no row of it, by which it would have passed a gate"
         for judged in self._line(name):
-            if (verdict := self._verdicts.get(judged)) is not None:
-                return "" if verdict.accepted else f"the verdict on {judged} is against it: {verdict.why}"
+            if (found := self._verdicts.get(judged)) is not None:
+                return "" if found.accepted else f"the verdict on {judged} is against it: {found.why}"
         return ""
 
     def _line(self, name: str) -> Iterator[str]:

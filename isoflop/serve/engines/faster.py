@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.serve.engines.batched import Batched
@@ -37,7 +36,7 @@ class FasterWhisper(Batched[Asked, str]):
                 f"{self._path} has no {TOKENIZER}", hint="copy that of the model that it was made of"
             )
         try:
-            self._model: Any = WhisperModel(str(self._path), device="cpu", cpu_threads=self._threads)
+            self._model = WhisperModel(str(self._path), device="cpu", cpu_threads=self._threads)
         except Exception as error:  # it has no class of its own for what it cannot read
             raise CorruptError(
                 f"faster-whisper cannot open {self._path}: {str(error).splitlines()[0]}",

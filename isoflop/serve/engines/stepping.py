@@ -23,6 +23,7 @@ from isoflop.engines import ONNX, OPENVINO, is_export, open_engine
 from isoflop.errors import CorruptError
 from isoflop.serve.engines.pieces import Pieces
 from isoflop.serve.engines.sampling import Sampler, likeliest
+from isoflop.serve.engines.stops import Stops
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
 
 PART = 256  # prompt tokens that are fed at once: in between a request can be given up
@@ -69,8 +70,7 @@ class Stepping:
 
     async def close(self) -> None:
         self._closing.set()
-        if self.context:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._opened.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._opened.close)
         self._thread.shutdown(cancel_futures=True)
 
     def _load(self) -> None:
@@ -160,8 +160,8 @@ class Stepping:
     # -- in the thread ----------------------------------------------------------------------------------
 
     def _answer(
-        self, asked: Generation, ids: list[int], began: float, tell: Callable[[Piece | Ending | Exception], None],
-        given_up: threading.Event,
+        self, asked: Generation, ids: list[int], began: float,
+        tell: Callable[[Piece | Ending | Exception], None], given_up: threading.Event,
     ) -> None:  # fmt: skip
         queued = time.monotonic() - began
         try:
@@ -182,22 +182,22 @@ class Stepping:
             logits_v = self._feed(ids[start : start + PART])
             yield None
         sample = Sampler(temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed)
-        pieces, reason, said = Pieces(self._tokenizer, ids, asked.stop), LENGTH, 0
-        most = min(asked.max_tokens, self.context - len(ids))
-        while said < most:
-            id = sample(logits_v)
-            if id in self._ends:
-                reason = STOP
+        pieces, stops = Pieces(self._tokenizer, ids), Stops(list(filter(None, asked.stop)))
+        most, said, ended = min(asked.max_tokens, self.context - len(ids)), 0, False
+        while said < most and not stops.hit:
+            token = sample(logits_v)
+            if ended := token in self._ends:
                 break
             said += 1
-            yield pieces.push(id, self._told(id, logits_v, asked.logprobs))
-            if pieces.stopped:
-                reason = STOP
-                break
-            if said < most:
-                logits_v = self._feed([id])
-        yield pieces.end()
-        yield Ending(reason, len(ids), said, queued, kept)
+            piece = pieces.push(token, self._told(token, logits_v, asked.logprobs))
+            yield from stops.push(piece) if piece else [None]
+            if said < most and not stops.hit:
+                logits_v = self._feed([token])
+        if not stops.hit and (last := pieces.end()):
+            yield from stops.push(last)
+        if not stops.hit:
+            yield from stops.rest()
+        yield Ending(STOP if ended or stops.hit else LENGTH, len(ids), said, queued, kept)
 
     def _begun(self, ids: Sequence[int]) -> int:
         """How many of its first tokens the engine has kept; the last one is always fed, for its logits."""
