@@ -141,13 +141,13 @@ def test_limits_are_kept(copied: Home) -> None:
     known(copied, gguf=1.05)
     choice = choose(copied[0], copied[2], threads=1)
     assert chosen(copied, choice) == exports(copied[0])["onnx"]
-    assert "its loss is +5.00% of the model's, and +1.00% is allowed" in choice.offers[1].refused
+    assert "it has 5.00% loss more than the model, and 1.00% is allowed" in choice.offers[1].refused
     freely = choose(copied[0], copied[2], threads=1, max_loss_increase=0.1)
     assert chosen(copied, freely) == exports(copied[0])["gguf"]
     most = disk_bytes(exports(copied[0])["gguf"])
     small = choose(copied[0], copied[2], threads=1, max_bytes=most)
     assert chosen(copied, small) == exports(copied[0])["gguf"]
-    assert small.why == "It is the only artifact within the limits."
+    assert small.why == "It is the only artifact that may be served."
     with pytest.raises(ProjectError, match=r"is not served: it has .* bytes, and 100 are allowed") as caught:
         choose(copied[0], copied[2], threads=1, max_bytes=100)
     assert "--max-bytes" in caught.value.hint
@@ -211,10 +211,16 @@ def test_an_adapted_model_is_served_as_its_graph_where_that_is_faster(tmp_path: 
     )
     rows.to_json(tmp_path / "rows.jsonl")
     done = export_adapted(project, folder, [tmp_path / "rows.jsonl"])
+    done = done.model_copy(update={"alike": 0.995})
+    project.put("adapted-export", done)
     choice = choose(project, folder, threads=1)
     assert [offer.engine for offer in choice.offers] == ["torch", "ONNX Runtime"]
     assert choice.offer.seconds == min(offer.seconds or 0.0 for offer in choice.offers) > 0
     assert "texts a second" in choice.why
+    assert [offer.change for offer in choice.offers] == pytest.approx([0.0, 0.005])
+    exact = choose(project, folder, threads=1, max_loss_increase=0.001)
+    assert exact.path == exact.model
+    assert "it has 0.50% labels that are not the model's" in exact.offers[1].refused
     plain, graph = (asyncio.run(labels_of(path)) for path in (folder, project.folder / done.path))
     for one, other in zip(plain, graph, strict=True):
         assert dict(one) == pytest.approx(dict(other), abs=1e-4)

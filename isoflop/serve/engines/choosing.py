@@ -41,7 +41,7 @@ class Offer(Record):
     refused: str = ""  # why it was not to be chosen
     engine: str = ""  # that it was measured in
     seconds: float | None = None  # a token of new text, or a text of a batch; None: not measured
-    change: float | None = None  # of the loss, as a share of the model's
+    change: float | None = None  # of the loss, as a share of the model's; or share of labels that are others
 
 
 class Choice(Record):
@@ -76,7 +76,7 @@ def choose(
     able = [offer for offer in offers if not offer.refused]
     if len(able) > 1:
         progress.log(f"choosing among {len(able)} artifacts of {path.name}")
-        told = iter(_measured(project, path, able, threads, max_loss_increase))
+        told = iter(_measured(project, ledger, path, able, threads, max_loss_increase))
         offers = [offer if offer.refused else next(told) for offer in offers]
         able = [offer for offer in offers if not offer.refused]
     if not able:
@@ -85,7 +85,7 @@ def choose(
     _check_content(project, best)
     return Choice(
         model=_named(project, path), path=best.path, hash=best.hash, threads=threads, offers=tuple(offers),
-        why=_why(best, len(able), len(offers), is_adapted(path)),
+        why=_why(best, others=len(offers) > 1, adapted=is_adapted(path)),
     )  # fmt: skip
 
 
@@ -99,12 +99,13 @@ def _offer(project: Project, ledger: Standing, path: Path, max_bytes: float | No
 
 
 def _measured(
-    project: Project, model: Path, offers: Sequence[Offer], threads: int, most: float
+    project: Project, ledger: Standing, model: Path, offers: Sequence[Offer], threads: int, most: float
 ) -> Iterator[Offer]:
     """With their speeds and losses; what could not be measured, or loses too much, is refused."""
     paths = [project.folder / offer.path for offer in offers]
-    if is_adapted(model):
-        found = measured_adapted(paths, threads)
+    labelled = is_adapted(model)
+    if labelled:
+        found = measured_adapted(paths, [ledger.differing(path) for path in paths], threads)
     else:
         found = measured(project, corpus_of(project), model, paths, threads)
     for offer, one in zip(offers, found, strict=True):
@@ -113,7 +114,8 @@ def _measured(
             continue
         refused = ""
         if one.change > most:
-            refused = f"its loss is {one.change:+.2%} of the model's, and {most:+.2%} is allowed"
+            what = "labels that are not the model's" if labelled else "loss more than the model"
+            refused = f"it has {one.change:.2%} {what}, and {most:.2%} is allowed"
         yield offer.model_copy(update={**one._asdict(), "refused": refused})
 
 
@@ -141,6 +143,12 @@ class Standing:
         for search in self._project.all(state.KIND, Improvement):
             if search.source.hash == hash and search.best is not None:
                 yield search.trials[search.best].path
+
+    def differing(self, path: Path) -> float:
+        """Share of labels that an adapted model's export gave otherwise than the model, at its gate."""
+        name = _named(self._project, path)
+        alike = [d.alike for d in self._exports if isinstance(d, AdaptedExport) and d.path == name]
+        return 0.0 if not alike or alike[-1] is None else 1 - alike[-1]
 
     def doubt(self, path: Path) -> str:
         """Why it should not be served; empty: nothing speaks against it."""
@@ -184,10 +192,9 @@ def _check_content(project: Project, offer: Offer) -> None:
         project.verify_artifact(f"{parts[0]}/{parts[1]}")
 
 
-def _why(best: Offer, able: int, all: int, adapted: bool) -> str:
+def _why(best: Offer, *, others: bool, adapted: bool) -> str:
     doubt = f" It was forced: {best.doubt}." if best.doubt else ""
     if best.seconds is None:
-        only = "It is the only artifact" + (" within the limits." if all > 1 else " of the model.")
-        return only + doubt
+        return f"It is the only artifact {'that may be served' if others else 'of the model'}.{doubt}"
     what = f"{1 / best.seconds:,.0f} {'texts' if adapted else 'tokens'} a second in {best.engine}"
-    return f"It is the fastest of the {able} artifacts that may be served: {what}.{doubt}"
+    return f"It is the fastest of the artifacts that may be served: {what}.{doubt}"

@@ -29,7 +29,7 @@ class Measured(NamedTuple):
 
     engine: str
     seconds: float  # a token of new text; of an adapted model, a text of a batch
-    change: float  # of the held-out loss, as a share of the model's; adapted models have passed their gate
+    change: float  # of the held-out loss, as a share of the model's; of an adapted one, of its labels
 
 
 Found = Measured | IsoflopError  # why it could not be
@@ -83,11 +83,14 @@ class _Bench:
         return float(after / before - 1)
 
 
-def measured_adapted(paths: Sequence[Path], threads: int) -> list[Found]:
-    """Artifacts of an adapted model, in turn, in batches."""
+def measured_adapted(paths: Sequence[Path], changes: Sequence[float], threads: int) -> list[Found]:
+    """Artifacts of an adapted model, in turn, in batches; which labels change is known."""
     with pool(1, fresh=True) as executor:
         found = executor.submit(_rates, paths, threads).result()
-    return [Measured(s.engine, 1 / s.rates[TOGETHER].median, 0.0) for s in found]
+    return [
+        Measured(speed.engine, 1 / speed.rates[TOGETHER].median, change)
+        for speed, change in zip(found, changes, strict=True)
+    ]
 
 
 def _rates(paths: Sequence[Path], threads: int) -> list[AdaptedSpeed]:
