@@ -45,7 +45,7 @@ def _engine(named: str, threads: int, slots: int, context: int | None) -> Engine
     if URL.match(named):
         from isoflop.serve.engines.remote import Remote
 
-        return Remote(URL.sub(r"\1://", named))
+        return Remote(URL.sub(r"\1://", named), context=context)
     path = opened(Path(named))
     if path.suffix == GGUF:
         from isoflop.serve.engines.llamacpp import LlamaCpp
