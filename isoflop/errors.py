@@ -9,6 +9,7 @@ IsoflopError            (a ValueError; the command line prints it and exits 2)
 |-- TrendError          a table of dated facts, a date, a metric, or a growth model
 |-- LayoutError         a cluster, or a model that does not fit on it
 |-- AdaptError          task data, a base model, or a method that does not fit
+|-- ServeError          a server, its keys or its limits
 |-- ProjectError        the project folder: ledger, lock, version
 `-- CorruptError        a file whose content is not what was written
 """
@@ -60,6 +61,10 @@ class LayoutError(IsoflopError):
 
 class AdaptError(IsoflopError):
     """Task data cannot be read or learned from, or a base model or a method does not fit the task."""
+
+
+class ServeError(IsoflopError):
+    """A server cannot be as asked, nor a key of it."""
 
 
 class ProjectError(IsoflopError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from isoflop.serve.keys import Key
 
@@ -51,3 +52,11 @@ class Observer(Protocol):
 
     def ended(self, call: Call) -> None:
         """It is over, for whatever reason; also what the guard refused."""
+
+
+def call_of(scope: MutableMapping[str, Any]) -> Call:
+    """The call of a request, with the template of its path once a route has been found."""
+    state = scope.setdefault("state", {})
+    call: Call = state.setdefault("call", Call(scope["path"]))
+    call.route = getattr(scope.get("route"), "path", "")
+    return call
