@@ -3,7 +3,7 @@ its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints w
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
-`trend` tells how the whole industry grows, and `limit` where that ends.
+`trend` tells how the whole industry grows, and `limit` where that ends; `keys` open the server.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from isoflop.cli import (
     explain,
     improve,
     job,
+    keys,
     laws,
     limit,
     plan,
@@ -69,6 +70,7 @@ app.add_typer(sequence.app)
 app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

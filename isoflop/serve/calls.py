@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from isoflop.serve.keys import Key
+
+GATED = "unavailable"  # the error of a call that a gate refused
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Call:
     status: int = 0  # of HTTP
     error: str = ""  # kind of what went wrong, as "rate_limit_exceeded", "disconnected"; "": nothing
     finish: str = ""  # why the answer ended
+    asked: str = ""  # masked, and only where the audit log keeps texts
+    answered: str = ""  # likewise
 
     def piece(self) -> None:
         """A piece of the answer has come."""
@@ -52,6 +56,14 @@ class Observer(Protocol):
 
     def ended(self, call: Call) -> None:
         """It is over, for whatever reason; also what the guard refused."""
+
+
+@runtime_checkable
+class Gate(Observer, Protocol):
+    """An observer without which no call may begin."""
+
+    def refuses(self) -> str:
+        """Why none may now; "": they may."""
 
 
 def call_of(scope: MutableMapping[str, Any]) -> Call:

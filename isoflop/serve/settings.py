@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from isoflop.records import Record
 
@@ -21,13 +22,16 @@ class Settings(Record):
     completion_tokens: int | None = None  # None: what the engine holds
     answers: int = 8  # n, and texts of one request times 16
     concurrent: int = 64  # requests at once, in all; more are told to come again
-    read_seconds: float = 10.0  # in which a client has to send its request
+    rate_storage: str = "memory://"  # of keys' limits: redis://HOST:PORT where several servers share them
+    read_seconds: float = 10.0  # in which a client has to send its request, and takes up some of its answer
     seconds: float = 300.0  # that an answer may take
     mask: tuple[str, ...] = ()  # kinds of personal data that are masked in every prompt and answer
     vllm_names: bool = False  # metrics also under vLLM's own names
     audit: Path | None = None  # file of the audit log
     audit_text: bool = False  # also what was asked and answered, masked
-    audit_full: str = "refuse"  # or "continue": what to do with requests when it cannot be written
+    audit_full: Literal["refuse", "continue"] = "refuse"  # requests, when it cannot be written
+    audit_bytes: int = 100_000_000  # of the audit log before a new file is begun
+    audit_files: int = 10  # older ones that are kept
     certificate: Path | None = None
     certificate_key: Path | None = None
     drain_seconds: float = 30.0  # that answers have to end at shutdown
