@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def coloured(n: int, seed: int) -> Dataset:
     )
 
 
-def tiny_whisper(folder: Path) -> Path:
-    """A tiny Whisper of random weights that reads two seconds, with a tokenizer of bytes."""
+def tiny_whisper(folder: Path, *, seconds: int = 2, written: int = 16, special: Sequence[str] = ()) -> Path:
+    """A tiny Whisper of random weights that reads so many seconds and writes so many tokens, of bytes."""
     from tokenizers import pre_tokenizers
     from transformers import (
         GenerationConfig,
@@ -88,14 +89,14 @@ def tiny_whisper(folder: Path) -> Path:
 
     end, start, silent = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: number for number, token in enumerate([*letters, end, start, silent])}
+    vocab = {token: number for number, token in enumerate([*letters, end, start, *special, silent])}
     tokenizer = WhisperTokenizer(
-        vocab=vocab, merges=[], pad_token=end, additional_special_tokens=[start, silent]
+        vocab=vocab, merges=[], pad_token=end, additional_special_tokens=[start, *special, silent]
     )
     config = WhisperConfig(
         vocab_size=len(vocab), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=16,
-        max_source_positions=100, max_target_positions=16, decoder_start_token_id=vocab[start],
+        max_source_positions=50 * seconds, max_target_positions=written, decoder_start_token_id=vocab[start],
         bos_token_id=vocab[end], eos_token_id=vocab[end], pad_token_id=vocab[end], dropout=0.0,
         begin_suppress_tokens=None, suppress_tokens=None,
     )  # fmt: skip
@@ -103,10 +104,10 @@ def tiny_whisper(folder: Path) -> Path:
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
         is_multilingual=False, decoder_start_token_id=vocab[start], eos_token_id=vocab[end],
-        pad_token_id=vocab[end], no_timestamps_token_id=vocab[silent], max_length=16,
+        pad_token_id=vocab[end], no_timestamps_token_id=vocab[silent], max_length=written,
     )  # fmt: skip
     model.save_pretrained(folder)
-    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=seconds)
     WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     return folder
 

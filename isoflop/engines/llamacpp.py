@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_int64, c_size_t, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,12 @@ class _Batch(ctypes.Structure):
     )
 
 
+class _Reading(ctypes.Structure):
+    """gguf_init_params: whether to leave the tensors in the file, and where to put them."""
+
+    _fields_ = (("no_alloc", c_bool), ("context", c_void_p))
+
+
 _Log = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
     "ggml_row_size": (c_size_t, [c_int, c_int64]),
@@ -58,6 +64,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
         c_size_t,
         [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p],
     ),
+    "gguf_init_from_file": (c_void_p, [c_char_p, _Reading]),
+    "gguf_find_key": (c_int64, [c_void_p, c_char_p]),
+    "gguf_get_val_str": (c_char_p, [c_void_p, c_int64]),
+    "gguf_get_val_u32": (ctypes.c_uint32, [c_void_p, c_int64]),
+    "gguf_free": (None, [c_void_p]),
     **{f"dequantize_row_{name}": (None, [c_void_p, c_void_p, c_int64]) for name in BLOCKS.values()},
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [_Log, c_void_p]),
@@ -122,6 +133,31 @@ def _read_for_a_token(path: Path) -> int:
 
     sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
     return sum(sizes.values()) - (sizes[TABLE] if HEAD in sizes else 0)
+
+
+class Described(NamedTuple):
+    """What a file says of its model before it is loaded."""
+
+    context: int  # that it was trained with
+    pooling: int | None  # llama.cpp's number of how token vectors become one of the text
+
+
+def described(path: Path) -> Described:
+    """Raises ProjectError when llama.cpp is not installed, CorruptError when the file is none of its."""
+    library = _library()
+    file = library.gguf_init_from_file(os.fsencode(path), _Reading(no_alloc=True))
+    if not file:
+        raise CorruptError(f"llama.cpp cannot open {path}", hint="export it again")
+    try:
+        named = library.gguf_find_key(file, b"general.architecture")
+        family = library.gguf_get_val_str(file, named) if named >= 0 else b""
+        keys = (library.gguf_find_key(file, family + end) for end in (b".context_length", b".pooling_type"))
+        context, pooling = (library.gguf_get_val_u32(file, key) if key >= 0 else None for key in keys)
+    finally:
+        library.gguf_free(file)
+    if context is None:
+        raise CorruptError(f"{path} does not say the context of its model", hint="export it again")
+    return Described(context, pooling)
 
 
 def rounded(

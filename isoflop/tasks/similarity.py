@@ -173,9 +173,14 @@ def _encode_pairs(base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> 
 
 def _embeddings(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     hidden_wtd: Tensor = model(**{name: batch[name] for name in NAMES if name in batch}).last_hidden_state
-    seen_wt1 = batch["attention_mask"][..., None].to(hidden_wtd.dtype)
-    mean_wd = (hidden_wtd * seen_wt1).sum(1) / seen_wt1.sum(1)
-    return torch.nn.functional.normalize(mean_wd, dim=-1).view(-1, 2, mean_wd.shape[-1])
+    made_wd = pooled(hidden_wtd, batch["attention_mask"])
+    return made_wd.view(-1, 2, made_wd.shape[-1])
+
+
+def pooled(hidden_wtd: Tensor, mask_wt: Tensor) -> Tensor:
+    """Embeddings (w, d) of hidden states: the mean over the tokens of a mask, of length 1."""
+    seen_wt1 = mask_wt[..., None].to(hidden_wtd.dtype)
+    return torch.nn.functional.normalize((hidden_wtd * seen_wt1).sum(1) / seen_wt1.sum(1), dim=-1)
 
 
 def _cosines(embeddings: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ ROOM = 1.15  # window over the longest training clip: speech a tenth slower, and
 FRAMES_A_POSITION = 2  # the second convolution's stride
 TRANSCRIBE = "transcribe"  # Whisper translates too
 NO_TARGET = -100  # of cross-entropy
+PREFIX = 4  # tokens before a text at most: start, language, task, no timestamps
 
 
 class Speech:
@@ -126,6 +127,14 @@ class Speech:
 
     def references(self, spec: Spec, rows: Dataset) -> list[Any]:
         return [str(text).strip() for text in rows["text"]]
+
+
+def plain_spec(base: Base) -> Spec:
+    """Of a base that is not adapted: its own window, and with `language` "" the one that it hears."""
+    _check(base)
+    tokens = base.config.max_target_positions - PREFIX
+    extra = {"seconds": _window(base), "language": "", "tokens": tokens, "unreadable": []}
+    return Spec(task=Speech.name, extra=extra)
 
 
 def shorten(model: Any, positions: int) -> None:

@@ -120,13 +120,13 @@ def spaced(tokens: Sequence[str]) -> list[str]:
     """
     made, before = [], ""
     for token in map(str, tokens):
-        joined = not before or _without_spaces(before[-1]) or (token and _without_spaces(token[0]))
+        joined = not before or without_spaces(before[-1]) or (token and without_spaces(token[0]))
         made.append(token if joined else f" {token}")
         before = token or before
     return made
 
 
-def _without_spaces(character: str) -> bool:
+def without_spaces(character: str) -> bool:
     """Of Chinese, Japanese or Thai, with their punctuation."""
     name = unicodedata.name(character, "")
     return name.startswith(("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH", "THAI"))

@@ -1,0 +1,1 @@
+"""The engines that a server may be put before, one file each; isoflop.serve.protocol says what they answer."""

@@ -1,0 +1,108 @@
+"""The engine that serves an artifact, chosen by what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from isoflop.adapting.saved import is_adapted, task_name
+from isoflop.engines import GGUF, is_export, opened
+from isoflop.errors import CorruptError, ProjectError
+from isoflop.serve.engines.embedding import Embedder
+from isoflop.serve.protocol import Engine
+from isoflop.tasks.base import has_weights, kind_of
+from isoflop.tasks.protocol import DECODER, ENCODER, SPEECH
+from isoflop.workers import cores
+
+URL = re.compile(r"^(https?):/+")  # a Path has one slash of two
+LABELS, TAGS, VECTORS = ("classification", "multi-label"), ("tagging",), ("similarity", "embedding")
+SERVED = (
+    f"a {GGUF} file, a folder of a causal model, of an encoder or of Whisper, an export of one, a model "
+    f"adapted to {', '.join((*LABELS, *TAGS, *VECTORS))} or speech, or the URL of a server"
+)
+
+
+async def opened_engine(
+    path: Path | str, *, threads: int | None = None, slots: int = 8, context: int | None = None
+) -> Engine:
+    """An artifact's engine, started: `close` it at the end. A URL is of an OpenAI-compatible server.
+
+    Without `threads` it computes on all cores. `slots` requests are computed at once, of `context` tokens
+    each, where the engine lets one say so. Raises ProjectError for what is not served or without its
+    package, CorruptError for what cannot be opened.
+    """
+    engine = _engine(str(path), threads or cores(), slots, context)
+    try:
+        await engine.start()
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+def _engine(named: str, threads: int, slots: int, context: int | None) -> Engine:
+    if URL.match(named):
+        from isoflop.serve.engines.remote import Remote
+
+        return Remote(URL.sub(r"\1://", named))
+    path = opened(Path(named))
+    if path.suffix == GGUF:
+        from isoflop.serve.engines.llamacpp import LlamaCpp
+
+        return LlamaCpp(path, threads=threads, slots=slots, context=context)
+    if is_adapted(path):
+        return _adapted(path, threads)
+    return _folder(path, threads, context)
+
+
+def _adapted(path: Path, threads: int) -> Engine:
+    from isoflop.serve.engines.adapted import Classifier, Tagger
+    from isoflop.serve.engines.whisper import Whisper
+
+    task = task_name(path)
+    if task in LABELS:
+        return Classifier(path, threads=threads)
+    if task in TAGS:
+        return Tagger(path, threads=threads)
+    if task in VECTORS:
+        return Embedder(path, threads=threads)
+    if task == "speech":
+        return Whisper(path, threads=threads)
+    raise _not_served(path, f"is adapted to {task}")
+
+
+def _folder(path: Path, threads: int, context: int | None) -> Engine:
+    """Of transformers or CTranslate2."""
+    from isoflop.serve.engines.faster import MODEL, FasterWhisper
+    from isoflop.serve.engines.stepping import Stepping
+    from isoflop.serve.engines.whisper import Whisper
+
+    config = path / "config.json"
+    if (path / MODEL).is_file():
+        return FasterWhisper(path, threads=threads)
+    if is_export(path):
+        return Stepping(path, threads=threads, context=context)
+    if not config.is_file():
+        raise _not_served(path, "has no config.json")
+    if not has_weights(path):
+        raise _not_served(path, "has no weights")
+    kind = _kind(config)
+    if kind == DECODER:
+        return Stepping(path, threads=threads, context=context)
+    if kind == ENCODER:
+        return Embedder(path, threads=threads)
+    if kind == SPEECH:
+        return Whisper(path, threads=threads)
+    raise _not_served(path, f"is a model of the kind {kind}")
+
+
+def _kind(config: Path) -> str:
+    try:
+        return kind_of(json.loads(config.read_text()), config.parent)
+    except json.JSONDecodeError as error:
+        raise CorruptError(f"{config} is no JSON: {error}", hint="restore the file") from None
+
+
+def _not_served(path: Path, why: str) -> ProjectError:
+    return ProjectError(f"{path} {why}, which is not served", hint=f"name {SERVED}")
