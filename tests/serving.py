@@ -1,5 +1,6 @@
-"""For tests of the gateway: an engine that can do all, at once, and whose words can be foretold; one who listens
-to calls; a masker of given words; a server of an application on a real socket."""
+"""For tests of the gateway: an engine that can do all, at once, and whose words can be foretold; one who
+listens to calls; a masker of given words; a server of an application on a real socket.
+"""
 
 from __future__ import annotations
 

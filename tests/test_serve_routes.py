@@ -60,22 +60,23 @@ class Asked:
         self.engine = engine or Echo()
         self.witness = Witness()
         template = given.pop("template", None)
-        settings = Settings(**given.pop("settings", {}))
+        settings = Settings(open=True, **given.pop("settings", {}))
         models = {"my-model": Model("my-model", self.engine, "abc", 1.5, 99, template)}
         models["labels"] = Model("labels", Lists())
-        self.gateway = Gateway(models, settings, [self.witness], **given)
+        self.gateway = Gateway(models, settings, None, [self.witness], **given)
 
     def __call__(self, path: str, document: Any = None, **sent: Any) -> httpx.Response:
         async def call() -> httpx.Response:
             transport = httpx.ASGITransport(build_app(self.gateway), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
                 if document is None and not sent:
                     return await client.get(path)
                 return await client.post(path, json=document, **sent)
 
         answer = asyncio.run(call())
         assert self.witness.heard == self.witness.ends  # each once
-        assert self.witness.ends[-1].status == answer.status_code
+        if self.witness.ends:  # not of /health/live
+            assert self.witness.ends[-1].status == answer.status_code
         return answer
 
     @property
@@ -267,6 +268,7 @@ def test_models_tell_what_they_are_worth() -> None:
 def test_health() -> None:
     asked = Asked()
     assert asked("/health/live").json() == {"status": "live"}
+    assert not asked.witness.ends
     answer = asked("/health/ready")  # nobody started the engines
     refused(answer, 503, None, "my-model, labels")
     assert answer.headers["retry-after"]
@@ -301,7 +303,7 @@ def test_health() -> None:
         (CHAT, {"messages": [], "prompt": None}, 400, "messages", "at least 1"),
         (CHAT, {"messages": [{"role": "x", "content": ""}], "prompt": None}, 400, "messages.0.role", "user"),
         ("/v1/nothing", {}, 404, None, "there is no /v1/nothing"),
-        ("/health/live", {}, 405, None, "does not take POST"),
+        ("/v1/models", {}, 405, None, "does not take POST"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told(path: str, change: Any, status: int, param: str, words: str) -> None:

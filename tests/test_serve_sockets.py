@@ -23,8 +23,10 @@ ANSWER = "User: hello there Assistant:"
 class Rig:
     def __init__(self) -> None:
         self.engine, self.witness = Echo(), Witness()
-        settings = Settings(answers=128)
-        self.gateway = Gateway({"my-model": Model("my-model", self.engine)}, settings, [self.witness], Words)
+        settings = Settings(open=True, answers=128)
+        self.gateway = Gateway(
+            {"my-model": Model("my-model", self.engine)}, settings, None, [self.witness], Words
+        )
         self.app = build_app(self.gateway)
 
 
@@ -115,7 +117,7 @@ def test_a_client_that_leaves_ends_its_answer(rig: Rig, url: str, stream: bool) 
         asked = {"model": "my-model", "prompt": "word " * 200, "n": 3, "max_tokens": 200, "stream": stream}
         body = json.dumps(asked)
         with socket.create_connection((host, int(port))) as sent:
-            head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             sent.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}{body}".encode())
             if stream:
                 assert b"200 OK" in sent.recv(64)

@@ -3,7 +3,8 @@ its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints w
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
-`trend` tells how the whole industry grows, and `limit` where that ends; `keys` open the server.
+`trend` tells how the whole industry grows, and `limit` where that ends; `serve` lets who has one of `keys` ask
+finished models.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from isoflop.cli import (
     quantize,
     runs,
     sequence,
+    serve,
     transforms,
     trend,
     tune,
@@ -70,6 +72,7 @@ app.add_typer(sequence.app)
 app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
+app.add_typer(serve.app)
 app.add_typer(keys.app, name="keys")
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isoflop import __version__
-from isoflop.serve.calls import Call, Observer
 from isoflop.serve.errors import add_error_handlers
 from isoflop.serve.gateway import Gateway
+from isoflop.serve.guard import Guard
 from isoflop.serve.routes import audio, chat, completions, health, models, texts, tokens
-
-BEARER = {"key": {"type": "http", "scheme": "bearer"}}
 
 
 def build_app(gateway: Gateway) -> FastAPI:
-    """The server of a gateway whose engines have been started."""
+    """The server of a gateway. Raises ServeError where it would be open to others than this machine."""
     app = FastAPI(
         title="isoflop",
         version=__version__,
@@ -30,36 +24,10 @@ def build_app(gateway: Gateway) -> FastAPI:
     for part in (models, completions, chat, texts, audio, tokens, health):
         app.include_router(part.router)
     add_error_handlers(app)
-    app.add_middleware(Calls, observers=gateway.observers)
-    # The guard is added here, last and so outermost.
+    app.add_middleware(
+        Guard, settings=gateway.settings, keys=gateway.keys, observers=gateway.observers
+    )  # last, and so outermost
+    app.middleware_stack = (
+        app.build_middleware_stack()
+    )  # now, not with the first request: the guard may refuse
     return app
-
-
-class Calls:
-    """Makes the call of each request that came through no guard, and tells observers of it."""
-
-    def __init__(self, app: ASGIApp, observers: Sequence[Observer]) -> None:
-        self.app, self.observers = app, observers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "call" in scope.setdefault("state", {}):
-            await self.app(scope, receive, send)
-            return
-        call = scope["state"]["call"] = Call(scope["path"])
-
-        async def noted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                call.status = message["status"]
-            await send(message)
-
-        for observer in self.observers:
-            observer.began(call)
-        try:
-            await self.app(scope, receive, noted)
-        except Exception:
-            call.status = call.status or 500
-            raise
-        finally:
-            call.ended = time.monotonic()
-            for observer in self.observers:
-                observer.ended(call)

@@ -77,7 +77,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (RequestError, EngineError, TimeoutError, Exception):
+    for kind in (RequestError, EngineError, TimeoutError):
         app.add_exception_handler(kind, told)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from isoflop.errors import IsoflopError
 from isoflop.serve.calls import Call, Observer
 from isoflop.serve.chats import Template
+from isoflop.serve.keys import Keys
 from isoflop.serve.protocol import Classifies, Embeds, Engine, Hears, RequestError, Tags, Tokenizes, Writes
 from isoflop.serve.settings import Settings
 
@@ -68,6 +69,7 @@ class Gateway:
 
     models: dict[str, Model]
     settings: Settings = field(default_factory=Settings)
+    keys: Keys | None = None  # None: for an open server
     observers: Sequence[Observer] = ()
     masker: Callable[[Sequence[str]], Masker] | None = None  # makes one for these kinds
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from isoflop.engines import opened
 from isoflop.engines.speed import disk_bytes
-from isoflop.served import KIND, Served
 from isoflop.serve.chats import Template, template_of
 from isoflop.serve.engines.opening import opened_engine
 from isoflop.serve.gateway import Model
+from isoflop.serve.protocol import Engine
+from isoflop.served import KIND, Served
 from isoflop.store import HASH_DIGITS, Project, content_hash
 
 
@@ -23,11 +24,12 @@ class Opening(NamedTuple):
     slots: int  # requests that each computes at the same time
     context: int | None  # tokens of each; None: what the model was made for
 
+    async def engine(self, where: str | Path) -> Engine:
+        return await opened_engine(where, threads=self.threads, slots=self.slots, context=self.context)
 
-async def opened_models(
-    named: Mapping[str, str], project: Project | None, how: Opening
-) -> dict[str, Model]:
-    """The models of these paths or URLs, started. Raises as `opened_engine` does, after closing what it opened."""
+
+async def opened_models(named: Mapping[str, str], project: Project | None, how: Opening) -> dict[str, Model]:
+    """The models at these paths or URLs, started. Raises as `opened_engine` does, and leaves nothing open."""
     models: dict[str, Model] = {}
     try:
         for name, where in named.items():
@@ -45,12 +47,11 @@ async def closed(models: Mapping[str, Model]) -> None:
 
 async def _opened(name: str, where: str, project: Project | None, how: Opening) -> Model:
     if "://" in where:  # another server, of whose files nothing is known
-        return Model(name, await opened_engine(where, threads=how.threads, slots=how.slots, context=how.context))
+        return Model(name, await how.engine(where))
     path = opened(Path(where))
     hash, size, template = await asyncio.to_thread(_read, path)
     bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, hash)
-    engine = await opened_engine(path, threads=how.threads, slots=how.slots, context=how.context)
-    return Model(name, engine, hash, bpb, size, template)
+    return Model(name, await how.engine(path), hash, bpb, size, template)
 
 
 def _read(path: Path) -> tuple[str, int, Template | None]:

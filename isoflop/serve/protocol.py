@@ -18,9 +18,7 @@ STOP, LENGTH = "stop", "length"  # why a generation ended, in OpenAI's words
 class Generation:
     """One text to go on with."""
 
-    prompt: (
-        str | tuple[int, ...]
-    )  # text, to which the engine adds the model's first token; or ids, as they are
+    prompt: str | tuple[int, ...]  # text, before which the engine puts the model's first token; or ids alone
     max_tokens: int  # at most: a context that is full ends it too, with LENGTH
     temperature: float = 1.0  # 0: the likeliest token
     top_p: float = 1.0

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 from isoflop.errors import ServeError
 from isoflop.interrupt import ASKING
 from isoflop.serve.app import build_app
-from isoflop.serve.gateway import Gateway
+from isoflop.serve.connections import bounded
+from isoflop.serve.gateway import Gateway, Model
 from isoflop.serve.settings import Settings
 
 KEEP_ALIVE = 30  # seconds that a connection may wait for its next request
@@ -24,28 +25,27 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # where all a
 
 
 def serve(
-    opening: Callable[[], Awaitable[Gateway]], settings: Settings, tell: Callable[[Gateway, str], None]
+    gateway: Gateway, opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None]
 ) -> None:
-    """Open the models, `tell` the gateway and its URL, and serve until SIGINT or SIGTERM.
+    """Open the gateway's models, `tell` its URL, and serve until SIGINT or SIGTERM.
 
-    The port is taken first: clients wait while models load. Raises ServeError for what cannot be listened to.
+    The port is taken first: clients wait while models load. Raises ServeError where the server would be open
+    to others, or cannot listen.
     """
+    app, settings = build_app(gateway), gateway.settings
     check_certificate(settings)
     with listening(settings) as taken:
-        asyncio.run(_serve(opening, settings, taken, tell))
+        asyncio.run(_serve(gateway, uvicorn.Server(config(app, settings)), taken, opening, tell))
 
 
 async def _serve(
-    opening: Callable[[], Awaitable[Gateway]],
-    settings: Settings,
-    taken: socket.socket,
-    tell: Callable[[Gateway, str], None],
-) -> None:
-    gateway = await opening()
+    gateway: Gateway, server: uvicorn.Server, taken: socket.socket,
+    opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    gateway.models = await opening()
     try:
-        server = uvicorn.Server(config(build_app(gateway), settings))
         with _ends_in_order():
-            tell(gateway, url(settings, taken))
+            tell(url(gateway.settings, taken))
             await server.serve(sockets=[taken])
     finally:
         await asyncio.gather(*(model.engine.close() for model in gateway.models.values()))
@@ -55,6 +55,7 @@ def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """No word of what serves, no trust in headers about where a request came from, an end to waiting."""
     return uvicorn.Config(
         app,
+        http=bounded(settings),
         ws="none",
         lifespan="off",
         log_config=None,
