@@ -43,14 +43,14 @@ class Connection(asyncio.Protocol):
         self.head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
-        # The system takes little ahead of the client, and what it does not take is waited for, however little:
-        # so whether the client reads can be seen.
-        transport.set_write_buffer_limits(0)
+        self.transport = transport
+        self.inner.connection_made(transport)  # first: TLS may pause it at once
+        # The system takes little ahead of the client, and what it does not take is waited for, however
+        # little: so whether the client reads can be seen. A limit of 0 would never let TLS go on.
+        transport.set_write_buffer_limits(1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux and macOS
             option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES
             transport.get_extra_info("socket").setsockopt(*option)
-        self.transport = transport
-        self.inner.connection_made(transport)
         self.head.start(self.seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
