@@ -3,8 +3,8 @@ its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints w
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
-`trend` tells how the whole industry grows, and `limit` where that ends; `serve` lets who has one of `keys` ask
-finished models.
+`trend` tells how the whole industry grows, and `limit` where that ends; `serve` has finished models answer who
+has one of `keys`.
 """
 
 from __future__ import annotations
