@@ -3,8 +3,8 @@ its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints w
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
-`trend` tells how the whole industry grows, and `limit` where that ends; `serve` has finished models answer who
-has one of `keys`.
+`trend` tells how the whole industry grows, `limit` where that ends, `mask` takes personal data out of texts,
+and `serve` has finished models answer who has one of `keys`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from isoflop.cli import (
     keys,
     laws,
     limit,
+    mask,
     plan,
     prune,
     quantize,
@@ -74,6 +75,7 @@ app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
 app.add_typer(serve.app)
 app.add_typer(keys.app, name="keys")
+app.add_typer(mask.app)
 
 
 def main() -> None:
