@@ -67,7 +67,7 @@ def test_the_official_client_streams(client: openai.OpenAI) -> None:
         c.choices[0].text for c in client.completions.create(model="my-model", prompt="a b", stream=True)
     ]
     assert "".join(parts) == "a b"
-    options = {"include_usage": True}
+    options: Any = {"include_usage": True}
     with client.chat.completions.create(
         model="my-model",
         messages=MESSAGES,
@@ -78,6 +78,7 @@ def test_the_official_client_streams(client: openai.OpenAI) -> None:
     ) as stream:
         chunks = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == ANSWER
+    assert chunks[-1].usage
     assert chunks[-1].usage.completion_tokens == 4
     with client.chat.completions.stream(model="my-model", messages=MESSAGES) as events:
         assert events.get_final_completion().choices[0].message.content == ANSWER

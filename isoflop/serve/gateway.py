@@ -26,14 +26,20 @@ ABILITIES: dict[Any, str] = {
 
 
 class Masked(Protocol):
-    text: str
-    found: Counter[str]  # items by kind
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def found(self) -> Counter[str]:
+        """Items by kind."""
 
 
 class MaskStream(Protocol):
     """Masks a text that comes in pieces."""
 
-    found: Counter[str]
+    @property
+    def found(self) -> Counter[str]:
+        """Items by kind, so far."""
 
     def push(self, text: str) -> str:
         """What can go out now."""
