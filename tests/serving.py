@@ -1,10 +1,21 @@
-"""An engine for tests of the gateway: it can do all, at once, and what it says can be foretold."""
+"""For tests of the gateway: an engine that can do all, at once, and whose words can be foretold; one who
+listens to calls; a masker of given words; a server of an application on a real socket.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import socket
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import uvicorn
+from starlette.types import ASGIApp
+
+from isoflop.serve.calls import Call
 from isoflop.serve.protocol import (
     LENGTH,
     STOP,
@@ -17,6 +28,10 @@ from isoflop.serve.protocol import (
     Span,
     Token,
 )
+from isoflop.serve.running import config
+from isoflop.serve.settings import Settings
+
+CHARACTERS = range(0xD800)  # code points below those that are none
 
 
 class Echo:
@@ -40,6 +55,8 @@ class Echo:
         return [ord(c) for c in text]
 
     async def detokenize(self, ids: Sequence[int]) -> str:
+        if not all(id in CHARACTERS for id in ids):
+            raise RequestError("there is no such token id", param="tokens")
         return "".join(map(chr, ids))
 
     async def generate(self, asked: Generation) -> AsyncIterator[Piece | Ending]:
@@ -61,7 +78,7 @@ class Echo:
                 told = () if asked.logprobs is None else (Token(text, -0.5, ((text, -0.5),)),)
                 yield Piece(text, 1, told)
             yield Ending(reason, len(prompt), said, queued=0.0)
-        except GeneratorExit:
+        except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
             raise
         finally:
@@ -80,3 +97,84 @@ class Echo:
         if not sound:
             raise RequestError("the sound is empty", param="file")
         return Heard(f"{len(sound)} bytes", 1.0)
+
+
+class Witness:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[Call] = []
+        self.ends: list[Call] = []
+        self.silence = threading.Condition()  # told of each end
+
+    def began(self, call: Call) -> None:
+        self.heard.append(call)
+
+    def ended(self, call: Call) -> None:
+        with self.silence:
+            self.ends.append(call)
+            self.silence.notify_all()
+
+    def wait(self, ends: int) -> None:
+        """Until so many calls have ended."""
+        with self.silence:
+            assert self.silence.wait_for(lambda: len(self.ends) >= ends, timeout=30)
+
+
+@dataclass
+class MaskedText:
+    text: str
+    found: Counter[str]
+
+
+class Words:
+    """Masks the words that are its kinds, as [WORD]; the word "fail" breaks it."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self.kinds = kinds
+
+    def mask(self, text: str) -> MaskedText:
+        found: Counter[str] = Counter()
+        words = text.split(" ")
+        if "fail" in words:
+            raise LookupError(text)
+        for i, word in enumerate(words):
+            if word in self.kinds:
+                words[i], found[word] = f"[{word.upper()}]", found[word] + 1
+        return MaskedText(" ".join(words), found)
+
+    def stream(self) -> WordStream:
+        return WordStream(self)
+
+
+class WordStream:
+    """Holds back the last word, which may go on."""
+
+    def __init__(self, masker: Words) -> None:
+        self.masker, self.held, self.found = masker, "", Counter[str]()
+
+    def push(self, text: str) -> str:
+        whole, space, self.held = (self.held + text).rpartition(" ")
+        return self._masked(whole) + space
+
+    def end(self) -> str:
+        return self._masked(self.held)
+
+    def _masked(self, text: str) -> str:
+        masked = self.masker.mask(text)
+        self.found.update(masked.found)
+        return masked.text
+
+
+@contextmanager
+def on_a_socket(app: ASGIApp, settings: Settings | None = None) -> Iterator[str]:
+    """Serve an application as `isoflop serve` does, from a thread; yields its URL."""
+    server = uvicorn.Server(config(app, settings or Settings()))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -3,9 +3,9 @@ its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints w
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
-`trend` tells how the whole industry grows, and `limit` where that ends. Of the server, `keys` open it,
-`mask` takes personal data out of texts, `dashboard` writes what watches it from outside, and `feedback` what
-its users said.
+`trend` tells how the whole industry grows, and `limit` where that ends. `serve` has finished models answer who
+has one of `keys`; `mask` takes personal data out of texts, `dashboard` writes what watches a server from
+outside, and `feedback` what its users said.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from isoflop.cli import (
     quantize,
     runs,
     sequence,
+    serve,
     transforms,
     trend,
     tune,
@@ -75,6 +76,7 @@ app.add_typer(sequence.app)
 app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
+app.add_typer(serve.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(mask.app)
 app.add_typer(dashboard.app)

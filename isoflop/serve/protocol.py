@@ -2,7 +2,7 @@
 
 Engines take plain prompts: chats are rendered by the gateway, and so are n answers asked as n generations.
 Everything runs on one event loop; what computes in this process does so in threads. An async generator that
-is closed early (`aclose`) ends its generation and frees its slot.
+is closed early (`aclose`), or whose reader is cancelled, ends its generation and frees its slot.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ STOP, LENGTH = "stop", "length"  # why a generation ended, in OpenAI's words
 class Generation:
     """One text to go on with."""
 
-    prompt: str | tuple[int, ...]  # text, or token ids of the model
-    max_tokens: int  # 1 or more
+    prompt: str | tuple[int, ...]  # text, before which the engine puts the model's first token; or ids alone
+    max_tokens: int  # at most, 1 or more: a context that is full ends it too, with LENGTH
     temperature: float = 1.0  # 0: the likeliest token
     top_p: float = 1.0
     stop: tuple[str, ...] = ()  # texts that end it and are not part of it

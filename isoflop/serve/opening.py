@@ -1,0 +1,64 @@
+"""Models opened as a server holds them: the engine, what the ledger knows of it, its chat template."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from isoflop.engines import opened
+from isoflop.engines.speed import disk_bytes
+from isoflop.serve.chats import Template, template_of
+from isoflop.serve.engines.opening import opened_engine
+from isoflop.serve.gateway import Model
+from isoflop.serve.protocol import Engine
+from isoflop.served import KIND, Served
+from isoflop.store import HASH_DIGITS, Project, content_hash
+
+
+class Opening(NamedTuple):
+    """How models are opened."""
+
+    threads: int | None  # None: as many as the machine has
+    slots: int  # requests that each computes at the same time
+    context: int | None  # tokens of each; None: what the model was made for
+
+    async def engine(self, where: str | Path) -> Engine:
+        return await opened_engine(where, threads=self.threads, slots=self.slots, context=self.context)
+
+
+async def opened_models(named: Mapping[str, str], project: Project | None, how: Opening) -> dict[str, Model]:
+    """The models at these paths or URLs, started. Raises as `opened_engine` does, and leaves nothing open."""
+    models: dict[str, Model] = {}
+    try:
+        for name, where in named.items():
+            models[name] = await _opened(name, where, project, how)
+    except BaseException:
+        await closed(models)
+        raise
+    return models
+
+
+async def closed(models: Mapping[str, Model]) -> None:
+    """End what these models run."""
+    await asyncio.gather(*(model.engine.close() for model in models.values()))
+
+
+async def _opened(name: str, where: str, project: Project | None, how: Opening) -> Model:
+    if "://" in where:  # another server, of whose files nothing is known
+        return Model(name, await how.engine(where))
+    path = opened(Path(where))
+    hash, size, template = await asyncio.to_thread(_read, path)
+    bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, hash)
+    return Model(name, await how.engine(path), hash, bpb, size, template)
+
+
+def _read(path: Path) -> tuple[str, int, Template | None]:
+    return content_hash(path)[:HASH_DIGITS], disk_bytes(path), template_of(path)
+
+
+def _bits_per_byte(project: Project, hash: str) -> float | None:
+    """Of the artifact with this content, as it was measured last."""
+    found = [served.bpb for served in project.all(KIND, Served) if served.hash == hash]
+    return found[-1] if found else None

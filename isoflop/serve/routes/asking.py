@@ -1,0 +1,117 @@
+"""What completions and chats do alike: limits, masks, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+
+from isoflop.serve.answering import Answering
+from isoflop.serve.calls import Call
+from isoflop.serve.forms import Form
+from isoflop.serve.gateway import Gateway, Masker, Model
+from isoflop.serve.masked import masked, masker_of
+from isoflop.serve.protocol import Generation, RequestError, Writes
+from isoflop.serve.routes import check_texts, held
+from isoflop.serve.schemas import ObjectFormat, Sampled, SchemaFormat
+from isoflop.serve.writing import SEEDS, Writing
+
+Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A request for text, and what will answer it."""
+
+    gateway: Gateway
+    call: Call
+    asked: Sampled
+    model: Model
+    engine: Writes
+    masker: Masker | None
+
+    def masked(self, text: str) -> str:
+        return masked(self.call, self.masker, text)
+
+    async def masked_ids(self, ids: Sequence[int]) -> Prompt:
+        """Token ids, or what is left of their text when something in it was masked."""
+        if self.masker is None:
+            return tuple(ids)
+        text = await self.engine.detokenize(ids)
+        left = self.masked(text)
+        return tuple(ids) if left == text else left
+
+    async def answer(
+        self, prompts: Sequence[Prompt], form: type[Form], *, most: int | None, logprobs: int | None,
+        stop: Sequence[str] = (), param: str = "prompt",
+    ) -> Answering:  # fmt: skip
+        """The answer to these prompts. Raises RequestError for what is beyond the server's limits."""
+        asked, settings = self.asked, self.gateway.settings
+        answers = asked.n or 1
+        if answers > settings.answers:
+            raise RequestError(f"n is {answers}, and this server gives {settings.answers} answers", param="n")
+        check_texts(settings, answers * len(prompts), param)
+        if logprobs is not None and self.masker is not None:
+            raise RequestError("log-probabilities tell what is masked: leave them out", param="logprobs")
+        await self._check_sizes(prompts, param)
+        plan = self._plan(most, logprobs, stop)
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        writing = Writing(
+            self.call, self.engine, [replace(plan, prompt=prompt) for prompt in prompts], answers,
+            form(self.model.name, usage=usage), settings.seconds, self.masker,
+        )  # fmt: skip
+        return writing.answer(stream=bool(asked.stream))
+
+    def _plan(self, most: int | None, logprobs: int | None, stop: Sequence[str]) -> Generation:
+        """How every text of the request is written; its prompt is still empty."""
+        asked, limit = self.asked, self.gateway.settings.completion_tokens
+        context = self.model.engine.context
+        if most and limit and most > limit:
+            raise RequestError(f"this server writes {limit} tokens at most, not {most}", param="max_tokens")
+        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        return Generation(
+            prompt="",
+            max_tokens=min(most or limit or context, context),
+            temperature=1.0 if asked.temperature is None else asked.temperature,
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            stop=(*stops, *stop),
+            seed=None if asked.seed is None else asked.seed % SEEDS,
+            logprobs=logprobs,
+            schema=self._schema(),
+        )
+
+    def _schema(self) -> Mapping[str, Any] | None:
+        match self.asked.response_format:
+            case SchemaFormat(json_schema=named):
+                schema = named.schema_
+            case ObjectFormat():
+                schema = {"type": "object"}
+            case _:
+                return None
+        if not self.engine.schemas:
+            raise RequestError(
+                f"the engine of {self.model.name}, {self.model.engine.name}, cannot keep to a JSON schema",
+                code="unsupported_parameter", param="response_format",
+            )  # fmt: skip
+        return schema
+
+    async def _check_sizes(self, prompts: Sequence[Prompt], param: str) -> None:
+        limit = self.gateway.settings.prompt_tokens
+        if limit is None:
+            return  # the engine says what it cannot hold
+        for prompt in prompts:
+            size = len(await self.engine.tokenize(prompt) if isinstance(prompt, str) else prompt)
+            if size > limit:
+                raise RequestError(
+                    f"{param} has {size} tokens, and this server takes {limit} at most",
+                    code="context_length_exceeded", param=param,
+                )  # fmt: skip
+
+
+def asking(request: Request, asked: Sampled) -> Asking:
+    """What will answer a request. Raises RequestError for a model that is not there or does not write."""
+    gateway, call = held(request)
+    model, engine = gateway.model(call, asked.model, Writes)
+    return Asking(gateway, call, asked, model, engine, masker_of(gateway, asked.mask))

@@ -1,0 +1,59 @@
+"""/v1/audio/transcriptions: what is said in a sound."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Form, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from isoflop.serve.answering import Answering, answered
+from isoflop.serve.masked import masked, masker_of
+from isoflop.serve.protocol import Heard, Hears
+from isoflop.serve.routes import documented, held
+from isoflop.serve.schemas import EXAMPLE, Transcription, VerboseTranscription
+
+router = APIRouter(tags=["sound"])
+
+
+class TranscriptionRequest(BaseModel):
+    """A form, whose values are all texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile
+    model: str = Field(min_length=1, examples=[EXAMPLE])
+    language: str | None = Field(None, description="ISO 639-1; heard from the sound when absent.")
+    response_format: Literal["json", "text", "verbose_json"] = "json"
+    temperature: float = Field(0.0, ge=0, le=0, description="0 alone.")
+    mask: str = Field("", description="Kinds of personal data that are masked, with commas between.")
+
+
+ANSWERS = documented(Transcription | VerboseTranscription)
+ANSWERS[200]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+
+
+@router.post("/v1/audio/transcriptions", response_model=None, responses=ANSWERS)
+async def transcribe(
+    asked: Annotated[TranscriptionRequest, Form(media_type="multipart/form-data")], request: Request
+) -> Answering:
+    """The text of a sound file."""
+    gateway, call = held(request)
+    _, engine = gateway.model(call, asked.model, Hears)
+    masker = masker_of(gateway, [kind.strip() for kind in asked.mask.split(",") if kind.strip()])
+    sound = await asked.file.read()
+
+    async def made() -> Response:
+        heard: Heard = await engine.transcribe(sound, asked.language or None)
+        text = masked(call, masker, heard.text)
+        if asked.response_format == "text":
+            return PlainTextResponse(text)
+        if asked.response_format == "json":
+            return JSONResponse({"text": text})
+        return JSONResponse(
+            {"task": "transcribe", "language": asked.language, "duration": heard.seconds, "text": text}
+        )
+
+    return answered(call, gateway.settings.seconds, made)

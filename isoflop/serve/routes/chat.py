@@ -1,0 +1,50 @@
+"""/v1/chat/completions: the model's turn in a chat."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from isoflop.serve.answering import Answering
+from isoflop.serve.chats import PLAIN_STOP, Template, plain
+from isoflop.serve.forms import ChatForm
+from isoflop.serve.protocol import Writes
+from isoflop.serve.routes import documented
+from isoflop.serve.routes.asking import Asking, Prompt, asking
+from isoflop.serve.schemas import ChatCompletion, ChatRequest, Message
+
+router = APIRouter(tags=["text"])
+EVENTS = "A chat.completion.chunk with some more of the answer, in JSON; the last is [DONE]."
+
+
+@router.post("/v1/chat/completions", response_model=None, responses=documented(ChatCompletion, EVENTS))
+async def chat(asked: ChatRequest, request: Request) -> Answering:
+    """Answer the last message of a chat."""
+    answering = asking(request, asked)
+    messages = [_plain(answering, message) for message in asked.messages]
+    template = answering.model.template
+    prompt: Prompt = plain(messages) if template is None else await _rendered(
+        template, messages, answering.engine
+    )  # fmt: skip
+    logprobs = asked.top_logprobs or 0 if asked.logprobs or asked.top_logprobs else None
+    return await answering.answer(
+        [prompt], ChatForm, most=asked.max_completion_tokens or asked.max_tokens, logprobs=logprobs,
+        stop=(PLAIN_STOP,) if template is None else (), param="messages",
+    )  # fmt: skip
+
+
+def _plain(answering: Asking, message: Message) -> dict[str, str]:
+    """A message as templates know it: who, and one text."""
+    said = message.content
+    text = said if isinstance(said, str) else "".join(part.text for part in said)
+    role = "system" if message.role == "developer" else message.role
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": role, "content": answering.masked(text), **named}
+
+
+async def _rendered(template: Template, messages: list[dict[str, str]], engine: Writes) -> Prompt:
+    """The chat's text; as ids where the template has written the first token, which engines add to texts."""
+    text = template.render(messages)
+    if template.begin and text.startswith(template.begin):
+        return tuple(await engine.tokenize(text))
+    return text

@@ -1,0 +1,100 @@
+"""/v1/embeddings, /v1/classify and /v1/tag: what a model says of texts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from isoflop.serve.answering import Answering, answered
+from isoflop.serve.calls import Call
+from isoflop.serve.gateway import Gateway
+from isoflop.serve.masked import masked, masker_of
+from isoflop.serve.protocol import Classifies, Embeds, Label, Span, Tags
+from isoflop.serve.routes import check_texts, documented, held
+from isoflop.serve.schemas import Classes, EmbeddingRequest, Embeddings, TaggedTexts, TextsRequest
+
+router = APIRouter(tags=["texts"])
+
+
+@router.post("/v1/embeddings", response_model=None, responses=documented(Embeddings))
+async def embed(asked: EmbeddingRequest, request: Request) -> Answering:
+    """A vector of each text."""
+    gateway, call = held(request)
+    model, engine = gateway.model(call, asked.model, Embeds)
+    texts = _texts(gateway, call, asked)
+
+    async def made() -> Response:
+        vectors, tokens = await engine.embed(texts)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _written(vector, asked.encoding_format)}
+            for i, vector in enumerate(vectors)
+        ]
+        return _listed(call, model.name, data, tokens)
+
+    return answered(call, gateway.settings.seconds, made)
+
+
+@router.post("/v1/classify", response_model=None, responses=documented(Classes))
+async def classify(asked: TextsRequest, request: Request) -> Answering:
+    """The labels of each text, the likeliest first."""
+    gateway, call = held(request)
+    model, engine = gateway.model(call, asked.model, Classifies)
+    texts = _texts(gateway, call, asked)
+
+    async def made() -> Response:
+        found: list[list[Label]]
+        found, tokens = await engine.classify(texts)
+        data = [
+            {"index": i, "label": labels[0].label, "labels": [label._asdict() for label in labels]}
+            for i, labels in enumerate(found)
+        ]
+        return _listed(call, model.name, data, tokens)
+
+    return answered(call, gateway.settings.seconds, made)
+
+
+@router.post("/v1/tag", response_model=None, responses=documented(TaggedTexts))
+async def tag(asked: TextsRequest, request: Request) -> Answering:
+    """The tagged parts of each text."""
+    gateway, call = held(request)
+    model, engine = gateway.model(call, asked.model, Tags)
+    texts = _texts(gateway, call, asked)
+
+    async def made() -> Response:
+        found: list[list[Span]]
+        found, tokens = await engine.tag(texts)
+        data = [
+            {"index": i, "text": text, "spans": [
+                {**span._asdict(), "text": text[span.start : span.end]} for span in spans
+            ]}
+            for i, (text, spans) in enumerate(zip(texts, found, strict=True))
+        ]  # fmt: skip
+        return _listed(call, model.name, data, tokens)
+
+    return answered(call, gateway.settings.seconds, made)
+
+
+def _texts(gateway: Gateway, call: Call, asked: EmbeddingRequest | TextsRequest) -> list[str]:
+    """The texts of a request as the engine may see them."""
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    check_texts(gateway.settings, len(texts), "input")
+    masker = masker_of(gateway, asked.mask)
+    return [masked(call, masker, text) for text in texts]
+
+
+def _listed(call: Call, model: str, data: list[dict[str, Any]], tokens: int) -> Response:
+    call.prompt_tokens = tokens
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _written(vector: Sequence[float], form: str | None) -> list[float] | str:
+    if form == "base64":
+        return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+    return list(vector)

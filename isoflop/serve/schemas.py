@@ -1,0 +1,366 @@
+"""Requests and answers in OpenAI's shape. What is not named here is refused by its name.
+
+Clients always send some parameters that mean nothing here: `Ignored` has them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _whole(value: Any) -> Any:
+    """JSON does not tell 1.0 from 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _never(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("never", "Input should be false")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+WHOLE = BeforeValidator(_whole)
+Never = Annotated[bool, Field(json_schema_extra={"const": False}), AfterValidator(_never)]
+Id = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
+Ids = Annotated[list[Id], Field(min_length=1)]
+EXAMPLE = "my-model"
+
+
+class Shape(BaseModel):
+    """No unknown names, no numbers in quotes, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Asked(Shape):
+    model: str = Field(description="A name that /v1/models lists.", examples=[EXAMPLE])
+    mask: list[Text] | None = Field(
+        None, description="Kinds of personal data that are masked, in addition to the server's own policy."
+    )
+
+
+class Ignored(Shape):
+    """Parameters that OpenAI's clients send and that have no meaning here."""
+
+    user: str | None = Field(None, description="Ignored.")
+    store: bool | None = Field(None, description="Ignored.")
+    metadata: dict[str, str] | None = Field(None, description="Ignored.")
+    service_tier: str | None = Field(None, description="Ignored.")
+    safety_identifier: str | None = Field(None, description="Ignored.")
+    prompt_cache_key: str | None = Field(None, description="Ignored.")
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = Field(None, description="0 alone.")
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = Field(None, description="0 alone.")
+
+
+def _without_mask(*told: tuple[str, dict[str, Any]]) -> ConfigDict:
+    """Where these are asked for, nothing can be masked: they would tell it."""
+    mask = {"mask": {"type": "array", "minItems": 1}}
+    both: list[Any] = [
+        {"required": ["mask", name], "properties": {**mask, name: schema}} for name, schema in told
+    ]
+    return ConfigDict(json_schema_extra={"not": {"anyOf": both}})
+
+
+class StreamOptions(Shape):
+    include_usage: bool = Field(False, description="A last chunk says how many tokens there were.")
+    include_obfuscation: Never = Field(False, description="Chunks are never padded.")
+
+
+class PlainFormat(Shape):
+    type: Literal["text"]
+
+
+class ObjectFormat(Shape):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Shape):
+    name: str = Field(examples=["answer"])
+    schema_: dict[str, Any] = Field(alias="schema", examples=[{"type": "object"}])
+    description: str | None = None
+    strict: bool | None = Field(None, description="Ignored: an engine that can keep to a schema always does.")
+
+
+class SchemaFormat(Shape):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+Format = Annotated[PlainFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class Sampled(Asked, Ignored):
+    """What completions and chats have in common."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="1 when absent; 0: the likeliest token."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="1 when absent.")
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = Field(None, description="Answers to each prompt.")
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = Field(
+        None, description="Texts that end an answer and are not part of it."
+    )
+    seed: Annotated[int, WHOLE] | None = Field(
+        None, description="The same seed gives the same answer, where nothing else has changed."
+    )
+    stream: bool | None = Field(None, description="Answer piece by piece, by server-sent events.")
+    stream_options: StreamOptions | None = None
+    response_format: Format | None = Field(None, description="Where the engine can keep to a JSON schema.")
+
+
+class CompletionRequest(Sampled):
+    model_config = _without_mask(("logprobs", {"type": "integer"}))
+
+    prompt: str | Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
+        description="A text, texts, token ids, or lists of them.", examples=["Once upon a time"]
+    )
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(None, description="16 when absent.")
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = Field(
+        None, description="Tell each token's log-probability, and those of so many alternatives."
+    )
+    echo: Never | None = Field(None, description="The prompt cannot be answered back.")
+    suffix: None = Field(None, description="Text cannot be put before another.")
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = Field(None, description="1 alone.")
+
+
+class Part(Shape):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Shape):
+    """Also what an answer's message looks like when a client sends it back."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(min_length=1)] = Field(examples=["Hello!"])
+    name: str | None = Field(None, description="Ignored, unless the model's chat template reads it.")
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+class ChatRequest(Sampled):
+    model_config = _without_mask(
+        ("logprobs", {"const": True}), ("top_logprobs", {"type": "integer", "minimum": 1})
+    )
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="As many as fit when absent."
+    )
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="The older name of max_completion_tokens."
+    )
+    logprobs: bool | None = Field(None, description="Tell each token's log-probability.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
+        None, description="Also those of so many alternatives; implies logprobs."
+    )
+
+
+class EmbeddingRequest(Asked):
+    input: str | Texts = Field(examples=["some text"])
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="float when absent.")
+    user: str | None = Field(None, description="Ignored.")
+
+
+class TextsRequest(Asked):
+    input: str | Texts = Field(examples=["some text"])
+
+
+class TokenizeRequest(Shape):
+    model: str = Field(examples=[EXAMPLE])
+    prompt: str = Field(examples=["some text"])
+
+
+class DetokenizeRequest(Shape):
+    model: str = Field(examples=[EXAMPLE])
+    tokens: list[Id] = Field(examples=[[104, 105]])
+
+
+class Cached(Shape):
+    cached_tokens: int
+
+
+class Usage(Shape):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Cached
+
+
+class InputUsage(Shape):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(Shape):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(Shape):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(Shape):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class Alternative(Shape):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ToldToken(Alternative):
+    top_logprobs: list[Alternative]
+
+
+class ChatLogprobs(Shape):
+    content: list[ToldToken]
+    refusal: None
+
+
+class Said(Shape):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Shape):
+    index: int
+    message: Said
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(Shape):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Embedding(Shape):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or their little-endian float32 in base64.")
+
+
+class Embeddings(Shape):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: InputUsage
+
+
+class LabelTold(Shape):
+    label: str
+    probability: float
+
+
+class Classified(Shape):
+    index: int
+    label: str = Field(description="The likeliest.")
+    labels: list[LabelTold] = Field(description="All of them, the likeliest first.")
+
+
+class Classes(Shape):
+    object: Literal["list"]
+    data: list[Classified]
+    model: str
+    usage: InputUsage
+
+
+class SpanTold(Shape):
+    tag: str
+    start: int = Field(description="Characters before it.")
+    end: int
+    text: str
+
+
+class Tagged(Shape):
+    index: int
+    text: str = Field(description="What the spans are of: the input, masked where that was asked.")
+    spans: list[SpanTold]
+
+
+class TaggedTexts(Shape):
+    object: Literal["list"]
+    data: list[Tagged]
+    model: str
+    usage: InputUsage
+
+
+class Transcription(Shape):
+    text: str
+
+
+class VerboseTranscription(Shape):
+    task: Literal["transcribe"]
+    language: str | None
+    duration: float
+    text: str
+
+
+class Tokens(Shape):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Detokenized(Shape):
+    prompt: str
+
+
+class ModelTold(Shape):
+    """A model, with what the ledger knows of it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    engine: str
+    context: int
+    hash: str
+    bytes: int | None
+    bits_per_byte: float | None
+
+
+class Models(Shape):
+    object: Literal["list"]
+    data: list[ModelTold]
+
+
+class Health(Shape):
+    status: Literal["live", "ready"]
+
+
+class Wrong(Shape):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(Shape):
+    error: Wrong

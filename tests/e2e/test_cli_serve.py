@@ -1,0 +1,81 @@
+"""isoflop serve, as typed, with a real model in its engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+from e2e.commands import refused
+from isoflop.cli.serve import named
+from isoflop.engines.speed import measure
+from isoflop.errors import ServeError
+from isoflop.served import KIND, Served, now
+from isoflop.store import HASH_DIGITS, Project, content_hash
+
+
+def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
+    pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
+    from gguf_models import written
+
+    folder, artifact = tmp_path / "project", written(tmp_path / "model.gguf")
+    key = isoflop("keys", "new", "tester", "--project", folder).out.strip()
+    known = Served(
+        id="a", path="model.gguf", hash=content_hash(artifact)[:HASH_DIGITS], kind="f32", corpus_id="b",
+        eval_tokens=1, machine="c", loss=2.0, loss_se=0.1, bpb=1.2345, bpb_se=0.1, windows=(2.0,),
+        speed=measure(artifact), measured_at=now(),
+    )  # fmt: skip
+    Project(folder).put(KIND, known)
+    audit = tmp_path / "audit.jsonl"
+    typed = ("serve", f"mine={artifact}", "--project", folder, "--port", 0, "--threads", 1, "--audit", audit)
+    words = [sys.executable, "-m", "isoflop", *map(str, typed)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout
+            screen = [process.stdout.readline()]
+            while not screen[-1].startswith("python -c"):
+                screen.append(process.stdout.readline())
+            url, shown, size = screen[0].split()[-1], screen[1], artifact.stat().st_size
+            assert f"mine, 1.2345 bits per byte, {size:,} bytes, llama.cpp" in shown
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=key) as client:
+                answer = client.completions.create(model="mine", prompt="the day", max_tokens=8)
+                assert answer.usage
+                assert answer.usage.completion_tokens == 8
+            stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="isk_x_y")
+            with stranger, pytest.raises(openai.AuthenticationError):
+                stranger.models.list()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert any(line.get("model") == "mine" and line.get("completion_tokens") == 8 for line in lines)
+
+
+def test_what_cannot_be_is_told(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Project(tmp_path / "project")
+    at = ("--project", tmp_path / "project")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(isoflop("serve", tmp_path, *at, "--port", port), f"port {port} cannot be served at")
+    refused(isoflop("serve", "/none", *at, "--port", 0), "/none")
+    refused(isoflop("serve", tmp_path, *at, "--open", "--host", "0.0.0.0"), "0.0.0.0 cannot be open")
+    refused(isoflop("serve", tmp_path, *at, "--mask", "smell"), "'smell'")
+    refused(isoflop("serve", "a/m", "b/m", *at), "two models are named 'm'")
+
+
+def test_names() -> None:
+    assert named(["a/b.gguf", "x=a/b=c", "a/b=c", "y=http://host:1"]) == {
+        "b": "a/b.gguf", "x": "a/b=c", "b=c": "a/b=c", "y": "http://host:1",
+    }  # fmt: skip
+    with pytest.raises(ServeError, match="has no name"):
+        named(["http://host:1"])
