@@ -3,8 +3,8 @@ its values, `laws` asks laws, `plan` says what a budget buys (`cluster` prints w
 judges tables of runs, `averages`, `transforms` and `prune` make models of models, `quantize` rounds finished
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
-`trend` tells how the whole industry grows, and `limit` where that ends. `serve` has finished models answer who
-has one of `keys`; `mask` takes personal data out of texts, `dashboard` writes what watches a server from
+`trend` tells how the whole industry grows, and `limit` where that ends. `serve` has finished models answer
+who has one of `keys`; `mask` takes personal data out of texts, `dashboard` writes what watches a server from
 outside, and `feedback` what its users said.
 """
 
