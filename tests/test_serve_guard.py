@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 from serving import Echo
 
 from isoflop.errors import ServeError
+from isoflop.serve.app import build_app
 from isoflop.serve.calls import GATED, Call
 from isoflop.serve.exchange import Message
+from isoflop.serve.gateway import Gateway, Model
 from isoflop.serve.guard import Guard
 from isoflop.serve.keys import SCOPES, Keys
+from isoflop.serve.objectives import Objectives
 from isoflop.serve.settings import Settings
+from isoflop.serve.watched import watched
 from isoflop.store import Project
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
@@ -61,14 +65,13 @@ def test_no_route_but_one_answers_without_a_key(keys: Keys, texts: dict[str, str
     assert (answer.status, answer.body) == (200, b"the app's own words")
 
 
-def test_no_route_of_the_gateway_answers_without_a_key(keys: Keys) -> None:
+def test_no_route_of_the_gateway_answers_without_a_key(keys: Keys, tmp_path: Path) -> None:
     """Whatever is added to it."""
-    app = pytest.importorskip("isoflop.serve.app", reason="there is no gateway yet")
-    gateway = pytest.importorskip("isoflop.serve.gateway")
-    echo = gateway.Model("echo", Echo())
-    server = app.build_app(gateway.Gateway({"echo": echo}, settings=Settings(), keys=keys))
+    gateway = Gateway({"echo": Model("echo", Echo())}, settings=Settings(), keys=keys)
+    server = build_app(gateway, watched(gateway, Project(tmp_path), None, Objectives(), None).routers)
     every = set(paths(server.routes))
-    assert {"/health/live", "/v1/models", "/v1/chat/completions", "/openapi.json"} <= every
+    assert {"/health/live", "/v1/models", "/v1/chat/completions", "/openapi.json", "/", "/metrics"} <= every
+    assert "/v1/feedback" in every
     for path in every:
         for method in METHODS:
             answer = run(ask(server, path, method=method, body=[b"{}"]))

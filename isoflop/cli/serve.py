@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.options import DEFAULT_PROJECT, ProjectOption, open_project, whole
+from isoflop.cli.options import DEFAULT_PROJECT, ProjectOption, open_project, pairs, whole
 from isoflop.errors import ServeError
+from isoflop.quantities import BYTES, SHARE
 from isoflop.terminal import Terminal
 
 app = typer.Typer()
+
+WEBHOOK = "ISOFLOP_ALERTS_WEBHOOK"  # variable that holds the URL, which is a secret
+REFUSE, CONTINUE = "refuse", "continue"
 
 
 @app.command()
@@ -51,10 +56,40 @@ def serve(
         typer.Option(metavar="KIND,...", help="Mask personal data in prompts and answers: email,phone ..."),
     ] = "",
     audit: Annotated[Path | None, typer.Option(help="Write a line of each call to this file.")] = None,
+    audit_text: Annotated[
+        bool, typer.Option("--audit-text", help="Also what was asked and answered, masked.")
+    ] = False,
+    audit_full: Annotated[
+        str, typer.Option(help="Requests when it cannot be written: refuse, or continue.")
+    ] = "refuse",
     certificate: Annotated[Path | None, typer.Option(help="PEM file: serve by TLS.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    rate_storage: Annotated[
+        str, typer.Option(help="Where keys' rates are counted: redis://HOST:PORT when servers share them.")
+    ] = "memory://",
+    vllm_names: Annotated[
+        bool, typer.Option("--vllm-names", help="Metrics also under vLLM's own names.")
+    ] = False,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="What alerts watch: first_token=1s, errors=1%; see dashboard."
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="On disk, of what a model of the project is served as: 4MB.")
+    ] = None,
+    max_loss_increase: Annotated[
+        str, typer.Option(help="Over the model's loss, of the same: 2%, or 0.02.")
+    ] = "1%",
+    force: Annotated[
+        bool, typer.Option("--force", help="Serve it although its gate or its verdict refused it.")
+    ] = False,
 ) -> None:
     """Serve models to OpenAI's clients, to who has a key of the project.
+
+    A model of the project is served as the fastest of its exports within limits. Alerts go to the URL in
+    ISOFLOP_ALERTS_WEBHOOK, if there is one.
 
     Example: [bold]isoflop serve my-project/artifacts/model-... --project my-project[/bold], after
     [bold]isoflop keys new NAME --project my-project[/bold]
@@ -63,33 +98,46 @@ def serve(
     from isoflop.serve.gateway import Gateway
     from isoflop.serve.keys import Keys
     from isoflop.serve.masking import Masker
-    from isoflop.serve.opening import Opening, opened_models
+    from isoflop.serve.objectives import objectives
+    from isoflop.serve.opening import Limits, Opening, artifacts, opened_models
     from isoflop.serve.running import serve as run
     from isoflop.serve.screen import screen
     from isoflop.serve.settings import Settings
+    from isoflop.serve.watched import watched
 
-    home = open_project(project) if project.exists() or not open else None
+    if audit_full not in (REFUSE, CONTINUE):
+        raise ServeError(f"--audit-full is {audit_full!r}", hint=f"write {REFUSE} or {CONTINUE}")
+    promised, terminal = objectives(pairs(objective or [], "--objective")), Terminal()
+    limits = Limits(
+        None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
+        SHARE.read("--max-loss-increase", max_loss_increase), force,
+    )  # fmt: skip
     settings = Settings(
         host=host, port=port, open=open, body_bytes=max_body, prompt_tokens=max_prompt_tokens,
         completion_tokens=max_completion_tokens, answers=max_answers, concurrent=max_concurrent,
         seconds=max_seconds, mask=tuple(filter(None, (kind.strip() for kind in mask.split(",")))),
-        audit=audit, certificate=certificate, certificate_key=certificate_key, drain_seconds=drain,
+        audit=audit, audit_text=audit_text, audit_full=audit_full, certificate=certificate,
+        certificate_key=certificate_key, rate_storage=rate_storage, vllm_names=vllm_names,
+        drain_seconds=drain,
     )  # fmt: skip
-    observers = [Audit(audit, settings)] if audit else []
-    keys = None if home is None else Keys(home)
-    gateway = Gateway({}, settings, keys, observers, Masker)
-    log = Terminal().log
-    for observer in observers:
-        log(observer.policy)
+    home = open_project(project) if project.exists() or not open else None
+    gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
+    served = artifacts(named(models), home, threads, limits, terminal)
+    log = Audit(audit, settings) if audit else None
     try:
+        around = watched(gateway, home, log, promised, os.environ.get(WEBHOOK))
+        gateway.observers = around.observers
+        if log is not None:
+            terminal.log(log.policy)
         run(
             gateway,
-            partial(opened_models, named(models), home, Opening(threads, slots, context)),
+            partial(opened_models, served, home, Opening(threads, slots, context)),
             lambda url: typer.echo(screen(gateway, url)),
-        )
+            more=around.routers, beside=around.alerts,
+        )  # fmt: skip
     finally:
-        for observer in observers:
-            observer.close()
+        if log is not None:
+            log.close()
 
 
 def named(models: Sequence[str]) -> dict[str, str]:

@@ -11,10 +11,8 @@ from typing import Any, Generic, Self, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from isoflop.serve.calls import Call
+from isoflop.serve.calls import DISCONNECTED, Call
 from isoflop.serve.errors import described
-
-DISCONNECTED = "disconnected"
 
 T = TypeVar("T")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
 
 from isoflop import __version__
 from isoflop.serve.errors import add_error_handlers
@@ -11,8 +13,11 @@ from isoflop.serve.guard import Guard
 from isoflop.serve.routes import audio, chat, completions, health, models, texts, tokens
 
 
-def build_app(gateway: Gateway) -> FastAPI:
-    """The server of a gateway. Raises ServeError where it would be open to others than this machine."""
+def build_app(gateway: Gateway, more: Sequence[APIRouter] = ()) -> FastAPI:
+    """The server of a gateway, with further routes that are guarded alike.
+
+    Raises ServeError where it would be open to others than this machine.
+    """
     app = FastAPI(
         title="isoflop",
         version=__version__,
@@ -23,6 +28,8 @@ def build_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     for part in (models, completions, chat, texts, audio, tokens, health):
         app.include_router(part.router)
+    for router in more:
+        app.include_router(router)
     add_error_handlers(app)
     app.add_middleware(
         Guard, settings=gateway.settings, keys=gateway.keys, observers=gateway.observers

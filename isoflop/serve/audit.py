@@ -17,10 +17,12 @@ from pathlib import Path
 
 from isoflop.errors import ServeError
 from isoflop.serve.calls import GATED, Call
+from isoflop.serve.masking import KINDS, Masker
 from isoflop.serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
+MASKER = Masker(KINDS)  # of texts, whatever the server's policy for answers
 WAITING = 10_000  # lines that may wait for the disk
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
@@ -176,5 +178,12 @@ def _told(call: Call, *, text: bool) -> dict[str, object]:
         "status": call.status,
         "error": call.error,
         "masked": dict(call.masked),
-        **({"asked": call.asked, "answered": call.answered} if text else {}),
+        **({"asked": _masked(call.asked), "answered": _masked(call.answered)} if text else {}),
     }
+
+
+def _masked(text: str) -> str:
+    try:
+        return MASKER.mask(text).text
+    except Exception as error:
+        return f"left out, for it could not be masked ({type(error).__name__})"

@@ -42,7 +42,7 @@ class Call:
     status: int = 0  # of HTTP
     error: str = ""  # kind of what went wrong, as "rate_limit_exceeded"; "": nothing
     finish: str = ""  # why the answer ended
-    asked: str = ""  # masked, and only where the audit log keeps texts
+    asked: str = ""  # as the engine saw it, and only where the audit log keeps texts
     answered: str = ""  # likewise
 
     def piece(self) -> None:

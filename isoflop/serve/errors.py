@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def described(error: Exception) -> RequestError:
             return RequestError(
                 "the answer took longer than this server allows", status=504, code="time_limit"
             )
-    log.error("an answer failed", exc_info=error)
+    frames = " < ".join(f"{f.name}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__)))
+    log.error("an answer failed: %s in %s", type(error).__name__, frames)  # its message may quote a prompt
     return RequestError("the server failed; its log says why", status=500, code="internal_error")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from isoflop.errors import IsoflopError
-from isoflop.serve.calls import Call
+from isoflop.serve.calls import MASKING_FAILED, Call
 from isoflop.serve.gateway import Gateway, Masker
 from isoflop.serve.protocol import RequestError
 
@@ -39,4 +39,4 @@ def masking_fails() -> Iterator[None]:
         yield
     except Exception as error:
         log.error("masking failed: %s", type(error).__name__)
-        raise RequestError("masking failed", status=500, code="masking_failed") from None
+        raise RequestError("masking failed", status=500, code=MASKING_FAILED) from None

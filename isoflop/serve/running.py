@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from typing import Any
 
 import uvicorn
+from fastapi import APIRouter
 from starlette.types import ASGIApp
 
 from isoflop.errors import ServeError
@@ -17,6 +20,7 @@ from isoflop.interrupt import ASKING
 from isoflop.serve.app import build_app
 from isoflop.serve.connections import bounded
 from isoflop.serve.gateway import Gateway, Model
+from isoflop.serve.masking import LogFilter
 from isoflop.serve.settings import Settings
 
 KEEP_ALIVE = 30  # seconds that a connection may wait for its next request
@@ -25,30 +29,42 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # where all a
 
 
 def serve(
-    gateway: Gateway, opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None]
-) -> None:
+    gateway: Gateway, opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None], *,
+    more: Sequence[APIRouter] = (), beside: AbstractAsyncContextManager[Any] | None = None,
+) -> None:  # fmt: skip
     """Open the gateway's models, `tell` its URL, and serve until SIGINT or SIGTERM.
 
-    The port is taken first: clients wait while models load. Raises ServeError where the server would be open
-    to others, or cannot listen.
+    The port is taken first: clients wait while models load. `more` are further routes, and `beside` is
+    entered while it serves. Logs go to stderr, without personal data. Raises ServeError where the server
+    would be open to others, or cannot listen.
     """
-    app, settings = build_app(gateway), gateway.settings
+    app, settings = build_app(gateway, more), gateway.settings
     check_certificate(settings)
+    _log_masked()
     with listening(settings) as taken:
-        asyncio.run(_serve(gateway, uvicorn.Server(config(app, settings)), taken, opening, tell))
+        server = uvicorn.Server(config(app, settings))
+        asyncio.run(_serve(gateway, server, taken, opening, tell, beside or nullcontext()))
 
 
 async def _serve(
     gateway: Gateway, server: uvicorn.Server, taken: socket.socket,
     opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None],
+    beside: AbstractAsyncContextManager[Any],
 ) -> None:  # fmt: skip
     gateway.models = await opening()
     try:
         with _ends_in_order():
             tell(url(gateway.settings, taken))
-            await server.serve(sockets=[taken])
+            async with beside:
+                await server.serve(sockets=[taken])
     finally:
         await asyncio.gather(*(model.engine.close() for model in gateway.models.values()))
+
+
+def _log_masked() -> None:
+    handler = logging.StreamHandler()
+    handler.addFilter(LogFilter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -36,6 +36,7 @@ class Writing:
     form: Form
     seconds: float
     masker: Masker | None
+    audited: bool  # whether the call keeps the text
     streams: list[MaskStream] = field(init=False)  # of the answers, where they are masked
     sizes: dict[int, int] = field(init=False)  # tokens of each answer's pieces
 
@@ -121,6 +122,8 @@ class Writing:
                 text = self._mask(index, text, ending is not None)
             if ending:
                 self._note(index, ending)
+            if self.audited:
+                self.call.answered += text
             yield index, text, [token for piece in pieces for token in piece.tokens], ending
 
     def _mask(self, index: int, text: str, ended: bool) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -27,7 +28,8 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
     from gguf_models import written
 
     folder, artifact = tmp_path / "project", written(tmp_path / "model.gguf")
-    key = isoflop("keys", "new", "tester", "--project", folder).out.strip()
+    scopes = ("--scope", "infer", "--scope", "metrics")
+    key = isoflop("keys", "new", "tester", *scopes, "--project", folder).out.strip()
     known = Served(
         id="a", path="model.gguf", hash=content_hash(artifact)[:HASH_DIGITS], kind="f32", corpus_id="b",
         eval_tokens=1, machine="c", loss=2.0, loss_se=0.1, bpb=1.2345, bpb_se=0.1, windows=(2.0,),
@@ -35,7 +37,8 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
     )  # fmt: skip
     Project(folder).put(KIND, known)
     audit = tmp_path / "audit.jsonl"
-    typed = ("serve", f"mine={artifact}", "--project", folder, "--port", 0, "--threads", 1, "--audit", audit)
+    typed = ("serve", f"mine={artifact}", "--project", folder, "--port", 0, "--threads", 1, "--audit", audit,
+             "--audit-text", "--vllm-names")  # fmt: skip
     words = [sys.executable, "-m", "isoflop", *map(str, typed)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -50,6 +53,19 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
                 answer = client.completions.create(model="mine", prompt="the day", max_tokens=8)
                 assert answer.usage
                 assert answer.usage.completion_tokens == 8
+                mail = "write to ann@example.org"
+                told = client.completions.with_raw_response.create(model="mine", prompt=mail, max_tokens=4)
+                rated = {
+                    "request_id": told.headers["x-request-id"],
+                    "rating": "up",
+                    "prompt": mail,
+                    "answer": "x",
+                }
+                client.post("/feedback", body=rated, cast_to=object)
+                metrics = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"}).text
+                assert "vllm:generation_tokens_total{" in metrics
+                page = httpx.get(f"{url}/", headers={"Authorization": f"Bearer {key}"})
+                assert page.headers["content-type"].startswith("text/html")
             stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="isk_x_y")
             with stranger, pytest.raises(openai.AuthenticationError):
                 stranger.models.list()
@@ -59,9 +75,17 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
             process.kill()
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert any(line.get("model") == "mine" and line.get("completion_tokens") == 8 for line in lines)
+    assert "the day" in [line.get("asked") for line in lines]
+    assert "write to [EMAIL]" in [line.get("asked") for line in lines]
+    data = tmp_path / "liked.jsonl"
+    assert isoflop("feedback", "export", "--out", data, "--project", folder).code == 0
+    (liked,) = map(json.loads, data.read_text().splitlines())
+    assert (liked["prompt"], liked["response"]) == (mail, "x")
 
 
-def test_what_cannot_be_is_told(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
+    isoflop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Project(tmp_path / "project")
     at = ("--project", tmp_path / "project")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -71,6 +95,16 @@ def test_what_cannot_be_is_told(isoflop, tmp_path: Path) -> None:  # type: ignor
     refused(isoflop("serve", tmp_path, *at, "--open", "--host", "0.0.0.0"), "0.0.0.0 cannot be open")
     refused(isoflop("serve", tmp_path, *at, "--mask", "smell"), "'smell'")
     refused(isoflop("serve", "a/m", "b/m", *at), "two models are named 'm'")
+    refused(isoflop("serve", tmp_path, *at, "--audit-full", "maybe"), "'maybe'")
+    refused(isoflop("serve", tmp_path, *at, "--objective", "fame=1"), "'fame'")
+    artifact = tmp_path / "project" / "artifacts" / "model.gguf"
+    artifact.parent.mkdir(exist_ok=True)
+    artifact.write_bytes(b"GGUF")
+    refused(isoflop("serve", artifact, *at, "--port", 0), "would have passed a gate")
+    monkeypatch.setenv("ISOFLOP_ALERTS_WEBHOOK", "nowhere/secret")
+    answer = isoflop("serve", tmp_path, *at, "--port", 0)
+    refused(answer, "the URL for alerts cannot be read")
+    assert "secret" not in answer.err
 
 
 def test_names() -> None:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from isoflop.serve.answering import Answering
 from isoflop.serve.calls import Call
+from isoflop.serve.drift import characters
 from isoflop.serve.forms import Form
 from isoflop.serve.gateway import Gateway, Masker, Model
 from isoflop.serve.masked import masked, masker_of
@@ -33,7 +34,12 @@ class Asking:
     masker: Masker | None
 
     def masked(self, text: str) -> str:
-        return masked(self.call, self.masker, text)
+        """The prompt as the engine may see it; what is watched and audited of it is noted."""
+        found = masked(self.call, self.masker, text)
+        self.call.characters = characters(found)
+        if self.gateway.settings.audit_text:
+            self.call.asked += found
+        return found
 
     async def masked_ids(self, ids: Sequence[int]) -> Prompt:
         """Token ids, or what is left of their text when something in it was masked."""
@@ -60,7 +66,7 @@ class Asking:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         writing = Writing(
             self.call, self.engine, [replace(plan, prompt=prompt) for prompt in prompts], answers,
-            form(self.model.name, usage=usage), settings.seconds, self.masker,
+            form(self.model.name, usage=usage), settings.seconds, self.masker, settings.audit_text,
         )  # fmt: skip
         return writing.answer(stream=bool(asked.stream))
 
