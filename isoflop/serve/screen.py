@@ -28,7 +28,8 @@ def screen(gateway: Gateway, url: str) -> str:
 def worth(model: Model) -> str:
     """A model in a line: its measured quality, its size, what runs it."""
     engine = model.engine
-    quality = "bits per byte not measured" if model.bits_per_byte is None else bits(model.bits_per_byte)
+    bpb = model.bits_per_byte
+    quality = "bits per byte not measured (isoflop verdict)" if bpb is None else bits(bpb)
     size = [] if model.bytes is None else [f"{model.bytes:,} bytes"]
     room = f"{engine.slots} at once, {engine.context:,} tokens each"
     return ", ".join([model.name, quality, *size, engine.name, room])
