@@ -22,7 +22,7 @@ from keeping import machine, once, read, write_readme
 from tasks import ENTRIES, Bench
 
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
-from isoflop.adapting.law import CHOSEN, Price, Wanted, task_law
+from isoflop.adapting.law import CHOSEN, Price, Wanted, epochs_of, task_law
 from isoflop.adapting.loop import fine_tune, predict_all
 from isoflop.adapting.records import AdaptConfig, LawPoint
 from isoflop.devices import preferred_precision
@@ -70,8 +70,9 @@ class Learner:
         there = some(some(rows[TRAIN], self.case.examples, self.draw), examples, self.draw)
         train = some(there, max(2, round(wanted.share * examples)), wanted.seed)
         config = AdaptConfig(
-            task=task.name, lr=self.case.lr, batch=self.case.batch, epochs=passes, evaluations=1, patience=0,
-            precision=preferred_precision(), seed=self.draw + wanted.seed,
+            task=task.name, lr=self.case.lr, batch=self.case.batch, evaluations=1, patience=0,
+            epochs=epochs_of(passes, len(train), self.case.batch), precision=preferred_precision(),
+            seed=self.draw + wanted.seed,
         )  # fmt: skip
         held = some(rows[VALIDATION], VALIDATED, 0)
         tuned = fine_tune(task, self.bench.base, self.bench.spec, train, held, config)

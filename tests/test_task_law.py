@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isoflop.adapting.curve import fit_curves
-from isoflop.adapting.law import CHOSEN, DEFAULT, Measure, Price, Wanted, law_of, task_law
+from isoflop.adapting.law import CHOSEN, DEFAULT, Measure, Price, Wanted, epochs_of, law_of, task_law
 from isoflop.adapting.records import LawPoint
 from isoflop.laws.solve import Array
 from isoflop.metrics import METRICS, Score
@@ -140,6 +140,19 @@ def test_what_the_seconds_pay_for_is_run(seconds: float, default: int) -> None:
     assert [w.share for w in asked[:4]] == [1 / 8, 1 / 4, 1 / 2, 1.0]
     assert sum(p.seconds for p in law.points) <= seconds
     assert 1.0 <= law.passes <= 3.0
+
+
+def test_few_examples_are_seen_until_something_is_learned() -> None:
+    assert epochs_of(3.0, 10_000, 16) == 3.0
+    assert epochs_of(3.0, 160, 16) == 10.0
+    asked = [Wanted(CHOSEN, share, 0) for share in (1 / 8, 1.0)]
+    price = Price(per_example=0.01, fixed=1.0, relative={}, least=1600.0)
+    assert price.of(asked[0], 1000, 3.0) == pytest.approx(17.0)
+    passes = price.passes(asked, 1000, 38.0, 3.0)
+    assert passes == pytest.approx(2.0)
+    assert sum(price.of(w, 1000, passes) for w in asked) == pytest.approx(38.0)
+    assert price.passes(asked, 1000, 1e6, 3.0) == 3.0
+    assert price.passes(asked, 1000, 30.0, 3.0) == 0.0
 
 
 def test_too_little_time_for_a_law_is_said() -> None:

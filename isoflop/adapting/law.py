@@ -1,9 +1,9 @@
 """The law of a task: what twice the labels, or twice the model, would buy.
 
-The chosen configuration is trained on nested subsets of the examples, each for as many passes, and scored on
-the test examples; so is full fine-tuning with default values, which is what label doublings count in, and
-the chosen configuration on further base models where any are given. What the budget cannot pay is left out,
-the dearest question first.
+The chosen configuration is trained on nested subsets of the examples, each for as many passes (few examples
+for more, until steps enough to learn at all are taken), and scored on the test examples; so is full
+fine-tuning with default values, which is what label doublings count in, and the chosen configuration on
+further base models where any are given. What the budget cannot pay is left out, the dearest question first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
 
 from isoflop.adapting.curve import PRIOR_EXPONENT, Curves, fit_curves
 from isoflop.adapting.records import LawPoint, TaskLaw
@@ -28,6 +29,7 @@ CHOSEN, DEFAULT = "chosen", "default"
 SEEDS = ((1 / 8, 1), (1 / 4, 1), (1 / 2, 1), (1 / 8, 2), (1 / 4, 2), (1.0, 1))  # further runs, as far as paid
 FIRST = 0.6  # of the law's seconds may be needed by what cannot be left out; more passes cost more
 LEAST_PASSES = 1.0
+LEAST_STEPS = 100  # of any run: after 37 MiniLM told spam as well as chance, after 75 at .95 (docs/LOG.md)
 LEVEL = 0.9
 Z = 1.6449  # of a normal's central 90%
 SURE = 0.95  # share of draws from which on one thing is said to be better than another
@@ -47,23 +49,31 @@ Measure = Callable[[Wanted, float], LawPoint | None]  # a run of so many passes;
 
 @dataclass(frozen=True)
 class Price:
-    """Expected seconds of a run."""
+    """Expected seconds of a run; `relative` are those of other base models, in units of the chosen's."""
 
     per_example: float  # of training
     fixed: float  # of opening the model and scoring it on the test examples
-    relative: Mapping[
-        str, float
-    ]  # of other base models, by their names: what it costs in units of the chosen
+    relative: Mapping[str, float]  # by their names
+    least: float = 0.0  # examples that a run sees at least
 
     def of(self, wanted: Wanted, examples: int, passes: float) -> float:
-        trained = self.per_example * wanted.share * examples * passes
+        trained = self.per_example * max(self.least, wanted.share * examples * passes)
         return (trained + self.fixed) * self.relative.get(wanted.who, 1.0)
 
     def passes(self, asked: Sequence[Wanted], examples: int, seconds: float, most: float) -> float:
         """With which the runs take that time together."""
-        fixed = sum(self.of(w, examples, 0.0) for w in asked)
-        one = sum(self.of(w, examples, 1.0) for w in asked) - fixed
-        return min(most, (seconds - fixed) / one)
+
+        def over(passes: float) -> float:
+            return sum(self.of(w, examples, passes) for w in asked) - seconds
+
+        if over(most) <= 0:
+            return most
+        return float(brentq(over, 0.0, most)) if over(0.0) < 0 else 0.0
+
+
+def epochs_of(passes: float, examples: int, batch: int) -> float:
+    """Passes of a run over its examples: so many, or those that LEAST_STEPS take."""
+    return max(passes, LEAST_STEPS * batch / examples)
 
 
 def task_law(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from isoflop.adapting.bases import spec_like
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
-from isoflop.adapting.law import CHOSEN, DEFAULT, Price, Wanted, task_law
+from isoflop.adapting.law import CHOSEN, DEFAULT, LEAST_STEPS, Price, Wanted, epochs_of, task_law
 from isoflop.adapting.loop import fine_tune, predict_all
 from isoflop.adapting.pace import Seen, look
 from isoflop.adapting.records import AdaptConfig, LawPoint, TaskLaw, Trial
@@ -62,7 +62,7 @@ class Runs:
         base, spec, params = self.subjects[wanted.who]
         rows, test = some(work.rows[TRAIN], examples, work.seed + wanted.seed), work.rows[TEST]
         tuned = fine_tune(
-            work.task, base, spec, rows, work.rows[VALIDATION], self._config(wanted, passes),
+            work.task, base, spec, rows, work.rows[VALIDATION], self._config(wanted, passes, examples),
             features=work.features, teacher=work.teacher if wanted.who == CHOSEN else None,
         )  # fmt: skip
         found = predict_all(work.task, base, spec, tuned.model, test, features=work.features)
@@ -72,15 +72,13 @@ class Runs:
             seconds=time.monotonic() - began,
         )  # fmt: skip
 
-    def _config(self, wanted: Wanted, passes: float) -> AdaptConfig:
+    def _config(self, wanted: Wanted, passes: float, examples: int) -> AdaptConfig:
         """Scored at its end alone."""
         config = default_of(self.config) if wanted.who == DEFAULT else self.config
+        epochs, seed = epochs_of(passes, examples, config.batch), config.seed + wanted.seed
         return config.model_copy(
-            update={
-                "epochs": passes, "steps": 0, "evaluations": 1, "patience": 0,
-                "seed": config.seed + wanted.seed,
-            }
-        )  # fmt: skip
+            update={"epochs": epochs, "steps": 0, "evaluations": 1, "patience": 0, "seed": seed}
+        )
 
 
 def default_of(config: AdaptConfig) -> AdaptConfig:
@@ -111,8 +109,8 @@ def law_of_task(
     return task_law(
         Runs(work, config, subjects).measure, work.metric, examples,
         work.left + sum(point.seconds for point in work.record.points),
-        Price(trained.seconds / learned, fixed, relative), passes=learned / examples,
-        known=work.record.law_passes, seed=work.seed,
+        Price(trained.seconds / learned, fixed, relative, LEAST_STEPS * config.batch),
+        passes=learned / examples, known=work.record.law_passes, seed=work.seed,
         default=config.model_dump(include=values) != default_of(config).model_dump(include=values),
     )  # fmt: skip
 
