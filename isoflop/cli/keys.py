@@ -12,7 +12,11 @@ from isoflop.terminal import Terminal, out, table
 if TYPE_CHECKING:
     from isoflop.serve.keys import Key
 
-app = typer.Typer(no_args_is_help=True, help="API keys of isoflop serve: new, list, revoke.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="API keys of isoflop serve: new, list, revoke.\n\n"
+    "Example: [bold]isoflop keys new alice --rpm 60 --expires 30d --project my-project[/bold]",
+)
 
 
 @app.command()
