@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from isoflop.serve.protocol import Token
@@ -24,7 +24,7 @@ class Form(ABC):
     def __init__(self, model: str, *, usage: bool) -> None:
         self.base = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}", "object": self.kind,
-            "created": int(time.time()), "model": model,
+            "created": int(datetime.now(UTC).timestamp()), "model": model,
         }  # fmt: skip
         self.usage: dict[str, Any] = {"usage": None} if usage else {}
         self.written: dict[int, int] = {}  # characters of each answer so far

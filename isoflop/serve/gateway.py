@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from isoflop.errors import IsoflopError
@@ -66,7 +66,7 @@ class Model:
     bits_per_byte: float | None = None
     bytes: int | None = None
     template: Template | None = None  # of chats; None: the plain one
-    made: int = field(default_factory=lambda: int(time.time()))
+    made: int = field(default_factory=lambda: int(datetime.now(UTC).timestamp()))
 
 
 @dataclass
