@@ -22,7 +22,7 @@ from isoflop.adapting.saved import save_adapted
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.serve.engines import sounds
 from isoflop.serve.engines.faster import FasterWhisper
-from isoflop.serve.engines.sounds import windows_of
+from isoflop.serve.engines.sounds import read_sound, windows_of
 from isoflop.serve.engines.whisper import Whisper
 from isoflop.serve.protocol import Heard, Hears, RequestError
 from isoflop.tasks import load_base, task_of
@@ -99,10 +99,26 @@ def test_what_is_no_sound_is_refused(listener: Path, file: bytes) -> None:
     assert caught.value.param == "file"
 
 
-def test_more_than_fits_into_memory_is_refused(listener: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sounds, "MOST", 10_000)
-    with pytest.raises(RequestError, match="16,000 samples in all channels, and 10,000 are read"):
-        heard(Whisper(listener / "model", threads=1), sound(300))
+@pytest.mark.parametrize(("rate", "most"), [(16_000, "8,000"), (8_000, "8,000"), (48_000, "24,000")])
+def test_more_than_fits_into_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, rate: int, most: str
+) -> None:
+    """As it is in the file, or as the model would take it."""
+    monkeypatch.setattr(sounds, "MOST", 7_999)
+    with pytest.raises(RequestError, match=f"{most} samples, and 7,999 are read") as caught:
+        read_sound(sound(300, rate=rate), RATE)
+    assert caught.value.status == 413
+    monkeypatch.setattr(sounds, "MOST", 24_000)
+    assert len(read_sound(sound(300, rate=rate), RATE)) == 8_000
+
+
+@pytest.mark.parametrize("rate", [1, 3_999, 192_001, 2**31 - 1])
+def test_a_header_does_not_make_a_huge_sound_of_a_small_file(rate: int) -> None:
+    """By the samples to be made, or by the filter that would make them."""
+    file = bytearray(sound(300, seconds=0.01))
+    file[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(RequestError, match=f"{rate:,} samples a second, and 4,000 to 192,000 are read"):
+        read_sound(bytes(file), RATE)
 
 
 def test_languages_of_a_plain_model(tmp_path: Path) -> None:
