@@ -6,7 +6,10 @@ import asyncio
 import io
 import json
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from isoflop.serve.engines import sounds
 from isoflop.serve.engines.faster import FasterWhisper
 from isoflop.serve.engines.sounds import read_sound, windows_of
 from isoflop.serve.engines.whisper import Whisper
-from isoflop.serve.protocol import Heard, Hears, RequestError
+from isoflop.serve.protocol import EngineError, Heard, Hears, RequestError
 from isoflop.tasks import load_base, task_of
 from isoflop.tasks.media import sound_of
 
@@ -100,9 +103,7 @@ def test_what_is_no_sound_is_refused(listener: Path, file: bytes) -> None:
 
 
 @pytest.mark.parametrize(("rate", "most"), [(16_000, "8,000"), (8_000, "8,000"), (48_000, "24,000")])
-def test_more_than_fits_into_memory_is_refused(
-    monkeypatch: pytest.MonkeyPatch, rate: int, most: str
-) -> None:
+def test_more_than_fits_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, rate: int, most: str) -> None:
     """As it is in the file, or as the model would take it."""
     monkeypatch.setattr(sounds, "MOST", 7_999)
     with pytest.raises(RequestError, match=f"{most} samples, and 7,999 are read") as caught:
@@ -190,6 +191,51 @@ def test_both_engines_hear_the_same(converted: Path, monkeypatch: pytest.MonkeyP
     assert one.seconds == other.seconds == 1.0
     assert len(one.text) > 3
     assert other.text.startswith(one.text[:4])
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_sound_that_nobody_waits_for_is_not_heard_to_its_end(
+    converted: Path, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    from faster_whisper import WhisperModel
+    from faster_whisper.transcribe import Segment
+
+    parts, began, goes_on = list[str](), threading.Event(), threading.Event()
+
+    def hear(*given: Any, **options: Any) -> tuple[Iterator[Any], None]:
+        def heard() -> Iterator[Any]:
+            for number in range(9):
+                parts.append(f"part {number}")
+                began.set()
+                assert goes_on.wait(60)
+                yield Segment(0, 0, 0.0, 1.0, parts[-1], [], 0.0, 1.0, 0.0, None, 0.0)
+
+        return heard(), None
+
+    monkeypatch.setattr(WhisperModel, "transcribe", hear)
+
+    async def work() -> None:
+        engine = FasterWhisper(converted / "made", threads=1)
+        await engine.start()
+        left = asyncio.create_task(engine.transcribe(sound(300), None))
+        assert await asyncio.to_thread(began.wait, 60)
+        if closes:
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0)
+            goes_on.set()
+            await closing
+            with pytest.raises(EngineError, match="was stopped"):
+                await left
+        else:
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            goes_on.set()
+            whole = await engine.transcribe(sound(300), None)
+            assert whole.text == " ".join(f"part {number}" for number in range(9))
+            await engine.close()
+        assert len(parts) == (1 if closes else 10)
+
+    asyncio.run(work())
 
 
 def test_a_folder_of_ctranslate2_that_lacks_a_part_is_told(converted: Path, tmp_path: Path) -> None:

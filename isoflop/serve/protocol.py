@@ -103,8 +103,8 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Tokenizes(Protocol):
-    async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text, nothing added; `special`: names of special tokens in it are these tokens."""
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids."""

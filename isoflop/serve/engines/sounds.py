@@ -77,9 +77,7 @@ def _check_size(samples: int, found: int, wanted: int) -> None:
             f"the sound has {found:,} samples a second, and {low:,} to {high:,} are read", param="file"
         )
     if (most := max(samples, samples * wanted // found)) > MOST:
-        raise RequestError(
-            f"the sound has {most:,} samples, and {MOST:,} are read", status=413, param="file"
-        )
+        raise RequestError(f"the sound has {most:,} samples, and {MOST:,} are read", status=413, param="file")
 
 
 def windows_of(sound: Sound, rate: int, seconds: float) -> list[Sound]:
