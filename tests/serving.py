@@ -51,7 +51,7 @@ class Echo:
     async def close(self) -> None:
         self.started = False
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
         return [ord(c) for c in text]
 
     async def detokenize(self, ids: Sequence[int]) -> str:

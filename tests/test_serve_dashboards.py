@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 from called import Model, made
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Echo
 
 from isoflop.errors import FitError
 from isoflop.serve.dashboards import DASHBOARD, RULES, write
 from isoflop.serve.meters import Meters
 from isoflop.serve.objectives import Objectives, objectives
-from isoflop.serve.protocol import Load
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(
@@ -46,13 +44,8 @@ def expressions(folder: Path) -> list[str]:
     return [text.replace("$__rate_interval", "1m").replace("$model", ".*") for text in asked]
 
 
-class Telling(Echo):
-    def load(self) -> Load:
-        return Load(1, 0, 0.5)
-
-
 def test_whatever_they_name_is_measured(folder: Path) -> None:
-    meters = Meters(lambda: [Model(engine=Telling())], audit_writable=lambda: True)
+    meters = Meters(lambda: [Model()], audit_writable=lambda: True)
     call = made(cached_tokens=1)
     call.masked["email"] += 1
     meters.began(call)

@@ -19,19 +19,26 @@ pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
 pytest.importorskip("aiohttp", reason="the extra isoflop[serve] is not installed")
 
+import httpx
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf_models import CONTEXT, greedy, untrained, written
 
 from isoflop.engines import open_engine
 from isoflop.engines.reading import log_probabilities
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.export.gguf import read_weights
+from isoflop.serve.app import build_app
+from isoflop.serve.chats import Template
 from isoflop.serve.engines.http import Http
 from isoflop.serve.engines.llamacpp import LlamaCpp, LlamaCppEmbeds
+from isoflop.serve.engines.opening import opened_engine
+from isoflop.serve.gateway import Gateway, Model
 from isoflop.serve.protocol import (
     LENGTH,
     STOP,
     Embeds,
     Ending,
+    Engine,
     EngineError,
     Generation,
     Piece,
@@ -39,6 +46,7 @@ from isoflop.serve.protocol import (
     Tokenizes,
     Writes,
 )
+from isoflop.serve.settings import Settings
 
 PROMPT = "the day was"
 
@@ -207,6 +215,27 @@ def test_ids_are_those_of_the_functions(
     assert loop.run(engine.detokenize(ids)) == text
 
 
+def test_special_tokens_of_a_chat_are_read_as_these_tokens(
+    engine: LlamaCpp, loop: asyncio.Runner, file: Path
+) -> None:
+    """Not as the characters of their names, also where the template has written the first token itself."""
+    special = "<|endoftext|>"
+    source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    ids = loop.run(engine.tokenize(PROMPT))
+    assert loop.run(engine.tokenize(special + PROMPT, special=True)) == [0, *ids]
+    gateway = Gateway(
+        {"m": Model("m", engine, template=Template(source, special, special))}, Settings(open=True)
+    )
+    asked = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1}
+
+    async def chat() -> httpx.Response:
+        transport = httpx.ASGITransport(build_app(gateway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post("/v1/chat/completions", json=asked)
+
+    assert loop.run(chat()).json()["usage"]["prompt_tokens"] == len([0, *ids, 0])
+
+
 def test_what_is_no_token_is_refused(engine: LlamaCpp, loop: asyncio.Runner) -> None:
     for ids in ([5, 1_000_000], [-1]):
         with pytest.raises(RequestError, match="there is no token"):
@@ -270,28 +299,36 @@ def test_it_listens_to_its_parent_alone(engine: LlamaCpp, loop: asyncio.Runner) 
     assert key not in " ".join([*child.cmdline(), *child.environ().values()])
 
 
-def test_its_death_is_told_and_it_can_begin_again(file: Path, loop: asyncio.Runner, tmp_path: Path) -> None:
+def test_its_death_is_told_and_it_begins_again(file: Path, loop: asyncio.Runner, tmp_path: Path) -> None:
     copy = tmp_path / "m.gguf"
     shutil.copy(file, copy)
 
     async def dies() -> None:
-        engine = LlamaCpp(copy, threads=1, slots=1, context=CONTEXT)
+        engine = LlamaCpp(copy, threads=1, slots=2, context=CONTEXT)
         await engine.start()
-        copy.unlink()  # what is loaded goes on
         text, _, _ = await answered(engine)
-        assert engine._process is not None
-        with pytest.raises(EngineError, match=r"llama\.cpp"):
+        with pytest.raises(EngineError, match=r"llama\.cpp does not answer"):
             await cut(engine)
-        assert not await engine.alive()
-        with pytest.raises(EngineError, match=r"llama\.cpp"):
-            await answered(engine)
-        await engine.close()
-        shutil.copy(file, copy)
-        await engine.start()
+        left = asyncio.create_task(answered(engine))
+        await asyncio.sleep(0)
+        left.cancel()  # who leaves does not end what others wait for
+        found = await asyncio.gather(answered(engine), answered(engine))
+        assert [each[0] for each in found] == [text] * 2
         assert await engine.alive()
+        copy.unlink()
+        with pytest.raises(EngineError, match=r"llama\.cpp does not answer"):
+            await cut(engine)
+        for ask in (engine.tokenize("a"), engine.detokenize([1]), answered(engine)):
+            with pytest.raises(EngineError, match=r"llama\.cpp has crashed, and cannot begin again$"):
+                await ask
+        shutil.copy(file, copy)
+        while not await engine.alive():  # who asks only this wakes it, too
+            await asyncio.sleep(0.01)
         assert (await answered(engine))[0] == text
         await engine.close()
         assert not await engine.alive()
+        with pytest.raises(EngineError, match=r"llama\.cpp is closed"):
+            await answered(engine)
 
     loop.run(dies())
 
@@ -359,6 +396,38 @@ def pooled(file: Path, ids: list[int]) -> list[float]:
     mean = model.model(torch.tensor([ids]))[0].mean(0)
     out: list[float] = (mean / mean.norm()).tolist()
     return out
+
+
+def test_a_file_that_says_how_it_pools_makes_vectors(file: Path, tmp_path: Path) -> None:
+    async def kind(path: Path) -> type[Engine]:
+        engine = await opened_engine(path, threads=1, slots=1)
+        await engine.close()
+        return type(engine)
+
+    assert asyncio.run(kind(file)) is LlamaCpp
+    for pooling, expected in ((0, LlamaCpp), (3, LlamaCppEmbeds)):
+        assert asyncio.run(kind(pooling_by(file, pooling, tmp_path / f"{pooling}.gguf"))) is expected
+    with pytest.raises(ProjectError, match="ranks texts, which is not served"):
+        asyncio.run(kind(pooling_by(file, 4, tmp_path / "4.gguf")))
+
+
+def pooling_by(file: Path, pooling: int, to: Path) -> Path:
+    """A copy of it that names this pooling in its header."""
+    reader = GGUFReader(file)
+    family = reader.fields["general.architecture"].contents()
+    writer = GGUFWriter(to, family)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            items = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], items)
+    writer.add_uint32(f"{family}.pooling_type", pooling)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to
 
 
 def test_vectors_of_texts(file: Path, loop: asyncio.Runner) -> None:

@@ -15,7 +15,6 @@ from serving import Echo
 
 from isoflop.serve.calls import Call
 from isoflop.serve.meters import Meters, metrics_router
-from isoflop.serve.protocol import Load
 
 
 def meters(*models: Model, vllm_names: bool = False) -> Meters:
@@ -108,17 +107,6 @@ def test_running_waiting_and_batch_sizes() -> None:
         found.ended(call)
     assert value(found, "isoflop:num_requests_running") == 0
     assert value(found, "isoflop:request_batch_size_sum") == 1 + 2 + 3 + 4 + 5 + 6
-
-
-class Telling(Echo):
-    def load(self) -> Load:
-        return Load(running=3, waiting=7, cache=0.25)
-
-
-def test_what_an_engine_says_goes_before_what_is_counted() -> None:
-    found = meters(Model(engine=Telling()))
-    assert value(found, "isoflop:num_requests_waiting") == 7
-    assert value(found, "isoflop:kv_cache_usage_perc") == 0.25
 
 
 def test_models_of_now() -> None:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from gguf_models import CONTEXT, greedy, written
 
 from isoflop.errors import IsoflopError
 from isoflop.serve.engines.llamacpp import CHILD
-from isoflop.serve.engines.remote import KEY_VARIABLE, Remote, RemoteEmbeds
+from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine
+from isoflop.serve.engines.remote import Remote
+from isoflop.serve.opening import Opening, closed, opened_models
 from isoflop.serve.protocol import (
     LENGTH,
     STOP,
-    Embeds,
     Ending,
     EngineError,
     Generation,
@@ -77,7 +78,7 @@ def test_llama_cpp_elsewhere_answers_as_its_functions_do(
     ids, following = greedy(file, "the day was", 30)
 
     async def asked() -> None:
-        engine = Remote(address + "/v1/")
+        engine = Remote(address + "/v1/", key_variable=KEY_VARIABLE)
         await engine.start()
         assert isinstance(engine, Writes)
         assert (engine.name, engine.context, engine.schemas) == ("llama.cpp", CONTEXT, True)
@@ -100,12 +101,6 @@ def test_llama_cpp_elsewhere_answers_as_its_functions_do(
         assert isinstance(await anext(stream), Piece)
         await stream.aclose()
         assert (await answered(engine, likeliest))[2].completion_tokens == 30
-        vectors = RemoteEmbeds(address)
-        await vectors.start()
-        with pytest.raises(RequestError, match="does not support embeddings") as caught:
-            await vectors.embed(["one"])
-        assert caught.value.status == 501
-        await vectors.close()
         await engine.close()
 
     asyncio.run(asked())
@@ -144,6 +139,7 @@ class Pretended:
         self.keys: list[str | None] = []
         self.lines: list[str] = []
         self.refusal: tuple[int, dict[str, Any]] | None = None
+        self.tokenizes = True
         self.left = asyncio.Event()  # a client has gone
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -153,13 +149,12 @@ class Pretended:
         self.bodies.append(await request.json())
         if self.refusal is not None:
             return web.json_response(self.refusal[1], status=self.refusal[0])
+        if request.path == "/tokenize" and not self.tokenizes:
+            return web.json_response({"detail": "Not Found"}, status=404)
         if request.path == "/tokenize":
             return web.json_response({"count": 2, "max_model_len": 100, "tokens": [7, 8]})
         if request.path == "/detokenize":
             return web.json_response({"prompt": "seven eight"})
-        if request.path == "/v1/embeddings":
-            rows = [{"index": 1, "embedding": [0.0, 1.0]}, {"index": 0, "embedding": [1.0, 0.0]}]
-            return web.json_response({"data": rows, "usage": {"prompt_tokens": 5, "total_tokens": 5}})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         try:
@@ -193,7 +188,7 @@ def test_vllm_is_asked_in_its_words_and_understood(monkeypatch: pytest.MonkeyPat
     async def asked() -> None:
         server = Pretended()
         async with server.running() as url:
-            engine = Remote(url)
+            engine = Remote(url, key_variable=KEY_VARIABLE)
             await engine.start()
             assert (engine.name, engine.context, engine.schemas) == ("vLLM", 100, True)
             assert set(server.keys) == {f"Bearer {KEY}"}
@@ -219,11 +214,6 @@ def test_vllm_is_asked_in_its_words_and_understood(monkeypatch: pytest.MonkeyPat
             assert await engine.tokenize("a") == [7, 8]
             assert server.bodies[-1] == {"model": "m", "prompt": "a", "add_special_tokens": False}
             assert await engine.detokenize([7, 8]) == "seven eight"
-            vectors = RemoteEmbeds(url)
-            await vectors.start()
-            assert isinstance(vectors, Embeds)
-            assert await vectors.embed(["a", "b"]) == ([[1.0, 0.0], [0.0, 1.0]], 5)
-            await vectors.close()
             await engine.close()
 
     asyncio.run(asked())
@@ -241,9 +231,21 @@ LONG = "This model's maximum context length is 100 tokens. However, you requeste
         (401, {"message": "Unauthorized"}, EngineError, "refuses the key"),
         (500, {"message": "out of memory"}, EngineError, "out of memory"),
         (503, {}, EngineError, "no reason given"),
+        (400, {"message": "too long", "code": "context_length_exceeded"}, "context_length_exceeded", "long"),
+        (400, {"message": "no", "code": "invalid_value"}, None, "no"),
+        (400, {"message": "no", "code": "400"}, None, "no"),
+        (
+            401,
+            {"message": "no sk-1", "code": "invalid_api_key"},
+            EngineError,
+            "refuses the key that this .* it$",
+        ),
+        (400, "no such thing", None, "no such thing"),
+        (500, [1], EngineError, "no reason given"),
+        (400, {"message": None, "n_prompt_tokens": 9}, "context_length_exceeded", "9 tokens"),
     ],
 )
-def test_errors_are_told_apart(status: int, error: dict[str, Any], kind: Any, told: str) -> None:
+def test_errors_are_told_apart(status: int, error: Any, kind: Any, told: str) -> None:
     async def asked() -> None:
         server = Pretended()
         async with server.running() as url:
@@ -258,6 +260,86 @@ def test_errors_are_told_apart(status: int, error: dict[str, Any], kind: Any, to
             await engine.close()
 
     asyncio.run(asked())
+
+
+def test_where_a_server_is_and_its_password_are_not_told_to_clients() -> None:
+    async def asked() -> None:
+        server = Pretended()
+        async with server.running() as url:
+            engine = Remote(url.replace("http://", "http://me:word@"))
+            await engine.start()
+            assert server.keys[-1] == "Basic bWU6d29yZA=="
+            server.refusal = 500, {"error": {"message": "out of memory"}}
+            with pytest.raises(EngineError, match=r"^the vLLM server failed: out of memory$"):
+                await answered(engine, Generation("a", 9))
+        with pytest.raises(EngineError, match=r"^the vLLM server does not answer"):
+            await answered(engine, Generation("a", 9))
+        await engine.close()
+        with pytest.raises(IsoflopError, match=r"^http://127\.0\.0\.1:\d+ does not answer"):
+            await Remote(url.replace("http://", "http://me:word@")).start()
+
+    asyncio.run(asked())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "sent", "counted"),
+    [((1, 2, 3), 100, 97, 0), ((1, 2, 3), 50, 50, 0), ("a" * 90, 100, 98, 1), ("a" * 60, 24, 24, 0)],
+)
+def test_no_more_is_asked_for_than_the_context_has_room_for(
+    prompt: Any, most: int, sent: int, counted: int
+) -> None:
+    """Of a server with a context of 100 tokens, to which every text has two."""
+
+    async def asked() -> None:
+        server = Pretended()
+        async with server.running() as url:
+            engine = Remote(url)
+            await engine.start()
+            server.says(chunk(" one", 1, "stop"))
+            await answered(engine, Generation(prompt, most))
+            *counts, body = server.bodies
+            assert body["max_tokens"] == sent
+            assert counts == [{"model": "m", "prompt": prompt, "add_special_tokens": True}] * counted
+            with pytest.raises(RequestError, match="leaves no room in a context of 100") as caught:
+                await answered(engine, Generation((1,) * 100, most))
+            assert caught.value.code == "context_length_exceeded"
+            await engine.close()
+
+    asyncio.run(asked())
+
+
+def test_a_server_that_cannot_count_is_trusted_with_its_context() -> None:
+    async def asked() -> None:
+        server = Pretended()
+        server.tokenizes = False
+        async with server.running() as url:
+            engine = Remote(url)
+            await engine.start()
+            server.says(chunk(" one", 1, "stop"))
+            assert (await answered(engine, Generation("a", 100)))[0] == " one"
+            assert server.bodies[-1]["max_tokens"] == 100
+            await engine.close()
+
+    asyncio.run(asked())
+
+
+def test_a_key_is_for_the_server_that_it_is_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "common")
+    monkeypatch.setenv(f"{KEY_VARIABLE}_GPU_1", "own")
+
+    async def keys(*names: str) -> list[set[str | None]]:
+        servers = [Pretended() for _ in names]
+        async with AsyncExitStack() as running:
+            named = {
+                name: await running.enter_async_context(server.running())
+                for name, server in zip(names, servers, strict=True)
+            }
+            await closed(await opened_models(named, None, Opening(None, 1, None)))
+        return [set(server.keys) for server in servers]
+
+    assert asyncio.run(keys("gpu-1", "other")) == [{"Bearer own"}, {None}]
+    assert asyncio.run(keys("gpu-1")) == [{"Bearer own"}]
+    assert asyncio.run(keys("other")) == [{"Bearer common"}]
 
 
 def test_an_answer_that_breaks_off_is_an_error() -> None:
@@ -303,10 +385,11 @@ def test_one_of_several_models_has_to_be_named() -> None:
         server.models.append({**server.models[0], "id": "n"})
         async with server.running() as url:
             for model in (None, "o"):
-                with pytest.raises(IsoflopError, match="m, n"):
+                with pytest.raises(IsoflopError, match="m, n") as caught:
                     await Remote(url, model=model).start()
-            engine = Remote(url, model="n")
-            await engine.start()
+                assert f"{url}#MODEL" in caught.value.hint
+            engine = await opened_engine(f"{url}/v1#n")
+            assert isinstance(engine, Remote)
             assert (engine.name, engine.schemas) == ("OpenAI-compatible", False)
             with pytest.raises(RequestError, match="cannot keep to a schema"):
                 await answered(engine, Generation("a", 9, schema=SCHEMA))

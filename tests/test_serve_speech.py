@@ -6,7 +6,10 @@ import asyncio
 import io
 import json
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +25,9 @@ from isoflop.adapting.saved import save_adapted
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.serve.engines import sounds
 from isoflop.serve.engines.faster import FasterWhisper
-from isoflop.serve.engines.sounds import windows_of
+from isoflop.serve.engines.sounds import read_sound, windows_of
 from isoflop.serve.engines.whisper import Whisper
-from isoflop.serve.protocol import Heard, Hears, RequestError
+from isoflop.serve.protocol import EngineError, Heard, Hears, RequestError
 from isoflop.tasks import load_base, task_of
 from isoflop.tasks.media import sound_of
 
@@ -99,10 +102,24 @@ def test_what_is_no_sound_is_refused(listener: Path, file: bytes) -> None:
     assert caught.value.param == "file"
 
 
-def test_more_than_fits_into_memory_is_refused(listener: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sounds, "MOST", 10_000)
-    with pytest.raises(RequestError, match="16,000 samples in all channels, and 10,000 are read"):
-        heard(Whisper(listener / "model", threads=1), sound(300))
+@pytest.mark.parametrize(("rate", "most"), [(16_000, "8,000"), (8_000, "8,000"), (48_000, "24,000")])
+def test_more_than_fits_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, rate: int, most: str) -> None:
+    """As it is in the file, or as the model would take it."""
+    monkeypatch.setattr(sounds, "MOST", 7_999)
+    with pytest.raises(RequestError, match=f"{most} samples, and 7,999 are read") as caught:
+        read_sound(sound(300, rate=rate), RATE)
+    assert caught.value.status == 413
+    monkeypatch.setattr(sounds, "MOST", 24_000)
+    assert len(read_sound(sound(300, rate=rate), RATE)) == 8_000
+
+
+@pytest.mark.parametrize("rate", [1, 3_999, 192_001, 2**31 - 1])
+def test_a_header_does_not_make_a_huge_sound_of_a_small_file(rate: int) -> None:
+    """By the samples to be made, or by the filter that would make them."""
+    file = bytearray(sound(300, seconds=0.01))
+    file[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(RequestError, match=f"{rate:,} samples a second, and 4,000 to 192,000 are read"):
+        read_sound(bytes(file), RATE)
 
 
 def test_languages_of_a_plain_model(tmp_path: Path) -> None:
@@ -174,6 +191,51 @@ def test_both_engines_hear_the_same(converted: Path, monkeypatch: pytest.MonkeyP
     assert one.seconds == other.seconds == 1.0
     assert len(one.text) > 3
     assert other.text.startswith(one.text[:4])
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_sound_that_nobody_waits_for_is_not_heard_to_its_end(
+    converted: Path, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    from faster_whisper import WhisperModel
+    from faster_whisper.transcribe import Segment
+
+    parts, began, goes_on = list[str](), threading.Event(), threading.Event()
+
+    def hear(*given: Any, **options: Any) -> tuple[Iterator[Any], None]:
+        def heard() -> Iterator[Any]:
+            for number in range(9):
+                parts.append(f"part {number}")
+                began.set()
+                assert goes_on.wait(60)
+                yield Segment(0, 0, 0.0, 1.0, parts[-1], [], 0.0, 1.0, 0.0, None, 0.0)
+
+        return heard(), None
+
+    monkeypatch.setattr(WhisperModel, "transcribe", hear)
+
+    async def work() -> None:
+        engine = FasterWhisper(converted / "made", threads=1)
+        await engine.start()
+        left = asyncio.create_task(engine.transcribe(sound(300), None))
+        assert await asyncio.to_thread(began.wait, 60)
+        if closes:
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0)
+            goes_on.set()
+            await closing
+            with pytest.raises(EngineError, match="was stopped"):
+                await left
+        else:
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            goes_on.set()
+            whole = await engine.transcribe(sound(300), None)
+            assert whole.text == " ".join(f"part {number}" for number in range(9))
+            await engine.close()
+        assert len(parts) == (1 if closes else 10)
+
+    asyncio.run(work())
 
 
 def test_a_folder_of_ctranslate2_that_lacks_a_part_is_told(converted: Path, tmp_path: Path) -> None:

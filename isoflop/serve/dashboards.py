@@ -87,8 +87,7 @@ def _panels(promised: Objectives) -> list[dict[str, Any]]:
             "slots {{model_name}}": _sum("slots"),
         }),
         _quantiles("Requests in progress when one begins", "request_batch_size", unit="short"),
-        _lines("Cache", "percentunit", {
-            "in use {{model_name}}": f"max by (model_name) (isoflop:kv_cache_usage_perc{{{MODEL}}})",
+        _lines("Prompt tokens found in the cache", "percentunit", {
             "found again": _rate("prefix_cache_hits_total", MODEL) + " / "
             + _rate("prefix_cache_queries_total", MODEL),
         }),

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from isoflop.serve.calls import MASKING_FAILED, Call, call_of
-from isoflop.serve.protocol import Engine, Load, TellsLoad
+from isoflop.serve.protocol import Engine
 
 OURS, THEIRS = "isoflop:", "vllm:"
 UNMATCHED = "unmatched"  # route of every path that is none
@@ -44,7 +44,7 @@ SAME = frozenset((  # as vLLM means them
     "time_to_first_token_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
     "request_queue_time_seconds", "request_prompt_tokens", "request_generation_tokens", "prompt_tokens",
     "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "request_success",
-    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
+    "num_requests_running", "num_requests_waiting",
 ))  # fmt: skip
 
 
@@ -180,23 +180,19 @@ class Meters(Collector):
         models = list(self._models())
         busy = Counts(call.model for call, _ in list(self._running.values()) if call.model)
         names = list(dict.fromkeys(model.name for model in models))
-        loads = {name: _load([m.engine for m in models if m.name == name], busy[name]) for name in names}
+        slots = {name: sum(m.engine.slots for m in models if m.name == name) for name in names}
         label = ("model_name",)
         yield _gauge(
-            "num_requests_running", "Requests being computed.", label,
-            [((name,), load.running) for name, load in loads.items()],
+            "num_requests_running", "Requests in progress, as many as there are slots.", label,
+            [((name,), min(busy[name], slots[name])) for name in names],
         )  # fmt: skip
         yield _gauge(
-            "num_requests_waiting", "Requests in the engine's queue.", label,
-            [((name,), load.waiting) for name, load in loads.items()],
-        )  # fmt: skip
-        yield _gauge(
-            "kv_cache_usage_perc", "Share of the key/value cache in use, 1 is all.", label,
-            [((name,), load.cache) for name, load in loads.items() if load.cache is not None],
+            "num_requests_waiting", "Requests in progress beyond the slots, which wait.", label,
+            [((name,), max(0, busy[name] - slots[name])) for name in names],
         )  # fmt: skip
         yield _gauge(
             "slots", "Requests that can be computed at the same time.", label,
-            [((name,), sum(m.engine.slots for m in models if m.name == name)) for name in names],
+            [((name,), slots[name]) for name in names],
         )  # fmt: skip
         yield from self._of_models(models)
         yield _gauge("resident_memory_bytes", "Of this process and of its engines.", ("part",), _memory())
@@ -256,18 +252,6 @@ def _theirs(metric: Metric) -> Metric:
         for s in metric.samples
     ]
     return made
-
-
-def _load(engines: Sequence[Engine], busy: int) -> Load:
-    """As the engines of one model say; else what is in progress fills their slots, and the rest waits."""
-    told = [engine.load() for engine in engines if isinstance(engine, TellsLoad)]
-    if told:
-        shares = [load.cache for load in told if load.cache is not None]
-        return Load(
-            sum(load.running for load in told), sum(load.waiting for load in told), max(shares, default=None)
-        )
-    running = min(busy, sum(engine.slots for engine in engines))
-    return Load(running, busy - running)
 
 
 def _memory() -> list[tuple[tuple[str], float]]:

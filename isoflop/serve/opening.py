@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from isoflop.engines.speed import disk_bytes
 from isoflop.progress import Progress
 from isoflop.serve.chats import Template, template_of
 from isoflop.serve.engines.choosing import LOSS_INCREASE, choose
-from isoflop.serve.engines.opening import opened_engine
+from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine
 from isoflop.serve.gateway import Model
 from isoflop.serve.protocol import Engine
 from isoflop.served import KIND, Served
@@ -34,8 +36,10 @@ class Opening(NamedTuple):
     slots: int  # requests that each computes at the same time
     context: int | None  # tokens of each; None: what the model was made for
 
-    async def engine(self, where: str | Path) -> Engine:
-        return await opened_engine(where, threads=self.threads, slots=self.slots, context=self.context)
+    async def engine(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
+        return await opened_engine(
+            where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable
+        )
 
 
 def artifacts(
@@ -68,7 +72,7 @@ async def opened_models(named: Mapping[str, str], project: Project | None, how: 
     models: dict[str, Model] = {}
     try:
         for name, where in named.items():
-            models[name] = await _opened(name, where, project, how)
+            models[name] = await _opened(name, where, project, how, _key_variable(name, named.values()))
     except BaseException:
         await closed(models)
         raise
@@ -80,9 +84,19 @@ async def closed(models: Mapping[str, Model]) -> None:
     await asyncio.gather(*(model.engine.close() for model in models.values()))
 
 
-async def _opened(name: str, where: str, project: Project | None, how: Opening) -> Model:
+def _key_variable(name: str, served: Iterable[str]) -> str:
+    """What has the key of a server elsewhere: one of its own, as no other server shall see the key.
+
+    Where it is the only one the variable need not name it.
+    """
+    own = f"{KEY_VARIABLE}_{re.sub(r'[^A-Z0-9]', '_', name.upper())}"
+    alone = sum("://" in where for where in served) == 1
+    return KEY_VARIABLE if alone and own not in os.environ else own
+
+
+async def _opened(name: str, where: str, project: Project | None, how: Opening, key_variable: str) -> Model:
     if "://" in where:  # another server, of whose files nothing is known
-        return Model(name, await how.engine(where))
+        return Model(name, await how.engine(where, key_variable))
     path = opened(Path(where))
     hash, size, template = await asyncio.to_thread(_read, path)
     bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, hash)

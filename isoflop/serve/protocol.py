@@ -76,14 +76,6 @@ class Heard(NamedTuple):
     seconds: float  # of the sound
 
 
-class Load(NamedTuple):
-    """What an engine does now."""
-
-    running: int  # requests that it computes
-    waiting: int  # in its queue
-    cache: float | None = None  # share of its key/value cache that is in use
-
-
 class Engine(Protocol):
     """A model that is loaded and ready."""
 
@@ -103,8 +95,8 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Tokenizes(Protocol):
-    async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text, nothing added; `special`: names of special tokens in it are these tokens."""
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
@@ -143,12 +135,6 @@ class Tags(Protocol):
 class Hears(Protocol):
     async def transcribe(self, sound: bytes, language: str | None) -> Heard:
         """The text of a sound file. Raises RequestError where it cannot be read."""
-
-
-@runtime_checkable
-class TellsLoad(Protocol):
-    def load(self) -> Load:
-        """As it last knew it, at once; called from any thread."""
 
 
 class RequestError(Exception):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.serve.engines.batched import Batched
 from isoflop.serve.engines.sounds import Sound, check_language, check_soundfile, read_sound
-from isoflop.serve.protocol import Heard
+from isoflop.serve.protocol import EngineError, Heard
 
 MODEL, TOKENIZER = "model.bin", "tokenizer.json"  # of its folders
 
-Asked = tuple[Sound, str | None]
+Asked = tuple[Sound, str | None, threading.Event]  # the last: nobody waits for it any more
 
 
 class FasterWhisper(Batched[Asked, str]):
@@ -49,12 +50,21 @@ class FasterWhisper(Batched[Asked, str]):
         spoken = check_language(language, self._languages)
         rate = self._model.feature_extractor.sampling_rate
         samples = await self._read(lambda data: read_sound(data, rate), sound)
-        (text,) = await self._computed([(samples, spoken)], [1])
+        given_up = threading.Event()
+        try:
+            (text,) = await self._computed([(samples, spoken, given_up)], [1])
+        finally:
+            given_up.set()
         return Heard(text, len(samples) / rate)
 
     def _compute(self, items: Sequence[Asked]) -> Sequence[str]:
-        return [self._text(samples, language) for samples, language in items]
+        return [self._text(*asked) for asked in items]
 
-    def _text(self, samples: Sound, language: str | None) -> str:
+    def _text(self, samples: Sound, language: str | None, given_up: threading.Event) -> str:
         parts, _ = self._model.transcribe(samples, language=language)
-        return " ".join(filter(None, (part.text.strip() for part in parts)))
+        texts = []
+        for part in parts:  # which is heard as it is asked for
+            if given_up.is_set() or not self._open:
+                raise EngineError(f"{self.name} was stopped")
+            texts.append(part.text.strip())
+        return " ".join(filter(None, texts))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from isoflop.errors import IsoflopError
 from isoflop.serve.protocol import EngineError, Generation, RequestError, Token
 
 CONNECT_SECONDS = 10.0
@@ -24,7 +26,9 @@ KEPT_SECONDS = 4.0  # that an idle connection is kept: servers close theirs afte
 SPARE = 8  # connections beside those that stream
 TOO_LONG = "context_length_exceeded"
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .* (\d+)\)")  # llama.cpp, of a text for a vector
-UNABLE = (404, 405, 501)  # statuses of what a server cannot do
+UNABLE, UNABLE_STATUS = (404, 405, 501), 501  # statuses of what a server cannot do, and what is made of them
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Dialect:
     name: str
     text: str  # field of a text, in /tokenize and /detokenize
     plain: Mapping[str, Any]  # asks for the tokens of the text alone
+    special: Mapping[str, Any]  # likewise, where names of special tokens are these tokens
     neutral: Mapping[str, Any]  # no sampling but by temperature and top-p
     schema: Callable[[Mapping[str, Any]], dict[str, Any]] | None  # asks for what fits one; None: it cannot
 
@@ -42,16 +47,17 @@ class Dialect:
 # out. vLLM would take what is not said from the model's own generation_config.json.
 LLAMA_CPP = Dialect(
     "llama.cpp", "content", {"add_special": False, "parse_special": False},
+    {"add_special": False, "parse_special": True},
     {"samplers": ["temperature", "top_p"]}, lambda schema: {"json_schema": schema},
 )  # fmt: skip
 VLLM = Dialect(
-    "vLLM", "prompt", {"add_special_tokens": False},
+    "vLLM", "prompt", {"add_special_tokens": False}, {"add_special_tokens": False},
     {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     lambda schema: {
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     },
 )  # fmt: skip
-OTHER = Dialect("OpenAI-compatible", "prompt", {}, {}, None)
+OTHER = Dialect("OpenAI-compatible", "prompt", VLLM.plain, VLLM.special, {}, None)
 
 
 class Http:
@@ -113,28 +119,40 @@ class Http:
 
 def refusal(name: str, status: int, body: bytes) -> RequestError | EngineError:
     """What a server's answer of an error means here."""
-    try:
-        told = json.loads(body)
-        error = told.get("error", told)  # vLLM's were without it once
-        message, status = error["message"], error.get("code") or status
-    except (ValueError, KeyError, AttributeError):
-        error, message = {}, "no reason given"
+    error = _error(body)
+    code, message = error.get("code"), str(error.get("message") or "no reason given")
+    if str(code).isdecimal():  # a status, which in a stream is the only one; OpenAI's are words
+        status = int(str(code))
     if status in (401, 403):
         return EngineError(f"{name} refuses the key that this server has for it")
     if "n_prompt_tokens" in error:
-        count, context = error["n_prompt_tokens"], error["n_ctx"]
-        text = f"the prompt has {count} tokens, which leaves no room in a context of {context}"
-        return RequestError(text, code=TOO_LONG, param="prompt")
+        return no_room(error["n_prompt_tokens"], error.get("n_ctx"))
     if found := TOO_LARGE.search(message):
         text = f"a text has {found[1]} tokens, more than the {found[2]} that this server takes at once"
         return RequestError(text, code=TOO_LONG, param="input")
-    if "maximum context length" in message:
+    if code == TOO_LONG or "maximum context length" in message:
         return RequestError(message, code=TOO_LONG, param="prompt")
     if status in (400, 413, 422):
         return RequestError(message)
     if status in UNABLE:
-        return RequestError(f"{name} cannot do this: {message}", status=501)
+        return RequestError(f"{name} cannot do this: {message}", status=UNABLE_STATUS)
     return EngineError(f"{name} failed: {message}")
+
+
+def _error(body: bytes) -> Mapping[str, Any]:
+    """What an answer says of its error: an object, or a text alone."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return {}
+    error = told.get("error", told) if isinstance(told, dict) else told  # vLLM's were without it once
+    return error if isinstance(error, dict) else {"message": error if isinstance(error, str) else None}
+
+
+def no_room(tokens: int, context: int | None) -> RequestError:
+    """Of a prompt that fills the context."""
+    text = f"the prompt has {tokens} tokens, which leaves no room in a context of {context}"
+    return RequestError(text, code=TOO_LONG, param="prompt")
 
 
 def tokens_of(told: Iterable[Mapping[str, Any]], alternatives: int) -> tuple[Token, ...]:
@@ -158,6 +176,7 @@ def sampling(asked: Generation, dialect: Dialect) -> dict[str, Any]:
 class OverHttp(ABC):
     """What every engine behind HTTP has: its server, once started, and what that says of its model."""
 
+    name: str
     _http: Http
     _dialect: Dialect
     _model: str
@@ -167,6 +186,8 @@ class OverHttp(ABC):
         self.slots, self.context = slots, context or 0  # 0: before it has said so
         self._free = asyncio.Semaphore(slots)
         self._ends = AsyncExitStack()  # what close() has to end
+        self._open = False  # from start() to close(), also where the server has crashed meanwhile
+        self._reviving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when it answers."""
@@ -175,13 +196,46 @@ class OverHttp(ABC):
         except BaseException:
             await self.close()
             raise
+        self._open = True
 
     @abstractmethod
     async def _begin(self) -> None:
         """Find the server, and what it says of its model."""
 
+    @abstractmethod
+    def _ended(self) -> bool:
+        """Whether the server was begun here, and has ended."""
+
     async def close(self) -> None:
+        self._open = False
         await self._ends.aclose()
+
+    def _revived(self) -> asyncio.Task[None] | None:
+        """What begins a server again that has crashed, once for all who ask; None: it has not."""
+        if self._reviving is None and self._open and self._ended():
+            self._reviving = asyncio.create_task(self._revive())
+        return self._reviving
+
+    async def _revive(self) -> None:
+        log.error("%s has crashed, and begins again", self.name)
+        try:
+            await self._ends.aclose()
+            await self._begin()
+        except (IsoflopError, EngineError, RequestError, OSError) as error:
+            log.error("%s cannot begin again: %s", self.name, error)
+            await self._ends.aclose()
+        finally:
+            self._reviving = None
+        if not self._open:  # closed meanwhile
+            await self._ends.aclose()
+
+    async def _server(self) -> Http:
+        """The server, begun again after a crash, also where whoever waits for that leaves."""
+        if (reviving := self._revived()) is not None:
+            await asyncio.shield(reviving)
+            if self._ended():
+                raise EngineError(f"{self.name} has crashed, and cannot begin again")
+        return self._http
 
     async def _answers(self, path: str) -> bool:
         try:
@@ -190,9 +244,12 @@ class OverHttp(ABC):
             return False
         return True
 
-    async def tokenize(self, text: str) -> list[int]:
-        body = {"model": self._model, self._dialect.text: text, **self._dialect.plain}
-        ids: list[int] = (await self._http.post("/tokenize", body))["tokens"]
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        return await self._tokens(text, self._dialect.special if special else self._dialect.plain)
+
+    async def _tokens(self, text: str, how: Mapping[str, Any]) -> list[int]:
+        body = {"model": self._model, self._dialect.text: text, **how}
+        ids: list[int] = (await (await self._server()).post("/tokenize", body))["tokens"]
         return ids
 
     async def detokenize(self, ids: Sequence[int]) -> str:
@@ -200,15 +257,5 @@ class OverHttp(ABC):
         if wrong is not None:
             raise RequestError(f"there is no token {wrong}", param="tokens")
         body = {"model": self._model, "tokens": list(ids)}
-        text: str = (await self._http.post("/detokenize", body))[self._dialect.text]
+        text: str = (await (await self._server()).post("/detokenize", body))[self._dialect.text]
         return text
-
-
-class Embedding(OverHttp):
-    """One whose server makes vectors of texts."""
-
-    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-        body = {"model": self._model, "input": list(texts), "encoding_format": "float"}
-        answer = await self._http.post("/v1/embeddings", body)
-        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
-        return [row["embedding"] for row in rows], answer["usage"]["prompt_tokens"]

@@ -13,7 +13,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from isoflop import errors
 from isoflop.engines import opened
 from isoflop.errors import CorruptError
-from isoflop.serve.engines.http import LLAMA_CPP, SPARE, Embedding, Http, OverHttp, sampling, tokens_of
+from isoflop.serve.engines.http import LLAMA_CPP, SPARE, Http, OverHttp, sampling, tokens_of
 from isoflop.serve.engines.stops import Stops
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
 from isoflop.workers import cores
@@ -98,9 +98,12 @@ class _Served(OverHttp):
         while part := await process.stderr.read(COMPLAINTS):
             self._complaints = (self._complaints + part)[-COMPLAINTS:]
 
+    def _ended(self) -> bool:
+        return self._process is None or self._process.returncode is not None
+
     async def alive(self) -> bool:
-        running = self._process is not None and self._process.returncode is None
-        return running and await self._answers("/health")
+        """Where it is not, after a crash, it begins again: who is not alive is asked for nothing else."""
+        return self._revived() is None and not self._ended() and await self._answers("/health")
 
     async def _end(self, process: asyncio.subprocess.Process, listening: asyncio.Task[None]) -> None:
         assert process.stdin is not None
@@ -130,7 +133,8 @@ class LlamaCpp(_Served):
         async with self._free:
             queued = time.monotonic() - since
             counted, tokens = 0, tuple[Token, ...]()
-            async with aclosing(self._http.events("/completion", body)) as events:
+            http = await self._server()
+            async with aclosing(http.events("/completion", body)) as events:
                 async for event in events:
                     if event["stop"]:
                         for held in stops.rest():
@@ -174,10 +178,16 @@ class LlamaCpp(_Served):
         return Ending(reason, event["tokens_evaluated"], event["tokens_predicted"], queued, cached)
 
 
-class LlamaCppEmbeds(Embedding, _Served):
+class LlamaCppEmbeds(_Served):
     """Makes vectors: by the pooling that the file names, else by the mean of the tokens' last states."""
 
     _embedding = True
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        body = {"model": self._model, "input": list(texts), "encoding_format": "float"}
+        answer = await (await self._server()).post("/v1/embeddings", body)
+        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
+        return [row["embedding"] for row in rows], answer["usage"]["prompt_tokens"]
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

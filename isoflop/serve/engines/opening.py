@@ -16,6 +16,8 @@ from isoflop.tasks.protocol import DECODER, ENCODER, SPEECH
 from isoflop.workers import cores
 
 URL = re.compile(r"^(https?):/+")  # a Path has one slash of two
+KEY_VARIABLE = "ISOFLOP_ENGINE_KEY"  # has the key of another server
+RANKING = 4  # llama.cpp's number for a pooling to one score of two texts
 LABELS, TAGS, VECTORS = ("classification", "multi-label"), ("tagging",), ("similarity", "embedding")
 SERVED = (
     f"a {GGUF} file, a folder of a causal model, of an encoder or of Whisper, an export of one, a model "
@@ -24,15 +26,18 @@ SERVED = (
 
 
 async def opened_engine(
-    path: Path | str, *, threads: int | None = None, slots: int = 8, context: int | None = None
-) -> Engine:
+    path: Path | str, *, threads: int | None = None, slots: int = 8, context: int | None = None,
+    key_variable: str = KEY_VARIABLE,
+) -> Engine:  # fmt: skip
     """An artifact's engine, started: `close` it at the end. A URL is of an OpenAI-compatible server.
+
+    After a # a URL names one of the server's models; the environment may have its key.
 
     Without `threads` it computes on all cores. `slots` requests are computed at once, of `context` tokens
     each, where the engine lets one say so. Raises ProjectError for what is not served or without its
     package, CorruptError for what cannot be opened.
     """
-    engine = _engine(str(path), threads or cores(), slots, context)
+    engine = _engine(str(path), threads or cores(), slots, context, key_variable)
     try:
         await engine.start()
     except BaseException:
@@ -41,19 +46,30 @@ async def opened_engine(
     return engine
 
 
-def _engine(named: str, threads: int, slots: int, context: int | None) -> Engine:
+def _engine(named: str, threads: int, slots: int, context: int | None, key_variable: str) -> Engine:
     if URL.match(named):
         from isoflop.serve.engines.remote import Remote
 
-        return Remote(URL.sub(r"\1://", named), context=context)
+        url, _, model = URL.sub(r"\1://", named).partition("#")
+        return Remote(url, model=model or None, context=context, key_variable=key_variable)
     path = opened(Path(named))
     if path.suffix == GGUF:
-        from isoflop.serve.engines.llamacpp import LlamaCpp
-
-        return LlamaCpp(path, threads=threads, slots=slots, context=context)
+        return _gguf(path, threads, slots, context)
     if is_adapted(path):
         return _adapted(path, threads)
     return _folder(path, threads, context)
+
+
+def _gguf(path: Path, threads: int, slots: int, context: int | None) -> Engine:
+    """Of a model of vectors where the file says how they are pooled, else of one that writes."""
+    from isoflop.engines.llamacpp import described
+    from isoflop.serve.engines.llamacpp import LlamaCpp, LlamaCppEmbeds
+
+    pooling = described(path).pooling
+    if pooling == RANKING:
+        raise _not_served(path, "ranks texts")
+    kind = LlamaCppEmbeds if pooling else LlamaCpp  # 0: none
+    return kind(path, threads=threads, slots=slots, context=context)
 
 
 def _adapted(path: Path, threads: int) -> Engine:

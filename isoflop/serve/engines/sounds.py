@@ -15,7 +15,9 @@ from isoflop.errors import ProjectError
 from isoflop.serve.protocol import RequestError
 from isoflop.tasks.media import sound_of
 
-MOST = 1 << 28  # samples of all channels, 1 GB as they are read: 47 minutes of stereo at 48 kHz
+MOST = 1 << 26  # samples, as read in one channel or as the model takes them: 268 MB, 69 minutes at 16 kHz
+RATES = (4_000, 192_000)  # samples a second: beyond them a small file makes a huge one, or a huge filter
+BLOCK = 1 << 14  # samples of each channel that are read at once
 SEARCHED = 0.2  # of a window, its end, in which the quietest place is looked for
 FRAME, QUIET = 0.02, 0.2  # seconds: of what has a loudness, and of what is quiet together
 
@@ -49,22 +51,33 @@ def check_language(asked: str | None, known: Collection[str]) -> str | None:
 
 
 def read_sound(data: bytes, rate: int) -> Sound:
-    """(s,) of a file. Raises RequestError for what is none, is empty, or is too long."""
+    """(s,) of a file. Raises RequestError for what is none, is empty, or would be too much."""
     import soundfile
 
     try:
-        found = soundfile.info(io.BytesIO(data))
-        if found.frames * found.channels <= MOST:
-            return sound_of({"bytes": data}, rate)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_size(file.frames, file.samplerate, rate)
+            mono, read = np.empty(file.frames, np.float32), 0
+            for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
+                mono[read : read + len(block)] = block.mean(1)
+                read += len(block)
+            return sound_of({"array": mono[:read], "sampling_rate": file.samplerate}, rate)
     except (OSError, ValueError, soundfile.SoundFileError):
         raise RequestError(
             "the sound cannot be read: it is no WAV, FLAC, OGG or MP3 file, or it is damaged or empty",
             param="file",
         ) from None
-    raise RequestError(
-        f"the sound has {found.frames * found.channels:,} samples in all channels, and {MOST:,} are read",
-        status=413, param="file",
-    )  # fmt: skip
+
+
+def _check_size(samples: int, found: int, wanted: int) -> None:
+    """Raises RequestError where so many samples of a channel would be too many, as they are or as wanted."""
+    low, high = RATES
+    if not low <= found <= high:
+        raise RequestError(
+            f"the sound has {found:,} samples a second, and {low:,} to {high:,} are read", param="file"
+        )
+    if (most := max(samples, samples * wanted // found)) > MOST:
+        raise RequestError(f"the sound has {most:,} samples, and {MOST:,} are read", status=413, param="file")
 
 
 def windows_of(sound: Sound, rate: int, seconds: float) -> list[Sound]:

@@ -93,7 +93,8 @@ class Stepping:
 
         return closing(TorchLM(self._path, threads=self._threads))
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Names of special tokens are these tokens in any case: transformers knows no other way."""
         found = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=False)
         return list(found.ids)
 

@@ -46,5 +46,5 @@ async def _rendered(template: Template, messages: list[dict[str, str]], engine: 
     """The chat's text; as ids where the template has written the first token, which engines add to texts."""
     text = template.render(messages)
     if template.begin and text.startswith(template.begin):
-        return tuple(await engine.tokenize(text))
+        return tuple(await engine.tokenize(text, special=True))
     return text
