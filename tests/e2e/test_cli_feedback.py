@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from called import answer
 
 from e2e.commands import refused
