@@ -9,6 +9,7 @@ from typing import Any
 from serving import Echo
 
 from isoflop.serve.calls import Call
+from isoflop.serve.feedback import Feedbacks
 from isoflop.serve.keys import Key
 from isoflop.serve.protocol import Engine
 
@@ -25,6 +26,12 @@ def made(*, first: float | None = 0.03, seconds: float = 0.5, **more: Any) -> Ca
         began=began, first=came, last=None if came is None else came + 0.1, ended=began + seconds,
     )  # fmt: skip
     return replace(call, **more)
+
+
+def answer(feedbacks: Feedbacks, *ids: str, key: Key | None = None) -> None:
+    """Calls with these ids have been answered; without a key the server was open."""
+    for id in ids:
+        feedbacks.ended(made(id=id, key=key))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,27 @@ def test_of_a_folder(tmp_path: Path) -> None:
         config.write_text(broken)
         with pytest.raises(CorruptError, match="tokenizer_config"):
             template_of(tmp_path)
+
+
+READ = """
+import sys
+from pathlib import Path
+from isoflop.serve.chats import template_of
+slow = "transformers.utils.chat_template_utils"
+template_of(Path("none"))
+print(slow in sys.modules)
+template_of(Path("."))
+print(slow in sys.modules)
+"""
+
+
+def test_what_renders_is_loaded_with_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and not while the first chat holds up the event loop."""
+    (tmp_path / "chat_template.jinja").write_text("yes")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    typed = [sys.executable, "-c", READ]
+    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("source", [SOURCE, None])

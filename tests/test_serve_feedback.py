@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from called import KEY, made
+from called import KEY, answer, made
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
@@ -68,32 +68,68 @@ def test_a_rating_is_kept_with_the_model_that_answered(
 ) -> None:
     call = made()
     feedbacks.ended(call)
-    answer = rated(client, call.id, "down", comment="no", **ASKED)
-    assert answer.status_code == 200, answer.text
+    told = rated(client, call.id, "down", comment="no", **ASKED)
+    assert told.status_code == 200, told.text
     (kept,) = project.all(KIND, Feedback)
     assert (kept.rating, kept.comment, kept.prompt, kept.answer) == ("down", "no", "Why?", "Because.")
     assert (kept.key, kept.model, kept.model_hash) == (KEY.name, "tiny", "abc")
-    assert answer.json() == {
+    assert told.json() == {
         "id": kept.id, "object": "feedback", "request_id": call.id, "rating": "down",
     }  # fmt: skip
 
 
-def test_said_again_it_replaces_what_was_said(client: TestClient, project: Project) -> None:
+def test_said_again_it_replaces_what_was_said(
+    client: TestClient, feedbacks: Feedbacks, project: Project
+) -> None:
+    answer(feedbacks, "req-1", "req-2", key=KEY)
     rated(client, "req-1", "up")
     rated(client, "req-1", "down")
     rated(client, "req-2", "up")
     assert [(f.request_id, f.rating) for f in project.all(KIND, Feedback)] == [
         ("req-1", "down"), ("req-2", "up"),
     ]  # fmt: skip
-    assert all(f.prompt is None and f.model == "" for f in project.all(KIND, Feedback))
+    assert all(f.prompt is None for f in project.all(KIND, Feedback))
+
+
+def test_what_nobody_answered_cannot_be_rated(
+    client: TestClient, feedbacks: Feedbacks, project: Project
+) -> None:
+    answer(feedbacks, "open")
+    feedbacks.ended(made(id="failed", status=503))
+    feedbacks.ended(made(id="page", model=""))
+    feedbacks.began(made(id="waits", status=0))
+    for id in ("invented", "open", "failed", "page", "waits"):
+        told = rated(client, id, **ASKED)
+        assert (told.status_code, id in told.text) == (404, True)
+    assert project.all(KIND, Feedback) == []
+
+
+def test_an_answer_whose_call_has_yet_to_end_can_be_rated(client: TestClient, feedbacks: Feedbacks) -> None:
+    call = made()
+    feedbacks.began(call)
+    assert rated(client, call.id).status_code == 200
+    feedbacks.ended(call)
+    assert rated(client, call.id, "down").status_code == 200
+
+
+def test_after_a_restart_only_what_was_rated_can_be_rated_again(
+    client: TestClient, feedbacks: Feedbacks, project: Project
+) -> None:
+    answer(feedbacks, "req-1", "req-2", key=KEY)
+    rated(client, "req-1", "up")
+    with TestClient(app_of(Feedbacks(project), KEY)) as restarted:
+        assert rated(restarted, "req-1", "down").status_code == 200
+        assert rated(restarted, "req-2").status_code == 404
+    (kept,) = project.all(KIND, Feedback)
+    assert (kept.rating, kept.model, kept.model_hash) == ("down", "tiny", "abc")
 
 
 def test_anothers_answer_cannot_be_rated(feedbacks: Feedbacks, project: Project) -> None:
     call = made()
     feedbacks.ended(call)
     with TestClient(app_of(feedbacks, Key(id="k2", name="eve", salt="", hash=""))) as eve:
-        answer = rated(eve, call.id)
-    assert answer.status_code == 404
+        told = rated(eve, call.id)
+    assert told.status_code == 404
     assert project.all(KIND, Feedback) == []
 
 
@@ -115,6 +151,7 @@ def test_what_is_no_rating_is_refused(client: TestClient, project: Project, body
 def test_a_comment_that_follows_is_no_second_rating(project: Project) -> None:
     heard: list[str] = []
     feedbacks = Feedbacks(project, listeners=[heard.append])
+    answer(feedbacks, "r")
     feedbacks.keep("r", "up", key=None)
     feedbacks.keep("r", "up", key=None, comment="indeed")
     assert heard == ["up"]
@@ -130,6 +167,7 @@ def test_texts_are_masked_before_they_are_kept(project: Project) -> None:
 
     heard: list[str] = []
     feedbacks = Feedbacks(project, mask=mask, listeners=[heard.append])
+    answer(feedbacks, "r", "r2")
     chat = [Said(role="user", content="I am a@b.org")]
     kept = feedbacks.keep("r", "up", key=None, comment="ask a@b.org", prompt=chat, answer="Hi a@b.org")
     assert "a@b.org" not in kept.to_json()
@@ -140,15 +178,19 @@ def test_texts_are_masked_before_they_are_kept(project: Project) -> None:
     assert heard == ["up"]
 
 
-def test_a_ledger_that_cannot_be_written_asks_to_try_again(client: TestClient, project: Project) -> None:
+def test_a_ledger_that_cannot_be_written_asks_to_try_again(
+    client: TestClient, feedbacks: Feedbacks, project: Project
+) -> None:
+    answer(feedbacks, "req-1", key=KEY)
     (project.folder / "ledger.db").unlink()
     (project.folder / "ledger.db").mkdir()
-    answer = rated(client, "req-1")
-    assert answer.status_code == 503
-    assert "could not be kept" in answer.text
+    told = rated(client, "req-1")
+    assert told.status_code == 503
+    assert "could not be kept" in told.text
 
 
 def test_accepted_answers_become_prompts_and_responses(feedbacks: Feedbacks, project: Project) -> None:
+    answer(feedbacks, "r0", "r1", "r2", "r3", "again", "bare")
     for number, rating in enumerate(("up", "up", "down", "up")):
         feedbacks.keep(f"r{number}", rating, key=None, prompt=f"p{number}", answer=f"a{number}")  # type: ignore[arg-type]
     feedbacks.keep("again", "up", key=None, prompt="p0", answer="a0")
@@ -160,6 +202,7 @@ def test_accepted_answers_become_prompts_and_responses(feedbacks: Feedbacks, pro
 
 
 def test_a_chat_of_several_turns_makes_them_all_messages(feedbacks: Feedbacks, project: Project) -> None:
+    answer(feedbacks, "r1", "r2")
     turns = [Said(role=role, content=role) for role in ("user", "assistant", "user")]
     feedbacks.keep("r1", "up", key=None, prompt="alone", answer="one")
     feedbacks.keep("r2", "up", key=None, prompt=turns, answer="two")

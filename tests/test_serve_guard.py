@@ -273,17 +273,18 @@ def test_more_requests_than_it_takes_are_told_to_come_again() -> None:
             await example()(scope, receive, send)
 
         guard = guarded(app=app, settings=Settings(open=True, concurrent=2))
-        slow = [asyncio.create_task(ask(guard, "/v1/slow")) for _ in range(2)]
+        slow = [asyncio.create_task(ask(guard, "/v1/slow", method="POST")) for _ in range(2)]
         for _ in slow:
             await inside.acquire()
-        answer = await ask(guard, "/v1/models")
+        answer = await ask(guard, "/v1/size", method="POST")
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
         assert answer.headers["retry-after"] == "1"
-        for path in ("/health/live", "/health/ready", "/metrics"):  # how it is can be asked all the same
+        for path in ("/health/live", "/health/ready", "/metrics", "/", "/v1/models"):  # cost nothing
             assert (await ask(guard, path)).status == 200
+        assert (await ask(guard, "/v1/feedback", method="POST")).status == 404  # which this app does not have
         slow[0].cancel()
         await asyncio.wait(slow[:1])
-        assert (await ask(guard, "/v1/models")).status == 200
+        assert (await ask(guard, "/v1/size", method="POST")).status == 200
         leave.set()
         await slow[1]
 

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from personal import SENTENCES
 
 from isoflop.errors import ServeError
-from isoflop.serve.masking import KINDS, LogFilter, Masker
+from isoflop.serve.masking import KINDS, Masker, masked_logs
 
 MARK = re.compile(r"\{([a-z_]+):([^}]*)\}")
 PLACEHOLDER = re.compile(r"\[([A-Z_]+)_[0-9]+\]")
@@ -317,13 +318,16 @@ def test_what_cannot_be_masked_is_not_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-def log() -> tuple[logging.Logger, io.StringIO]:
+def log() -> Iterator[tuple[logging.Logger, io.StringIO]]:
+    """With a handler of its own, as some libraries have, which is not propagated to ours."""
     logger, text = logging.Logger("test"), io.StringIO()
     handler = logging.StreamHandler(text)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    handler.addFilter(LogFilter())
     logger.addHandler(handler)
-    return logger, text
+    before = logging.getLogRecordFactory()
+    with masked_logs():
+        yield logger, text
+    assert logging.getLogRecordFactory() is before
 
 
 def test_logs_are_masked(log: tuple[logging.Logger, io.StringIO]) -> None:

@@ -7,13 +7,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from guarding import Answer, ask, guarded
+from starlette.responses import JSONResponse
 
 from isoflop.errors import ServeError
+from isoflop.serve.exchange import Message
 from isoflop.serve.guard import Guard
 from isoflop.serve.keys import Keys
+from isoflop.serve.rates import RATINGS
 from isoflop.serve.settings import Settings
 from isoflop.store import Project
 
@@ -69,14 +73,39 @@ def test_tokens_a_minute(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.headers["x-ratelimit-remaining-requests"] == "49"
 
 
-def test_how_the_server_is_costs_nothing(keys: Keys) -> None:
+def test_what_does_not_compute_costs_nothing(keys: Keys) -> None:
     key, _ = keys.new("few", rpm=1, scopes=("infer", "metrics"))
     guard = guarded(keys)
 
     async def story() -> list[int]:
-        return [(await ask(guard, p, key=key)).status for p in ("/metrics", "/health/ready", "/v1/models")]
+        every = ("/metrics", "/health/ready", "/v1/models", "/v1/models", "/v1/models/x", "/", "/")
+        return [(await ask(guard, path, key=key)).status for path in every]
 
-    assert asyncio.run(story()) == [200, 200, 200]
+    assert asyncio.run(story()) == [200] * 7
+    assert [a.status for a in asked(guard, key, b"a", b"a")] == [200, 429]
+
+
+def test_ratings_have_a_limit_of_their_own(keys: Keys) -> None:
+    few, _ = keys.new("few", rpm=1)
+    free, _ = keys.new("free")
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await JSONResponse({})(scope, receive, send)
+
+    guard = guarded(keys, app=app)
+
+    async def rated(key: str) -> Answer:
+        return await ask(guard, "/v1/feedback", method="POST", key=key, body=[b"{}"])
+
+    async def story() -> list[Answer]:
+        return [await rated(free) for _ in range(RATINGS.amount + 1)] + [await rated(few)]
+
+    *answers, refused, other = asyncio.run(story())
+    assert {a.status for a in answers} == {200}
+    assert (refused.status, refused.error["type"]) == (429, "requests")
+    assert f"{RATINGS.amount} ratings a minute" in refused.error["message"]
+    assert other.status == 200
+    assert asked(guard, few, b"a")[0].status == 200
 
 
 @pytest.fixture
@@ -118,7 +147,7 @@ def test_limits_that_cannot_be_counted_refuse(keys: Keys, caplog: pytest.LogCapt
 
 
 def test_a_storage_that_is_none(keys: Keys) -> None:
-    for uri in ("nowhere", "nope://user:secret@host"):
+    for uri in ("nowhere", "redis://[secret", "nope://user:secret@host"):
         with pytest.raises(ServeError, match="cannot be kept in") as caught:
             guarded(keys, Settings(rate_storage=uri))
         assert "secret" not in caught.value.message + caught.value.hint

@@ -166,7 +166,7 @@ def test_what_the_screen_says_works_when_pasted(
     model: Model, told: str, open: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    keys = Keys(Project(tmp_path / "project"))
+    keys = Keys(Project(tmp_path / "my project"))
     monkeypatch.setenv(KEY, keys.new("somebody")[0])
     monkeypatch.chdir(tmp_path)
     Path("sound.wav").write_bytes(b"abc")
@@ -174,6 +174,8 @@ def test_what_the_screen_says_works_when_pasted(
     with on_a_socket(build_app(gateway)) as url:
         *facts, curl, _, python = screen(gateway, url).splitlines()
         assert f"model    {model.name}, " in "\n".join(facts)
+        made = f"isoflop keys new NAME --project '{tmp_path}/my project'; "
+        assert open or made in "\n".join(facts)
         exec(shlex.split(python)[2], {})
         assert told in capsys.readouterr().out
         if shutil.which("curl"):

@@ -30,7 +30,10 @@ def new(
     ] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="infer, admin or metrics; may be repeated. infer when absent."),
+        typer.Option(
+            help="infer, metrics, or admin: metrics, and changes to a running server once there are such; "
+            "may be repeated. infer when absent."
+        ),
     ] = None,
     project: ProjectOption = DEFAULT_PROJECT,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.options import JsonOption
+from isoflop.cli.options import JsonOption, extra
 from isoflop.errors import ServeError
 
 app = typer.Typer()
@@ -45,10 +45,8 @@ def mask(
 
     Example: [bold]isoflop mask letters.txt --kinds email,phone > masked.txt[/bold]
     """
-    try:
+    with extra("serve"):
         from isoflop.serve.masking import KINDS, Masker
-    except ImportError as error:
-        raise ServeError(f"{error.name} is not installed", hint="pip install 'isoflop[serve]'") from None
 
     named = KINDS if kinds is None else [kind.strip() for kind in kinds.split(",")]
     masker = Masker(named, reversible=reversible)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.errors import AdaptError, FitError
+from isoflop.errors import AdaptError, FitError, ServeError
 from isoflop.quantities import BYTES, COUNT, NUMBER, RATE, SECONDS, Quantity
 
 if TYPE_CHECKING:
@@ -216,6 +217,15 @@ def typed(context: typer.Context, *names: str) -> list[str]:
         known[name] for name, source in zip(names, found, strict=True)
         if source is not None and source.name == "COMMANDLINE"
     ]  # fmt: skip
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """For imports that need this extra of isoflop. Raises ServeError where it is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise ServeError(f"{error.name} is not installed", hint=f"pip install 'isoflop[{name}]'") from None
 
 
 def open_project(folder: Path, *, create: bool = False, ledger: str | None = None) -> Project:

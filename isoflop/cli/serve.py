@@ -3,127 +3,112 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from isoflop.cli.options import DEFAULT_PROJECT, ProjectOption, open_project, pairs, whole
+from isoflop.cli import serve_options as given
+from isoflop.cli.options import DEFAULT_PROJECT, ProjectOption, extra, open_project, pairs
 from isoflop.errors import ServeError
 from isoflop.quantities import BYTES, SHARE
 from isoflop.terminal import Terminal
 
+if TYPE_CHECKING:
+    from isoflop.serve.objectives import Objectives
+    from isoflop.serve.opening import Limits, Opening
+    from isoflop.serve.settings import Settings
+
 app = typer.Typer()
 
-WEBHOOK = "ISOFLOP_ALERTS_WEBHOOK"  # variable that holds the URL, which is a secret
+# Variables that hold URLs, which are secrets or have some.
+WEBHOOK, RATE_STORAGE = "ISOFLOP_ALERTS_WEBHOOK", "ISOFLOP_RATE_STORAGE"
 REFUSE, CONTINUE = "refuse", "continue"
 
 
 @app.command()
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...",
-            help="A .gguf file, a model folder, an export or an adapted model, or the URL of another server; "
-            "NAME=MODEL names it.",
-        ),
-    ],
+    models: given.Models,
     project: ProjectOption = DEFAULT_PROJECT,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: of all networks.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    open: Annotated[bool, typer.Option("--open", help="No keys are needed; on this machine alone.")] = False,
-    slots: Annotated[int, typer.Option(min=1, help="Requests that a model computes at the same time.")] = 8,
-    context: Annotated[
-        int | None, whole("Tokens of a prompt and its answer; the model's own when absent.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a model; all cores when absent.")] = None,
-    max_concurrent: Annotated[int, typer.Option(min=1, help="Requests at once, in all.")] = 64,
-    max_prompt_tokens: Annotated[
-        int | None, whole("Of a request; what the context holds when absent.")
-    ] = None,
-    max_completion_tokens: Annotated[
-        int | None, whole("Of an answer; what the context holds when absent.")
-    ] = None,
-    max_answers: Annotated[int, typer.Option(min=1, max=128, help="To a prompt, of one request.")] = 8,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="That an answer may take.")] = 300.0,
-    max_body: Annotated[int, whole("Bytes of a request, sounds apart.")] = 1_000_000,
-    drain: Annotated[float, typer.Option(min=1, help="Seconds that answers have to end at shutdown.")] = 30.0,
-    mask: Annotated[
-        str,
-        typer.Option(metavar="KIND,...", help="Mask personal data in prompts and answers: email,phone ..."),
-    ] = "",
-    audit: Annotated[Path | None, typer.Option(help="Write a line of each call to this file.")] = None,
-    audit_text: Annotated[
-        bool, typer.Option("--audit-text", help="Also what was asked and answered, masked.")
-    ] = False,
-    audit_full: Annotated[
-        str, typer.Option(help="Requests when it cannot be written: refuse, or continue.")
-    ] = "refuse",
-    certificate: Annotated[Path | None, typer.Option(help="PEM file: serve by TLS.")] = None,
-    certificate_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
-    rate_storage: Annotated[
-        str, typer.Option(help="Where keys' rates are counted: redis://HOST:PORT when servers share them.")
-    ] = "memory://",
-    vllm_names: Annotated[
-        bool, typer.Option("--vllm-names", help="Metrics also under vLLM's own names.")
-    ] = False,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="What alerts watch: first_token=1s, errors=1%; see dashboard."
-        ),
-    ] = None,
-    max_bytes: Annotated[
-        str | None, typer.Option(help="On disk, of what a model of the project is served as: 4MB.")
-    ] = None,
-    max_loss_increase: Annotated[
-        str, typer.Option(help="Over the model's loss, of the same: 2%, or 0.02.")
-    ] = "1%",
-    force: Annotated[
-        bool, typer.Option("--force", help="Serve it although its gate or its verdict refused it.")
-    ] = False,
+    host: given.Host = "127.0.0.1",
+    port: given.Port = 8000,
+    open: given.Open = False,
+    slots: given.Slots = 8,
+    context: given.Context = None,
+    threads: given.Threads = None,
+    max_concurrent: given.MaxConcurrent = 64,
+    max_prompt_tokens: given.MaxPromptTokens = None,
+    max_completion_tokens: given.MaxCompletionTokens = None,
+    max_answers: given.MaxAnswers = 8,
+    max_seconds: given.MaxSeconds = 300.0,
+    max_body: given.MaxBody = 1_000_000,
+    drain: given.Drain = 30.0,
+    mask: given.Mask = "",
+    audit: given.AuditFile = None,
+    audit_text: given.AuditText = False,
+    audit_full: given.AuditFull = REFUSE,
+    certificate: given.Certificate = None,
+    certificate_key: given.CertificateKey = None,
+    rate_storage: given.RateStorage = None,
+    vllm_names: given.VllmNames = False,
+    objective: given.Objective = None,
+    max_bytes: given.MaxBytes = None,
+    max_loss_increase: given.MaxLossIncrease = "1%",
+    force: given.Force = False,
 ) -> None:
     """Serve models to OpenAI's clients, to who has a key of the project.
 
     A model of the project is served as the fastest of its exports within limits. Alerts go to the URL in
-    ISOFLOP_ALERTS_WEBHOOK, if there is one.
+    ISOFLOP_ALERTS_WEBHOOK, if there is one. It needs isoflop's extra serve.
 
     Example: [bold]isoflop serve my-project/artifacts/model-... --project my-project[/bold], after
     [bold]isoflop keys new NAME --project my-project[/bold]
     """
-    from isoflop.serve.audit import Audit
-    from isoflop.serve.gateway import Gateway
-    from isoflop.serve.keys import Keys
-    from isoflop.serve.masking import Masker
-    from isoflop.serve.objectives import objectives
-    from isoflop.serve.opening import Limits, Opening, artifacts, opened_models
-    from isoflop.serve.running import serve as run
-    from isoflop.serve.screen import screen
-    from isoflop.serve.settings import Settings
-    from isoflop.serve.watched import watched
+    with extra("serve"):
+        import isoflop.serve.running  # noqa: F401  all of what the extra has is imported by it
+        from isoflop.serve.objectives import objectives
+        from isoflop.serve.opening import Limits, Opening
+        from isoflop.serve.settings import Settings
 
     if audit_full not in (REFUSE, CONTINUE):
         raise ServeError(f"--audit-full is {audit_full!r}", hint=f"write {REFUSE} or {CONTINUE}")
-    promised, terminal = objectives(pairs(objective or [], "--objective")), Terminal()
-    limits = Limits(
-        None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
-        SHARE.read("--max-loss-increase", max_loss_increase), force,
-    )  # fmt: skip
     settings = Settings(
         host=host, port=port, open=open, body_bytes=max_body, prompt_tokens=max_prompt_tokens,
         completion_tokens=max_completion_tokens, answers=max_answers, concurrent=max_concurrent,
         seconds=max_seconds, mask=tuple(filter(None, (kind.strip() for kind in mask.split(",")))),
         audit=audit, audit_text=audit_text, audit_full=audit_full, certificate=certificate,
-        certificate_key=certificate_key, rate_storage=rate_storage, vllm_names=vllm_names,
+        certificate_key=certificate_key, rate_storage=_rate_storage(rate_storage), vllm_names=vllm_names,
         drain_seconds=drain,
     )  # fmt: skip
-    home = open_project(project) if project.exists() or not open else None
+    limits = Limits(
+        None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
+        SHARE.read("--max-loss-increase", max_loss_increase), force,
+    )  # fmt: skip
+    promised = objectives(pairs(objective or [], "--objective"))
+    _run(named(models), project, settings, limits, Opening(threads, slots, context), promised)
+
+
+def _run(
+    models: Mapping[str, str], project: Path, settings: Settings, limits: Limits, opening: Opening,
+    promised: Objectives,
+) -> None:  # fmt: skip
+    """Serve until a signal ends it."""
+    from isoflop.serve.audit import Audit
+    from isoflop.serve.gateway import Gateway
+    from isoflop.serve.keys import Keys
+    from isoflop.serve.masking import Masker
+    from isoflop.serve.opening import artifacts, opened_models
+    from isoflop.serve.running import serve as run
+    from isoflop.serve.screen import screen
+    from isoflop.serve.watched import watched
+
+    terminal = Terminal()
+    home = open_project(project) if project.exists() or not settings.open else None
     gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
-    served = artifacts(named(models), home, threads, limits, terminal)
-    log = Audit(audit, settings) if audit else None
+    served = artifacts(models, home, opening.threads, limits, terminal)
+    log = Audit(settings.audit, settings) if settings.audit else None
     try:
         around = watched(gateway, home, log, promised, os.environ.get(WEBHOOK))
         gateway.observers = around.observers
@@ -131,13 +116,25 @@ def serve(
             terminal.log(log.policy)
         run(
             gateway,
-            partial(opened_models, served, home, Opening(threads, slots, context)),
+            partial(opened_models, served, home, opening),
             lambda url: typer.echo(screen(gateway, url)),
             more=around.routers, beside=around.alerts,
         )  # fmt: skip
     finally:
         if log is not None:
             log.close()
+
+
+def _rate_storage(typed: str | None) -> str:
+    """Raises ServeError for a URL with a password: whoever is on this machine sees what was typed."""
+    if typed is None:
+        return os.environ.get(RATE_STORAGE, "memory://")
+    if "@" in typed or "password" in typed:
+        raise ServeError(
+            "--rate-storage has a password, which other users of this machine could read",
+            hint=f"leave it out, and write the URL into the variable {RATE_STORAGE}",
+        )
+    return typed
 
 
 def named(models: Sequence[str]) -> dict[str, str]:

@@ -53,8 +53,13 @@ def plain(messages: Sequence[Mapping[str, str]]) -> str:
 
 def template_of(path: Path) -> Template | None:
     """The template of a model folder or a .gguf file, if it has one. Raises CorruptError."""
-    if path.suffix == GGUF:
-        return _of_gguf(path)
+    template = _of_gguf(path) if path.suffix == GGUF else _of_folder(path)
+    if template is not None:
+        import transformers.utils.chat_template_utils  # noqa: F401  now: it takes seconds, and the first chat would wait
+    return template
+
+
+def _of_folder(path: Path) -> Template | None:
     config = _json(path / CONFIG)
     source = config.get("chat_template")
     if (path / TEMPLATE).is_file():

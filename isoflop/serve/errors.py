@@ -17,7 +17,7 @@ from isoflop.serve.calls import call_of
 from isoflop.serve.protocol import EngineError, RequestError
 
 RETRY_SECONDS = 1  # after which a request that found no engine may be sent again
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 403: "permission_error"}  # beside the two usual ones
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
 WORDS = {404: "there is no {path}", 405: "{path} does not take {method}"}
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def failure(
-    message: str, *, status: int, code: str | None = None, param: str | None = None
+    message: str, *, status: int, code: str | None = None, param: str | None = None, kind: str | None = None
 ) -> dict[str, Any]:
-    """The body of an answer that is an error."""
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    """The body of an answer that is an error; `kind` is its type where the status does not tell it."""
+    kind = kind or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
 
 

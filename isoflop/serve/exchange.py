@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from isoflop.serve.calls import Call
+from isoflop.serve.errors import failure
 from isoflop.serve.protocol import RequestError
 
 Message = MutableMapping[str, Any]
@@ -28,7 +29,6 @@ SECURITY: Headers = [
     (b"cache-control", b"no-store"),
 ]  # fmt: skip
 OURS = frozenset(name for name, _ in SECURITY)
-TYPES = {401: "authentication_error", 403: "permission_error"}  # of errors, beside the two usual ones
 GONE: Message = {"type": "http.disconnect"}
 
 
@@ -45,13 +45,13 @@ class Refusal(RequestError):
         headers: Iterable[tuple[str, str]] = (),
     ) -> None:
         super().__init__(message, status=status, code=code)
-        self.kind = kind or TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        self.kind = kind
         self.headers: Headers = [(name.encode(), value.encode()) for name, value in headers]
 
     def body(self) -> bytes:
         """In OpenAI's shape."""
-        told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": told}).encode()
+        told = failure(self.message, status=self.status, code=self.code, param=self.param, kind=self.kind)
+        return json.dumps(told).encode()
 
 
 class Exchange:

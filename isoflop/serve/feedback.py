@@ -36,7 +36,7 @@ class Feedback(Record):
     prompt: str | tuple[Said, ...] | None = None  # where the client sent it
     answer: str | None = None
     key: str = ""  # name of whose request it was; "": the server was open
-    model: str = ""  # that answered; "": nobody remembers
+    model: str = ""  # that answered
     model_hash: str = ""
     at: str  # UTC, ISO 8601
 
@@ -49,9 +49,6 @@ class Answered(NamedTuple):
     hash: str
 
 
-NOBODY_KNOWS = Answered("", "", "")
-
-
 class Exported(NamedTuple):
     rows: list[dict[str, Any]]  # columns that the task generation reads
     ratings: int  # of that kind
@@ -62,7 +59,8 @@ class Feedbacks:
     """Keeps feedback in a project. As an Observer it remembers which model gave which answer.
 
     `mask` goes over every text before it is kept; what it raises is raised, and nothing is kept. `listeners`
-    hear of each rating that is new.
+    hear of each rating that is new. Only its own answers can be rated, since it began: of those before, the
+    ones that the same key had rated already.
     """
 
     def __init__(
@@ -71,13 +69,16 @@ class Feedbacks:
     ) -> None:  # fmt: skip
         self._project, self._listeners = project, tuple(listeners)
         self._mask: Callable[[str], str] = mask or str  # str: as it is
+        self._running: dict[str, Call] = {}  # whose answers somebody may have read to their end already
         self._recent: OrderedDict[str, Answered] = OrderedDict()
 
-    def began(self, call: Call) -> None: ...
+    def began(self, call: Call) -> None:
+        self._running[call.id] = call
 
     def ended(self, call: Call) -> None:
-        if call.model and call.status < 400:
-            self._recent[call.id] = Answered(_owner(call.key), call.model, call.model_hash)
+        self._running.pop(call.id, None)
+        if _answers(call):
+            self._recent[call.id] = _answered(call)
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
 
@@ -87,23 +88,33 @@ class Feedbacks:
     ) -> Feedback:  # fmt: skip
         """Write it down, in place of what the same key said of the same answer before.
 
-        Raises PermissionError where the answer was another key's.
+        Raises PermissionError where the key has no such answer.
         """
-        owner, answered = _owner(key), self._recent.get(request_id, NOBODY_KNOWS)
-        if answered is not NOBODY_KNOWS and answered.owner != owner:
+        owner = _owner(key)
+        id = digest([request_id, owner])
+        before = self._project.get(KIND, id, Feedback)
+        answered = self._answered(request_id)
+        if answered is None and before is not None:
+            answered = Answered(owner, before.model, before.model_hash)
+        if answered is None or answered.owner != owner:
             raise PermissionError(request_id)
         texts = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
         kept = Feedback(
-            id=digest([request_id, owner]), request_id=request_id, rating=rating, comment=self._mask(comment),
+            id=id, request_id=request_id, rating=rating, comment=self._mask(comment),
             prompt=self._masked(texts), answer=None if answer is None else self._mask(answer),
             key=key.name if key else "", model=answered.model, model_hash=answered.hash, at=now(),
         )  # fmt: skip
-        before = self._project.get(KIND, kept.id, Feedback)
         self._project.put(KIND, kept)
         if before is None or before.rating != rating:  # a comment is sent with the rating once more
             for tell in self._listeners:
                 tell(rating)
         return kept
+
+    def _answered(self, request_id: str) -> Answered | None:
+        call = self._running.get(request_id)
+        if call is not None and _answers(call):
+            return _answered(call)
+        return self._recent.get(request_id)
 
     def _masked(self, prompt: str | tuple[Said, ...] | None) -> str | tuple[Said, ...] | None:
         if prompt is None:
@@ -135,6 +146,14 @@ def export(project: Project, rating: Rating = UP) -> Exported:
 
 def _owner(key: Key | None) -> str:
     return key.id if key else ""
+
+
+def _answers(call: Call) -> bool:
+    return bool(call.model) and 0 < call.status < 400
+
+
+def _answered(call: Call) -> Answered:
+    return Answered(_owner(call.key), call.model, call.model_hash)
 
 
 def _chat(prompt: str | tuple[Said, ...]) -> tuple[Said, ...]:

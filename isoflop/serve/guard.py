@@ -20,6 +20,7 @@ from isoflop.serve.settings import LOOPBACK, Settings
 log = logging.getLogger(__name__)
 
 LIVE = "/health/live"  # all that is answered without a key
+FEEDBACK = "/v1/feedback"  # costs no computation, but room in the ledger
 SOON = ("retry-after", "1")
 
 
@@ -74,7 +75,7 @@ class Guard:
     async def _admitted(self, exchange: Exchange) -> None:
         """Let a call in, if it may, and count what it uses. Raises Refusal."""
         await self._admit(exchange)
-        call, computes = exchange.call, _scopes(exchange.call.path) == ("infer",)
+        call, computes = exchange.call, _computes(exchange)
         if computes and self.running >= self.settings.concurrent:
             message = f"{self.running} requests are being answered, which is the most"
             raise Refusal(503, "overloaded", message, headers=[SOON])
@@ -82,6 +83,8 @@ class Guard:
         try:
             if computes and call.key is not None:
                 exchange.told += await self.rates.admit(call.key)
+            elif call.path == FEEDBACK and call.key is not None:
+                await self.rates.admit_rating(call.key)
             for observer in self.observers:
                 observer.began(call)
             await self._answer(exchange)
@@ -132,6 +135,12 @@ class Guard:
             message = f"this API key has no scope {' or '.join(wanted)}"
             raise Refusal(403, "insufficient_scope", message, headers=[("www-authenticate", said)])
         return key
+
+
+def _computes(exchange: Exchange) -> bool:
+    """Whether an engine may have to work for it; pages, lists of models and ratings need none."""
+    path = exchange.call.path
+    return exchange.scope["method"] == "POST" and _scopes(path) == ("infer",) and path != FEEDBACK
 
 
 def _scopes(path: str) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from isoflop.interrupt import ASKING
 from isoflop.serve.app import build_app
 from isoflop.serve.connections import bounded
 from isoflop.serve.gateway import Gateway, Model
-from isoflop.serve.masking import LogFilter
+from isoflop.serve.masking import masked_logs
+from isoflop.serve.opening import closed
 from isoflop.serve.settings import Settings
 
 KEEP_ALIVE = 30  # seconds that a connection may wait for its next request
@@ -40,8 +41,8 @@ def serve(
     """
     app, settings = build_app(gateway, more), gateway.settings
     check_certificate(settings)
-    _log_masked()
-    with listening(settings) as taken:
+    logging.basicConfig(level=logging.WARNING)
+    with masked_logs(), listening(settings) as taken:
         server = uvicorn.Server(config(app, settings))
         asyncio.run(_serve(gateway, server, taken, opening, tell, beside or nullcontext()))
 
@@ -58,13 +59,7 @@ async def _serve(
             async with beside:
                 await server.serve(sockets=[taken])
     finally:
-        await asyncio.gather(*(model.engine.close() for model in gateway.models.values()))
-
-
-def _log_masked() -> None:
-    handler = logging.StreamHandler()
-    handler.addFilter(LogFilter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+        await closed(gateway.models)
 
 
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -19,7 +19,7 @@ SOUND = "sound.wav"
 def screen(gateway: Gateway, url: str) -> str:
     """Facts, then a line for a shell with curl, and one for a shell with Python and OpenAI's client."""
     models = list(gateway.models.values())
-    facts = [("url", url), *(("model", worth(model)) for model in models), *_policy(gateway.settings)]
+    facts = [("url", url), *(("model", worth(model)) for model in models), *_policy(gateway)]
     lines = [f"{name:8} {said}" for name, said in facts if said]
     asked = _Asked(models[0])
     return "\n".join([*lines, "", asked.curl(gateway.settings, url), "", asked.python(gateway.settings, url)])
@@ -35,8 +35,11 @@ def worth(model: Model) -> str:
     return ", ".join([model.name, quality, *size, engine.name, room])
 
 
-def _policy(settings: Settings) -> list[tuple[str, str]]:
-    keys = "none needed: open to this machine" if settings.open else f"isoflop keys new NAME; then in ${KEY}"
+def _policy(gateway: Gateway) -> list[tuple[str, str]]:
+    settings, keys = gateway.settings, "none needed: open to this machine"
+    if not settings.open and gateway.keys is not None:
+        folder = shlex.quote(str(gateway.keys.project.folder))
+        keys = f"isoflop keys new NAME --project {folder}; then in ${KEY}"
     return [("keys", keys), ("masked", ", ".join(settings.mask)), ("audit", str(settings.audit or ""))]
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from called import answer
 
 from e2e.commands import refused
 from isoflop.examples import read_examples, with_roles
@@ -17,6 +18,7 @@ from isoflop.tasks.generation import Generation
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     feedbacks = Feedbacks(Project(tmp_path / "home"))
+    answer(feedbacks, "r1", "r2", "r3")
     feedbacks.keep("r1", "up", key=None, prompt="Why?", answer="Because. 因为")
     feedbacks.keep("r2", "down", key=None, prompt="Who?", answer="Nobody.")
     feedbacks.keep("r3", "up", key=None)
@@ -25,10 +27,10 @@ def home(tmp_path: Path) -> Path:
 
 def test_exported_and_read_as_examples(isoflop, home: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "liked.jsonl"
-    answer = isoflop("feedback", "export", "--out", file, "--project", home)
-    assert answer.code == 0, answer.err
-    assert answer.out == ""
-    assert answer.err == (
+    told = isoflop("feedback", "export", "--out", file, "--project", home)
+    assert told.code == 0, told.err
+    assert told.out == ""
+    assert told.err == (
         "1 of 2 answers rated up; left out: 1 without prompt and answer, 0 the same as others\n"
     )
     assert [json.loads(line) for line in file.read_text().splitlines()] == [

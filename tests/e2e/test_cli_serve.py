@@ -97,6 +97,14 @@ def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
     refused(isoflop("serve", "a/m", "b/m", *at), "two models are named 'm'")
     refused(isoflop("serve", tmp_path, *at, "--audit-full", "maybe"), "'maybe'")
     refused(isoflop("serve", tmp_path, *at, "--objective", "fame=1"), "'fame'")
+    answer = isoflop("serve", tmp_path, *at, "--rate-storage", "redis://:secret@host:1")
+    refused(answer, "--rate-storage has a password")
+    assert "secret" not in answer.err
+    monkeypatch.setenv("ISOFLOP_RATE_STORAGE", "nowhere://:secret@host")
+    answer = isoflop("serve", tmp_path, *at, "--port", 0)
+    refused(answer, "cannot be kept in nowhere://host")
+    assert "secret" not in answer.err
+    monkeypatch.delenv("ISOFLOP_RATE_STORAGE")
     artifact = tmp_path / "project" / "artifacts" / "model.gguf"
     artifact.parent.mkdir(exist_ok=True)
     artifact.write_bytes(b"GGUF")
@@ -105,6 +113,45 @@ def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
     answer = isoflop("serve", tmp_path, *at, "--port", 0)
     refused(answer, "the URL for alerts cannot be read")
     assert "secret" not in answer.err
+
+
+WITHOUT = """
+import sys
+for package in (
+    "aiohttp", "fastapi", "httptools", "httpx", "limits", "llguidance", "phonenumbers", "prometheus_client",
+    "python_multipart", "starlette", "stdnum", "uvicorn",
+):
+    sys.modules[package] = None
+from isoflop.cli import main
+for words in (
+    "keys new ada --project home", "keys list --project home", "dashboard --out files",
+    "feedback export --project home", "mask", "serve . --project home",
+):
+    sys.argv = ["isoflop", *words.split()]
+    try:
+        main()
+    except SystemExit as end:
+        print(words, end.code, file=sys.stderr, flush=True)
+"""
+
+
+def test_without_the_extra(tmp_path: Path) -> None:
+    """Those that need it say so; keys, dashboards and exports do not."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    typed = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    said = done.stderr.splitlines()
+    assert {"keys new ada --project home 0", "keys list --project home 0", "dashboard --out files 0"} < {
+        *said
+    }
+    assert "Traceback" not in done.stderr
+    hint = "hint: pip install 'isoflop[serve]'"
+    for words in ("mask 2", "serve . --project home 2"):
+        at = said.index(words)
+        assert said[at - 1] == hint
+        assert said[at - 2].endswith(" is not installed")
+    exported = said.index("feedback export --project home 2")
+    assert "no answers to export" in said[exported - 2]
 
 
 def test_names() -> None:
