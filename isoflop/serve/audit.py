@@ -208,12 +208,12 @@ def _told(call: Call, *, text: bool) -> Values:
         "status": call.status,
         "error": call.error,
         "masked": dict(call.masked),
-        **(
-            {"asked": call.asked, "answered": [call.answered[n] for n in sorted(call.answered)]}
-            if text
-            else {}
-        ),
+        **(_texts(call) if text else {}),
     }
+
+
+def _texts(call: Call) -> Values:
+    return {"asked": call.asked, "answered": [call.answered[n] for n in sorted(call.answered)]}
 
 
 def _masked(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -80,7 +81,11 @@ class Screen:
 
     def __init__(self, masker: Masker, stops: Sequence[str]) -> None:
         self._stream, self._stops = masker.stream(), Stops(stops)
-        self.found = self._stream.found  # items by kind
+
+    @property
+    def found(self) -> Counter[str]:
+        """Items by kind, so far."""
+        return self._stream.found
 
     @property
     def stopped(self) -> bool:
