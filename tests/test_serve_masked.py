@@ -72,10 +72,11 @@ def test_texts_are_kept_apart_for_the_audit_log() -> None:
 
 def test_names_in_chats_are_masked() -> None:
     template = Template("{% for m in messages %}{{ m.name }} {{ m.content }}{% endfor %}")
-    asked = Asked(Says("well"), masker=Words, settings={"mask": ("bob",)}, template=template)
+    engine = Says("well")
+    asked = Asked(engine, masker=Words, settings={"mask": ("bob",)}, template=template)
     messages = [{"role": "user", "name": "bob", "content": "hi"}]
     assert asked(CHAT, {"model": "my-model", "messages": messages}).status_code == 200
-    assert [each.prompt for each in asked.engine.asked] == ["[BOB] hi"]
+    assert [each.prompt for each in engine.asked] == ["[BOB] hi"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
