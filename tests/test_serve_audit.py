@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -21,6 +21,8 @@ from isoflop.serve import audit as audit_module
 from isoflop.serve.audit import Audit
 from isoflop.serve.calls import GATED, Call
 from isoflop.serve.keys import Keys
+from isoflop.serve.masking import KINDS, Masker
+from isoflop.serve.masking.masker import Masked
 from isoflop.serve.settings import Settings
 from isoflop.store import Project
 
@@ -62,12 +64,12 @@ def test_a_line_says_who_and_what_but_no_text(file: Path, tmp_path: Path) -> Non
     full.model, full.model_hash, full.route = "tiny", "abc", "/v1/chat/completions"
     full.prompt_tokens, full.completion_tokens, full.first = 3, 4, full.began + 0.25
     full.masked["email"] += 2
-    full.asked, full.answered = SECRET, SECRET
+    full.asked, full.answered = [SECRET], {0: SECRET}
     audit.ended(full)
     audit.close()
-    done, refused, third = lines(file)
+    done, third = lines(file)
     assert (done["key"], done["name"], done["status"], done["prompt_tokens"]) == (key.id, "alice", 200, 13)
-    assert (refused["key"], refused["status"], refused["error"]) == (None, 401, "invalid_api_key")
+    assert [line["calls"] for line in lines(file, "refused")] == [1]
     assert done["time"].endswith("+00:00")
     assert third == {
         **third, "id": "req-full", "model": "tiny", "model_hash": "abc", "route": "/v1/chat/completions",
@@ -80,14 +82,61 @@ def test_a_line_says_who_and_what_but_no_text(file: Path, tmp_path: Path) -> Non
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_text_where_it_is_asked_for(file: Path) -> None:
+def test_texts_where_they_are_asked_for_each_masked_alone(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+
+    class Noting(Masker):
+        def mask(self, text: str) -> Masked:
+            threads.add(current_thread().name)
+            return super().mask(text)
+
+    monkeypatch.setattr(audit_module, "MASKER", Noting(KINDS))
     audit = Audit(file, Settings(audit_text=True))
     said = call("a")
-    said.asked, said.answered = "two\nlines", "é"
+    said.asked = ["two\nlines", "this is 4", "4111111111111111"]
+    said.answered = {1: "é", 0: "4111 1111 1111 1111"}
     audit.ended(said)
     audit.close()
     (line,) = lines(file)
-    assert (line["asked"], line["answered"]) == ("two\nlines", "é")
+    assert line["asked"] == ["two\nlines", "this is 4", "[CARD]"]
+    assert line["answered"] == ["[CARD]", "é"]
+    assert threads == {"audit"}
+
+
+def test_calls_without_a_key_are_counted(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_module, "REFUSED_SECONDS", 0.2)
+    audit = Audit(file, Settings())
+    until(lambda: lines(file, "start"))
+
+    def refuse() -> None:
+        stranger = call("stranger")
+        stranger.status = 401
+        audit.ended(stranger)
+
+    for _ in range(500):
+        refuse()
+    until(lambda: sum(line["calls"] for line in lines(file, "refused")) == 500)
+    refuse()
+    until(lambda: sum(line["calls"] for line in lines(file, "refused")) == 501)
+    for _ in range(9):
+        refuse()
+    audit.close()
+    told = [line["calls"] for line in lines(file, "refused")]
+    assert sum(told) == 510
+    assert len(told) < 99
+    assert lines(file) == []
+
+
+def test_a_path_that_is_none_is_not_written(file: Path) -> None:
+    audit = Audit(file, Settings())
+    lost = call("lost")
+    lost.path = f"/v1/{SECRET}"
+    audit.ended(lost)
+    audit.close()
+    assert [line["route"] for line in lines(file)] == ["unmatched"]
+    assert SECRET not in file.read_text()
 
 
 def test_what_was_there_is_kept_and_closed_to_others(file: Path) -> None:

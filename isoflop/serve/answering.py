@@ -84,6 +84,10 @@ class Together(Generic[T]):
             task.cancel()
         await asyncio.wait(self.tasks)
 
+    def end(self, number: int) -> None:
+        """Read no more of a source."""
+        self.tasks[number].cancel()
+
     async def batch(self) -> list[tuple[int, T]]:
         """What has come since the last, with the numbers of its sources; empty when all have ended.
 

@@ -1,23 +1,27 @@
 """The audit log: one line of JSON for each call, who and when and what model, but no text unless asked for.
 
-A thread writes what has gathered, then has the disk confirm it (fsync) before it takes more: a call's line is
-on disk moments after its end. A full file becomes FILE.1, and older ones are renamed likewise.
+A thread masks and writes what has gathered, then has the disk confirm it (fsync) before it takes more: a
+call's line is on disk moments after its end. A full file becomes FILE.1, and older ones are renamed likewise.
+Calls without a known key (401), which anybody can make, are counted: one line a second tells how many.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from isoflop.errors import ServeError
 from isoflop.serve.calls import GATED, Call
 from isoflop.serve.masking import KINDS, Masker
+from isoflop.serve.meters import UNMATCHED
 from isoflop.serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,7 +31,9 @@ WAITING = 10_000  # lines that may wait for the disk
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 CALL = b'"event": "call"'  # in each line of a call, and in no text: quotes in those are escaped
-PATH_LENGTH = 200  # of what is no path of ours, and may be anything
+REFUSED_SECONDS = 1.0
+TEXTS = ("asked", "answered")  # of a call, in lists
+Values = dict[str, Any]
 
 
 class Audit:
@@ -41,7 +47,8 @@ class Audit:
         self.failing, self.missing = "", 0
         self._untold = 0  # of `missing`
         self._torn = False  # the file ends within a line
-        self._lines = [_line("start", datetime.now(UTC))]
+        self._waiting = [_values("start")]  # lines
+        self._refused, self._told_refused = 0, -math.inf  # calls, and when their number was last written
         self._closing, self._changed = False, threading.Condition()
         files = settings.audit_files
         self._files = RotatingFileHandler(self.file, backupCount=files, delay=True)  # for its renaming alone
@@ -70,16 +77,18 @@ class Audit:
         """Nothing yet."""
 
     def ended(self, call: Call) -> None:
-        line = _line("call", datetime.now(UTC), **_told(call, text=self.settings.audit_text))
         with self._changed:
-            if len(self._lines) >= WAITING or call.error == GATED:  # those would fill what is full
+            if call.status == 401:
+                self._refused += 1
+            elif len(self._waiting) >= WAITING or call.error == GATED:  # those would fill what is full
                 self._miss(1)
+                return
             else:
-                self._lines.append(line)
-                self._changed.notify()
+                self._waiting.append(_values("call", **_told(call, text=self.settings.audit_text)))
+            self._changed.notify()
 
     def refuses(self) -> str:
-        behind = self.failing or len(self._lines) > WAITING // 2
+        behind = self.failing or len(self._waiting) > WAITING // 2
         return "the audit log cannot be written now" if behind and self._strict else ""
 
     def close(self) -> None:
@@ -101,16 +110,32 @@ class Audit:
         rest, closing = b"", False
         while not closing:
             with self._changed:
-                # Without more to write, nobody knows whether it could be; but who refuses gets no more.
-                wait = RETRY_SECONDS if self.failing and self._strict else None
-                self._changed.wait_for(lambda: self._lines or self._closing, wait)
-                lines, self._lines = self._lines, []
-            if lines or rest or self._strict:
-                rest = self._write(rest + b"".join(lines))
+                self._changed.wait_for(
+                    lambda: self._waiting or self._closing or self._due(), self._patience()
+                )
+                waiting, self._waiting = self._waiting, []
+                if self._due() or (self._closing and self._refused):
+                    waiting.append(_values("refused", calls=self._refused))
+                    self._refused, self._told_refused = 0, time.monotonic()
+            if waiting or rest or self._strict:
+                rest = self._write(rest + b"".join(map(_line, waiting)))
             with self._changed:
-                closing = self._closing and not self._lines
+                closing = self._closing and not self._waiting and not self._refused
         if lost := rest.count(CALL) + self._untold:
             log.error("the audit log %s ends: %d calls are missing", self.file, lost)
+
+    def _due(self) -> bool:
+        """Whether the number of refused calls is to be written. While none can, they are counted alone."""
+        passed = time.monotonic() - self._told_refused
+        return self._refused > 0 and not self.failing and passed >= REFUSED_SECONDS
+
+    def _patience(self) -> float | None:
+        """Seconds after which to look whether something is to be done, though nobody says so."""
+        # Without more to write, nobody knows whether it could be; but who refuses gets no more.
+        if self.failing and self._strict:
+            return RETRY_SECONDS
+        left = self._told_refused + REFUSED_SECONDS - time.monotonic()
+        return left if left > 0 else None
 
     def _write(self, data: bytes) -> bytes:
         """What could not be written, and shall be tried again."""
@@ -153,22 +178,27 @@ class Audit:
                     "the audit log %s is written again; %d calls are missing", self.file, self._untold
                 )
             if self._untold:
-                self._lines.insert(0, _line("missing", datetime.now(UTC), calls=self._untold))
+                self._waiting.insert(0, _values("missing", calls=self._untold))
             self.failing, self._untold = "", 0
 
 
-def _line(event: str, at: datetime, **values: object) -> bytes:
-    named = {"time": at.isoformat(timespec="milliseconds"), "event": event, **values}
-    return json.dumps(named).encode() + b"\n"
+def _values(event: str, **values: Any) -> Values:
+    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
 
 
-def _told(call: Call, *, text: bool) -> dict[str, object]:
+def _line(values: Values) -> bytes:
+    """A line of the log; texts in it are masked here, which takes longer than all else."""
+    texts = {name: [_masked(text) for text in values[name]] for name in TEXTS if name in values}
+    return json.dumps({**values, **texts}).encode() + b"\n"
+
+
+def _told(call: Call, *, text: bool) -> Values:
     ended = time.monotonic() if call.ended is None else call.ended
     return {
         "id": call.id,
         "key": call.key.id if call.key else None,
         "name": call.key.name if call.key else None,
-        "route": call.route or call.path[:PATH_LENGTH],
+        "route": call.route or UNMATCHED,
         "model": call.model,
         "model_hash": call.model_hash,
         "prompt_tokens": call.prompt_tokens,
@@ -178,8 +208,12 @@ def _told(call: Call, *, text: bool) -> dict[str, object]:
         "status": call.status,
         "error": call.error,
         "masked": dict(call.masked),
-        **({"asked": _masked(call.asked), "answered": _masked(call.answered)} if text else {}),
+        **(_texts(call) if text else {}),
     }
+
+
+def _texts(call: Call) -> Values:
+    return {"asked": call.asked, "answered": [call.answered[n] for n in sorted(call.answered)]}
 
 
 def _masked(text: str) -> str:

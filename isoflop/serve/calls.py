@@ -42,8 +42,10 @@ class Call:
     status: int = 0  # of HTTP
     error: str = ""  # kind of what went wrong, as "rate_limit_exceeded"; "": nothing
     finish: str = ""  # why the answer ended
-    asked: str = ""  # as the engine saw it, and only where the audit log keeps texts
-    answered: str = ""  # likewise
+    asked: list[str] = field(
+        default_factory=list
+    )  # as the engine saw it; only where the audit log keeps texts
+    answered: dict[int, str] = field(default_factory=dict)  # likewise, by the number of the answer
 
     def piece(self) -> None:
         """A piece of the answer has come."""

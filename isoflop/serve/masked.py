@@ -1,20 +1,27 @@
-"""Prompts as an engine may see them. Where masking fails, the request fails: nothing goes on unmasked."""
+"""Texts as an engine and a client may see them. Where masking fails, the request fails: nothing goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from isoflop.errors import IsoflopError
 from isoflop.serve.calls import MASKING_FAILED, Call
+from isoflop.serve.engines.stops import Stops
 from isoflop.serve.gateway import Gateway, Masker
-from isoflop.serve.protocol import RequestError
+from isoflop.serve.protocol import LENGTH, Piece, RequestError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LONG = 10_000  # characters, which take milliseconds
 
 
-def masker_of(gateway: Gateway, kinds: Sequence[str] | None) -> Masker | None:
+def masker_of(gateway: Gateway, kinds: Sequence[str] | None = None) -> Masker | None:
     """What masks a request that names these kinds, if anything does. Raises RequestError for unknown ones."""
     try:
         return gateway.masking(kinds or ())
@@ -22,14 +29,80 @@ def masker_of(gateway: Gateway, kinds: Sequence[str] | None) -> Masker | None:
         raise RequestError(f"{error.message}; {error.hint}", code="unknown_mask", param="mask") from error
 
 
-def masked(call: Call, masker: Masker | None, text: str) -> str:
-    """A prompt without what is masked in it, which the call counts."""
+async def masked(call: Call, masker: Masker | None, text: str) -> str:
+    """A text without what is masked in it, which the call counts."""
     if masker is None:
         return text
     with masking_fails():
-        found = masker.mask(text)
+        found = await aside(masker.mask, text)
     call.masked.update(found.found)
     return found.text
+
+
+async def asked_of(gateway: Gateway, call: Call, masker: Masker | None, text: str) -> str:
+    """A text of the request as the engine may see it, which is noted for the audit log."""
+    found = await masked(call, masker, text)
+    if gateway.settings.audit_text:
+        call.asked.append(found)
+    return found
+
+
+async def aside(function: Callable[[str], T], text: str) -> T:
+    """Call it: with a long text in a thread, so that others are answered meanwhile."""
+    return await asyncio.to_thread(function, text) if len(text) > LONG else function(text)
+
+
+def check_schema(masker: Masker, schema: Any) -> None:
+    """Raises RequestError for a schema with what is masked: without it, it would mean something else."""
+    with masking_fails():
+        kinds = {kind for text in _texts(schema) for kind, count in masker.mask(text).found.items() if count}
+    if kinds:
+        raise RequestError(
+            f"the schema has what is masked here ({', '.join(sorted(kinds))}): leave it out",
+            code="masked", param="response_format",
+        )  # fmt: skip
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All names and values of a JSON document."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    else:
+        yield str(value)
+
+
+class Screen:
+    """One answer behind its mask. The client's stops are found in what it may see: else where they cut would
+    tell of the rest."""
+
+    def __init__(self, masker: Masker, stops: Sequence[str]) -> None:
+        self._stream, self._stops = masker.stream(), Stops(stops)
+
+    @property
+    def found(self) -> Counter[str]:
+        """Items by kind, so far."""
+        return self._stream.found
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one of the stops has come."""
+        return self._stops.hit
+
+    def push(self, text: str, reason: str | None = None) -> str:
+        """What can go out after this piece; `reason` where it is the last.
+
+        Of an answer that was cut, the words that could have become something to mask are left out.
+        """
+        with masking_fails():
+            text = self._stream.push(text) + (self._stream.end() if reason not in (None, LENGTH) else "")
+        free = self._stops.push(Piece(text, 0))
+        if reason and not self.stopped:
+            free += self._stops.rest()
+        return "".join(piece.text for piece in free)
 
 
 @contextmanager

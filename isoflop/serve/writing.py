@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -16,9 +17,9 @@ from isoflop.serve.answering import Answering, Together, sent
 from isoflop.serve.calls import Call
 from isoflop.serve.errors import described, failure
 from isoflop.serve.forms import Form
-from isoflop.serve.gateway import Masker, MaskStream
-from isoflop.serve.masked import masking_fails
-from isoflop.serve.protocol import Ending, Generation, Piece, Token, Writes
+from isoflop.serve.gateway import Masker
+from isoflop.serve.masked import Screen, aside
+from isoflop.serve.protocol import STOP, Ending, Generation, Piece, Token, Writes
 from isoflop.serve.sse import DONE, START, event
 
 PARTING_SECONDS = 1.0  # in which a client takes the error that ends its stream
@@ -31,37 +32,49 @@ class Writing:
 
     call: Call
     engine: Writes
-    prompts: Sequence[Generation]
+    prepared: Callable[[], Awaitable[Sequence[Generation]]]  # the prompts
     answers: int
     form: Form
     seconds: float
     masker: Masker | None
+    stops: Sequence[str]  # of the client, which the engine does not know where there is a masker
     audited: bool  # whether the call keeps the text
-    streams: list[MaskStream] = field(init=False)  # of the answers, where they are masked
+    prompts: Sequence[Generation] = field(init=False)
+    screens: list[Screen] = field(init=False)  # of the answers, where they are masked
+    together: Together[Piece | Ending] = field(init=False)
     sizes: dict[int, int] = field(init=False)  # tokens of each answer's pieces
+    over: set[int] = field(init=False)  # answers that have ended
 
     def answer(self, *, stream: bool) -> Answering:
         self.call.stream = stream
-        count = len(self.prompts) * self.answers
-        self.streams = [self.masker.stream() for _ in range(count)] if self.masker else []
-        self.sizes = defaultdict(int)
+        self.sizes, self.over = defaultdict(int), set()
         return Answering(self.call, self._streamed if stream else self._whole)
 
-    def _together(self) -> Together[Piece | Ending]:
-        asked = [
-            each if each.seed is None else replace(each, seed=(each.seed + i) % SEEDS)
-            for each in self.prompts
-            for i in range(self.answers)
-        ]
-        return Together([self.engine.generate(each) for each in asked])
+    @asynccontextmanager
+    async def _begun(self) -> AsyncIterator[None]:
+        """All answers are being written, for the seconds that this may take."""
+        async with asyncio.timeout(self.seconds):
+            self.prompts = await self.prepared()
+            asked = [
+                each if each.seed is None else replace(each, seed=(each.seed + i) % SEEDS)
+                for each in self.prompts
+                for i in range(self.answers)
+            ]
+            self.screens = [Screen(self.masker, self.stops) for _ in asked] if self.masker else []
+            try:
+                async with Together([self.engine.generate(each) for each in asked]) as self.together:
+                    yield
+            except asyncio.CancelledError:
+                self._estimate()
+                raise
 
     async def _whole(self, send: Send) -> None:
         texts: dict[int, list[str]] = defaultdict(list)
         tokens: dict[int, list[Token]] = defaultdict(list)
         reasons: dict[int, str] = {}
-        async with asyncio.timeout(self.seconds), self._together() as together:
-            while batch := await together.batch():
-                for index, text, told, ending in self._masked(batch):
+        async with self._begun():
+            while batch := await self.together.batch():
+                async for index, text, told, ending in self._masked(batch):
                     texts[index].append(text)
                     tokens[index].extend(told)
                     if ending:
@@ -76,12 +89,12 @@ class Writing:
     async def _streamed(self, send: Send) -> None:
         started = False
         try:
-            async with asyncio.timeout(self.seconds), self._together() as together:
-                while batch := await together.batch():
+            async with self._begun():
+                while batch := await self.together.batch():
                     if not started:
                         started = True
                         await send(START)
-                    if data := self._events(batch):
+                    if data := await self._events(batch):
                         await send(_body(data))
                 last = self.form.last(self._usage()) + DONE
                 await send(_body(last, more=False))
@@ -99,43 +112,64 @@ class Writing:
             async with asyncio.timeout(PARTING_SECONDS):
                 await send(_body(event(document), more=False))
 
-    def _events(self, batch: list[tuple[int, Piece | Ending]]) -> str:
+    async def _events(self, batch: list[tuple[int, Piece | Ending]]) -> str:
         out = []
-        for index, text, tokens, ending in self._masked(batch):
+        async for index, text, tokens, ending in self._masked(batch):
             if text:
                 out.append(self.form.piece(index, text, tokens))
             if ending:
                 out.append(self.form.ending(index, ending.reason))
         return "".join(out)
 
-    def _masked(
+    async def _masked(
         self, batch: list[tuple[int, Piece | Ending]]
-    ) -> Iterable[tuple[int, str, Sequence[Token], Ending | None]]:
+    ) -> AsyncIterator[tuple[int, str, Sequence[Token], Ending | None]]:
         """Each answer's new text as it may go out, what is known of its tokens, and its end."""
         self.call.piece()
         for index, pieces, ending in _by_answer(batch):
+            if index in self.over:
+                continue
             size = sum(piece.size for piece in pieces)
             self.sizes[index] += size
             self.call.completion_tokens += size
             text = pieces[0].text if len(pieces) == 1 else "".join(piece.text for piece in pieces)
-            if self.streams:
-                text = self._mask(index, text, ending is not None)
+            if self.screens:
+                text, ending = await self._screened(index, text, ending)
             if ending:
                 self._note(index, ending)
             if self.audited:
-                self.call.answered += text
+                self.call.answered[index] = self.call.answered.get(index, "") + text
             yield index, text, [token for piece in pieces for token in piece.tokens], ending
 
-    def _mask(self, index: int, text: str, ended: bool) -> str:
-        stream = self.streams[index]
-        with masking_fails():
-            out = stream.push(text) + (stream.end() if ended else "")
-        if ended:
-            self.call.masked.update(stream.found)
-        return out
+    async def _screened(self, index: int, text: str, ending: Ending | None) -> tuple[str, Ending | None]:
+        """What may go out, and the answer's end, which one of the client's stops may be."""
+        screen = self.screens[index]
+        text = await aside(partial(screen.push, reason=ending.reason if ending else None), text)
+        if screen.stopped and ending is None:
+            self.together.end(index)
+            prompt = self.prompts[index // self.answers].prompt
+            ids = await self.engine.tokenize(prompt) if isinstance(prompt, str) else prompt
+            ending = Ending(STOP, len(ids), self.sizes[index])
+        elif screen.stopped and ending:
+            ending = ending._replace(reason=STOP)
+        if ending:
+            self.call.masked.update(screen.found)
+        return text, ending
+
+    def _estimate(self) -> None:
+        """Count the prompts of answers that end early, though the engine has not said their tokens.
+
+        Texts count one for four bytes; also where the engine had not come to them yet.
+        """
+        for number, asked in enumerate(self.prompts):
+            if number * self.answers not in self.over:
+                prompt = asked.prompt
+                size = -(-len(prompt.encode()) // 4) if isinstance(prompt, str) else len(prompt)
+                self.call.prompt_tokens += size
 
     def _note(self, index: int, ending: Ending) -> None:
         """What the call is told of an answer's end."""
+        self.over.add(index)
         call = self.call
         call.finish = ending.reason
         call.completion_tokens += ending.completion_tokens - self.sizes[index]

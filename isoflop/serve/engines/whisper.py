@@ -49,11 +49,16 @@ class Whisper(Batched[Window, str]):
 
     async def transcribe(self, sound: bytes, language: str | None) -> Heard:
         spoken = check_language(language, self._languages) or str(self._spec.extra["language"])
-        samples = await self._read(lambda data: read_sound(data, self._rate), sound)
-        parts = windows_of(samples, self._rate, self._spec.extra["seconds"])
-        windows = [Window(to_bytes(part), spoken) for part in parts]
+        parts, seconds = await self._read(self._parts, sound)
+        windows = [Window(part, spoken) for part in parts]
         texts = await self._computed(windows, [1] * len(windows))
-        return Heard(" ".join(filter(None, texts)), len(samples) / self._rate)
+        return Heard(" ".join(filter(None, texts)), seconds)
+
+    def _parts(self, sound: bytes) -> tuple[list[bytes], float]:
+        """A sound cut where it is quiet, and its seconds."""
+        samples = read_sound(sound, self._rate)
+        parts = windows_of(samples, self._rate, self._spec.extra["seconds"])
+        return [to_bytes(part) for part in parts], len(samples) / self._rate
 
     @torch.inference_mode()
     def _compute(self, items: Sequence[Window]) -> Sequence[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from isoflop.serve.calls import Call
 from isoflop.serve.drift import characters
 from isoflop.serve.forms import Form
 from isoflop.serve.gateway import Gateway, Masker, Model
-from isoflop.serve.masked import masked, masker_of
+from isoflop.serve.masked import asked_of, check_schema, masker_of
 from isoflop.serve.protocol import Generation, RequestError, Writes
 from isoflop.serve.routes import check_texts, held
 from isoflop.serve.schemas import ObjectFormat, Sampled, SchemaFormat
@@ -33,56 +34,64 @@ class Asking:
     engine: Writes
     masker: Masker | None
 
-    def masked(self, text: str) -> str:
+    async def masked(self, text: str) -> str:
         """The prompt as the engine may see it; what is watched and audited of it is noted."""
-        found = masked(self.call, self.masker, text)
+        found = await asked_of(self.gateway, self.call, self.masker, text)
         self.call.characters = characters(found)
-        if self.gateway.settings.audit_text:
-            self.call.asked += found
         return found
 
     async def masked_ids(self, ids: Sequence[int]) -> Prompt:
         """Token ids, or what is left of their text when something in it was masked."""
-        if self.masker is None:
+        if self.masker is None and not self.gateway.settings.audit_text:
             return tuple(ids)
         text = await self.engine.detokenize(ids)
-        left = self.masked(text)
+        left = await self.masked(text)
         return tuple(ids) if left == text else left
 
-    async def answer(
-        self, prompts: Sequence[Prompt], form: type[Form], *, most: int | None, logprobs: int | None,
-        stop: Sequence[str] = (), param: str = "prompt",
+    def answer(
+        self, prompts: Callable[[], Awaitable[Sequence[Prompt]]], form: type[Form], *, texts: int,
+        most: int | None, logprobs: int | None, stop: tuple[str, ...] = (), param: str = "prompt",
     ) -> Answering:  # fmt: skip
-        """The answer to these prompts. Raises RequestError for what is beyond the server's limits."""
+        """The answer to so many texts, which are made ready (masked, counted) within the time for it.
+
+        Raises RequestError for what is beyond the server's limits.
+        """
         asked, settings = self.asked, self.gateway.settings
         answers = asked.n or 1
         if answers > settings.answers:
             raise RequestError(f"n is {answers}, and this server gives {settings.answers} answers", param="n")
-        check_texts(settings, answers * len(prompts), param)
+        check_texts(settings, answers * texts, param)
         if logprobs is not None and self.masker is not None:
             raise RequestError("log-probabilities tell what is masked: leave them out", param="logprobs")
-        await self._check_sizes(prompts, param)
-        plan = self._plan(most, logprobs, stop)
+        stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+        plan = self._plan(most, logprobs, stop if self.masker else (*stops, *stop))
+
+        async def ready() -> list[Generation]:
+            if self.masker and plan.schema:
+                await asyncio.to_thread(check_schema, self.masker, plan.schema)
+            found = await prompts()
+            await self._check_sizes(found, param)
+            return [replace(plan, prompt=prompt) for prompt in found]
+
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         writing = Writing(
-            self.call, self.engine, [replace(plan, prompt=prompt) for prompt in prompts], answers,
-            form(self.model.name, usage=usage), settings.seconds, self.masker, settings.audit_text,
+            self.call, self.engine, ready, answers, form(self.model.name, usage=usage), settings.seconds,
+            self.masker, stops, settings.audit_text,
         )  # fmt: skip
         return writing.answer(stream=bool(asked.stream))
 
-    def _plan(self, most: int | None, logprobs: int | None, stop: Sequence[str]) -> Generation:
+    def _plan(self, most: int | None, logprobs: int | None, stop: tuple[str, ...]) -> Generation:
         """How every text of the request is written; its prompt is still empty."""
         asked, limit = self.asked, self.gateway.settings.completion_tokens
         context = self.model.engine.context
         if most and limit and most > limit:
             raise RequestError(f"this server writes {limit} tokens at most, not {most}", param="max_tokens")
-        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         return Generation(
             prompt="",
             max_tokens=min(most or limit or context, context),
             temperature=1.0 if asked.temperature is None else asked.temperature,
             top_p=1.0 if asked.top_p is None else asked.top_p,
-            stop=(*stops, *stop),
+            stop=stop,
             seed=None if asked.seed is None else asked.seed % SEEDS,
             logprobs=logprobs,
             schema=self._schema(),

@@ -47,7 +47,9 @@ async def transcribe(
 
     async def made() -> Response:
         heard: Heard = await engine.transcribe(sound, asked.language or None)
-        text = masked(call, masker, heard.text)
+        text = await masked(call, masker, heard.text)
+        if gateway.settings.audit_text:
+            call.answered[0] = text
         if asked.response_format == "text":
             return PlainTextResponse(text)
         if asked.response_format == "json":

@@ -21,25 +21,28 @@ EVENTS = "A chat.completion.chunk with some more of the answer, in JSON; the las
 async def chat(asked: ChatRequest, request: Request) -> Answering:
     """Answer the last message of a chat."""
     answering = asking(request, asked)
-    messages = [_plain(answering, message) for message in asked.messages]
     template = answering.model.template
-    prompt: Prompt = plain(messages) if template is None else await _rendered(
-        template, messages, answering.engine
-    )  # fmt: skip
+
+    async def prompts() -> list[Prompt]:
+        messages = [await _plain(answering, message) for message in asked.messages]
+        if template is None:
+            return [plain(messages)]
+        return [await _rendered(template, messages, answering.engine)]
+
     logprobs = asked.top_logprobs or 0 if asked.logprobs or asked.top_logprobs else None
-    return await answering.answer(
-        [prompt], ChatForm, most=asked.max_completion_tokens or asked.max_tokens, logprobs=logprobs,
+    return answering.answer(
+        prompts, ChatForm, texts=1, most=asked.max_completion_tokens or asked.max_tokens, logprobs=logprobs,
         stop=(PLAIN_STOP,) if template is None else (), param="messages",
     )  # fmt: skip
 
 
-def _plain(answering: Asking, message: Message) -> dict[str, str]:
+async def _plain(answering: Asking, message: Message) -> dict[str, str]:
     """A message as templates know it: who, and one text."""
     said = message.content
     text = said if isinstance(said, str) else "".join(part.text for part in said)
     role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": answering.masked(text), **named}
+    named = {} if message.name is None else {"name": await answering.masked(message.name)}
+    return {"role": role, "content": await answering.masked(text), **named}
 
 
 async def _rendered(template: Template, messages: list[dict[str, str]], engine: Writes) -> Prompt:

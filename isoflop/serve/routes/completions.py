@@ -23,12 +23,16 @@ EVENTS = "A text_completion with some more of the text, in JSON; the last is [DO
 async def complete(asked: CompletionRequest, request: Request) -> Answering:
     """Go on with a text, or with several."""
     answering = asking(request, asked)
-    prompts: list[Prompt] = [
-        answering.masked(each) if isinstance(each, str) else await answering.masked_ids(each)
-        for each in _listed(asked.prompt)
-    ]
+    given = _listed(asked.prompt)
+
+    async def prompts() -> list[Prompt]:
+        return [
+            await (answering.masked(each) if isinstance(each, str) else answering.masked_ids(each))
+            for each in given
+        ]
+
     most = asked.max_tokens or MAX_TOKENS
-    return await answering.answer(prompts, CompletionForm, most=most, logprobs=asked.logprobs)
+    return answering.answer(prompts, CompletionForm, texts=len(given), most=most, logprobs=asked.logprobs)
 
 
 def _listed(prompt: Any) -> list[str | list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from isoflop.serve.answering import Answering, answered
 from isoflop.serve.calls import Call
 from isoflop.serve.gateway import Gateway
-from isoflop.serve.masked import masked, masker_of
+from isoflop.serve.masked import asked_of, masker_of
 from isoflop.serve.protocol import Classifies, Embeds, Label, Span, Tags
 from isoflop.serve.routes import check_texts, documented, held
 from isoflop.serve.schemas import Classes, EmbeddingRequest, Embeddings, TaggedTexts, TextsRequest
@@ -30,7 +30,7 @@ async def embed(asked: EmbeddingRequest, request: Request) -> Answering:
     texts = _texts(gateway, call, asked)
 
     async def made() -> Response:
-        vectors, tokens = await engine.embed(texts)
+        vectors, tokens = await engine.embed(await texts())
         data = [
             {"object": "embedding", "index": i, "embedding": _written(vector, asked.encoding_format)}
             for i, vector in enumerate(vectors)
@@ -49,7 +49,7 @@ async def classify(asked: TextsRequest, request: Request) -> Answering:
 
     async def made() -> Response:
         found: list[list[Label]]
-        found, tokens = await engine.classify(texts)
+        found, tokens = await engine.classify(await texts())
         data = [
             {"index": i, "label": labels[0].label, "labels": [label._asdict() for label in labels]}
             for i, labels in enumerate(found)
@@ -68,24 +68,31 @@ async def tag(asked: TextsRequest, request: Request) -> Answering:
 
     async def made() -> Response:
         found: list[list[Span]]
-        found, tokens = await engine.tag(texts)
+        read = await texts()
+        found, tokens = await engine.tag(read)
         data = [
             {"index": i, "text": text, "spans": [
                 {**span._asdict(), "text": text[span.start : span.end]} for span in spans
             ]}
-            for i, (text, spans) in enumerate(zip(texts, found, strict=True))
+            for i, (text, spans) in enumerate(zip(read, found, strict=True))
         ]  # fmt: skip
         return _listed(call, model.name, data, tokens)
 
     return answered(call, gateway.settings.seconds, made)
 
 
-def _texts(gateway: Gateway, call: Call, asked: EmbeddingRequest | TextsRequest) -> list[str]:
-    """The texts of a request as the engine may see them."""
+def _texts(
+    gateway: Gateway, call: Call, asked: EmbeddingRequest | TextsRequest
+) -> Callable[[], Awaitable[list[str]]]:
+    """Gives the texts of a request as the engine may see them."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     check_texts(gateway.settings, len(texts), "input")
     masker = masker_of(gateway, asked.mask)
-    return [masked(call, masker, text) for text in texts]
+
+    async def seen() -> list[str]:
+        return [await asked_of(gateway, call, masker, text) for text in texts]
+
+    return seen
 
 
 def _listed(call: Call, model: str, data: list[dict[str, Any]], tokens: int) -> Response:
