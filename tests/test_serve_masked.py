@@ -153,7 +153,7 @@ def test_long_texts_are_masked_beside_the_loop() -> None:
 class Stuck(Echo):
     """Its tokenizer does not answer for longer than anybody waits."""
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:

@@ -223,7 +223,7 @@ def test_characters_of_several_tokens_come_whole(tokenizer: Tokenizer) -> None:
     assert sum(piece.size for piece in pieces) == len(ids) > len(pieces)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(ids=st.lists(st.integers(0, 398), max_size=24))
 def test_pieces_are_the_whole_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     """Broken bytes too, as decoders show them; then only how many there are may differ."""

@@ -75,8 +75,9 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
             process.kill()
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert any(line.get("model") == "mine" and line.get("completion_tokens") == 8 for line in lines)
-    assert "the day" in [line.get("asked") for line in lines]
-    assert "write to [EMAIL]" in [line.get("asked") for line in lines]
+    asked = [line.get("asked") for line in lines]
+    assert ["the day"] in asked
+    assert ["write to [EMAIL]"] in asked
     data = tmp_path / "liked.jsonl"
     assert isoflop("feedback", "export", "--out", data, "--project", folder).code == 0
     (liked,) = map(json.loads, data.read_text().splitlines())
