@@ -203,7 +203,8 @@ class Broken:
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+def broken(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Broken:
+    caplog.set_level(logging.WARNING)  # whatever other tests have left
     return Broken(monkeypatch)
 
 
