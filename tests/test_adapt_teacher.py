@@ -175,7 +175,7 @@ def test_adapting_with_a_teacher_says_how_far_the_student_is_from_it(
     save_adapted(folder, teacher.task, teacher.base, teacher.spec, LONG, teacher.model)
     reviews(300, seed=3).to_json(data)
     home = Project(tmp_path / "home")
-    asked: dict[str, Any] = {"budget_seconds": 5.0, "law": False, "set": {"lr": 3e-3, "batch": 16}}
+    asked: dict[str, Any] = {"budget_seconds": 15.0, "law": False, "set": {"lr": 3e-3, "batch": 16}}
     done = adapt(
         home, tiny_bert(), "classification", [data], teacher=folder, keep_layers=1, method="full", **asked
     )
