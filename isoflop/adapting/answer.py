@@ -28,14 +28,14 @@ from isoflop.adapting.inputs import (
     tell_unseen,
 )
 from isoflop.adapting.lawful import law_of_task
-from isoflop.adapting.methods import METHODS, method_of
+from isoflop.adapting.methods import FULL, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
 from isoflop.adapting.prompting import prompted, takes_shots
 from isoflop.adapting.records import AdaptConfig, Adapted, Taught
 from isoflop.adapting.search import SHARE, Search, trial_seconds
 from isoflop.adapting.smaller import smaller
 from isoflop.adapting.taught import Lesson, learned_from
-from isoflop.adapting.work import BEST, FINAL, KIND, Adapting, Work
+from isoflop.adapting.work import BASE, BEST, FINAL, KIND, Adapting, Work
 from isoflop.devices import preferred_precision
 from isoflop.errors import AdaptError, BudgetError
 from isoflop.metrics import Score
@@ -72,6 +72,9 @@ def adapt(
     `image_model` is the second base of a task that reads images with texts. Names of `tasks.scratch.SCRATCH`
     stand for image models from scratch. `teacher` is an adapted model of the same labels, from which the new
     one learns; `keep_layers` of the base's layers are taken, evenly spread, where it shall be smaller.
+
+    Where no method is named, a base that answers the task without training is kept as it is unless a training
+    is better on the validation examples.
 
     Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
@@ -135,6 +138,8 @@ def _answer(
 ) -> Adapted:  # fmt: skip
     """All but what the answer says of its inputs."""
     seen = _opened(work)
+    if method is not None:
+        seen = seen._replace(ready=False)  # whoever names a method wants what it makes
     _cap_scored(work, seen)
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
@@ -144,7 +149,7 @@ def _answer(
     alone = not work.record.trials  # there was no time for a search, nor is there for a law
     if alone:
         work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
-    held = len(work.rows[TEST]) + (1 if alone else 2) * len(work.rows[VALIDATION])
+    held = len(work.rows[TEST]) + ((1 if alone else 2) + seen.ready) * len(work.rows[VALIDATION])
     after = seen.pace.predicting * held + 2 * seen.pace.opening
     after += LAW * work.budget if law and not alone else 0.0
     needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
@@ -155,7 +160,9 @@ def _answer(
             if alone:
                 raise
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
-    chosen = _chosen(work, lesson)
+    chosen = _chosen(work, seen, lesson)
+    if chosen.name == BASE:
+        best, law = work.as_is, False  # it has learned from no examples
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
     model = work.project.add_artifact(
         f"{ADAPTED}-{work.task.name}",
@@ -246,7 +253,7 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
         reads=next((r.holds for r in work.task.roles if r.holds in MEDIA), "text"),
         precision=preferred_precision(),
     )  # fmt: skip
-    rates = {name: METHODS[name].lr for name in METHODS if name in seen.methods or name == method}
+    rates = {name: method_of(name).lr for name in seen.methods | {method or FULL}}
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
     needed = pace.needed(n, tried[0][0].batch, LEAST_VALIDATION)
     each = work.record.each or trial_seconds(seconds, needed)
@@ -279,15 +286,18 @@ class _Chosen(NamedTuple):
     taught: Taught | None  # a teacher beside it
 
 
-def _chosen(work: Work, lesson: Lesson | None) -> _Chosen:
-    """Which model is better on the validation examples."""
+def _chosen(work: Work, seen: Seen, lesson: Lesson | None) -> _Chosen:
+    """Which model is better on the validation examples; the base is one where it needs no training."""
     with work.part("score"):
-        models = {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
+        models = {BASE: work.save_base()} if seen.ready else {}
+        models |= {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
         rows = work.rows[VALIDATION]
         scores = {name: work.scores(work.predicted(model, rows), rows) for name, model in models.items()}
         sign = 1 if work.metric.higher_is_better else -1
         best = max(scores, key=lambda name: sign * scores[name][0].value)
-        if best == BEST and FINAL in scores:
+        if best == BASE:
+            work.notes.append("no training was better than the base as it is, which is kept")
+        elif best == BEST and FINAL in scores:
             work.notes.append("the long training was no better than the trial of the search, which is kept")
         began = time.monotonic()
         made = work.predicted(models[best], work.rows[TEST])

@@ -110,6 +110,8 @@ def merged(model: nn.Module) -> nn.Module:
 
 def method_of(name: str) -> Method:
     """The method of that name. Raises AdaptError for another."""
+    if name == AS_IS.name:
+        return AS_IS
     if name not in METHODS:
         raise AdaptError(f"{name!r} is no method", hint=f"one of: {', '.join(METHODS)}")
     return METHODS[name]
@@ -302,6 +304,12 @@ METHODS: Mapping[str, Method] = {
         Method("probe", 1e-3, ASSUMED, True, _probe, _any, "the head alone, on the base's features"),
     )
 }  # fmt: skip
+
+
+AS_IS = Method(
+    "as-is", 0.0, "nothing learns", True, _probe, lambda model, base: False,
+    "the base as it is, of a model that no training made better",
+)  # fmt: skip
 
 
 def _no_more(options: Options, *known: str) -> None:

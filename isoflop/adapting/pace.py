@@ -47,6 +47,7 @@ class Seen(NamedTuple):
     pace: Pace
     params: int
     scratch: bool  # there are no weights
+    ready: bool  # it answers the task before it learns anything: all weights are there
     methods: frozenset[str]  # that fit the model
 
 
@@ -66,7 +67,13 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     headed = bool(new_parameters(model, base.folder))
     fitting = {name for name, method in METHODS.items() if method.fits(model, base)}
     pace = Pace(opening, training, predicting)
-    return Seen(pace, params, scratch, frozenset(fitting - ({PROBE} if not headed else set())))
+    return Seen(
+        pace,
+        params,
+        scratch,
+        not (scratch or headed),
+        frozenset(fitting - ({PROBE} if not headed else set())),
+    )
 
 
 def _timed(

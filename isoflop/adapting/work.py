@@ -18,6 +18,7 @@ from pydantic import Field
 
 from isoflop.adapting.batches import Rows
 from isoflop.adapting.loop import fine_tune, predict_all, scores_of
+from isoflop.adapting.methods import AS_IS
 from isoflop.adapting.objective import Teacher
 from isoflop.adapting.records import AdaptConfig, LawPoint, Point, Trial
 from isoflop.adapting.saved import is_adapted, load_adapted, save_adapted
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 KIND = "adapting"
-BEST, FINAL = "best", "final"  # models: of the search, of the long training
+BEST, FINAL, BASE = "best", "final", "base"  # models: of the search, of the long training, as it was
 CHECKPOINT, FEATURES = "checkpoint", "features"  # what else the folder has
 MARGIN = 0.98  # of the seconds that a training is given; the rest is for putting it away
 
@@ -87,6 +88,11 @@ class Work:
     def metric(self) -> Metric:
         """The chief one."""
         return METRICS[self.task.metrics[0]]
+
+    @property
+    def as_is(self) -> AdaptConfig:
+        """Of the base that learned nothing."""
+        return AdaptConfig(task=self.task.name, method=AS_IS.name, lr=AS_IS.lr, epochs=0, seed=self.seed)
 
     @property
     def left(self) -> float:
@@ -168,6 +174,12 @@ class Work:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         save_adapted(folder, self.task, self.base, self.spec, config, model)
+
+    def save_base(self) -> nn.Module:
+        """The base under its task's head, as it is; a model like the others."""
+        model = self.task.build(self.base, self.spec).eval()
+        self._save(BASE, self.as_is, model)
+        return model
 
     def saved(self, name: str) -> nn.Module | None:
         """That model, if it is there."""

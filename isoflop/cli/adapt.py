@@ -117,7 +117,8 @@ def adapt(
     """Adapt a model to a task: what is tried fits the data and the time, the best is kept.
 
     A part of the budget searches method and learning rate, most trials of which end early; then the winner is
-    trained for long, and scored on test examples that nothing was chosen by. It needs isoflop's extra adapt.
+    trained for long, and scored on test examples that nothing was chosen by. A base that needs no training is
+    kept as it is where none is better. It needs isoflop's extra adapt.
 
     Example: [bold]isoflop adapt MODEL --task classification --data reviews.csv --budget 10m[/bold]
     """

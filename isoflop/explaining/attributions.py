@@ -24,6 +24,7 @@ from isoflop.explaining.records import Attribution, Word
 from isoflop.explaining.words import joined
 from isoflop.tasks.protocol import BOTH, Base, Spec, Task
 from isoflop.tasks.tagging import WORDS as BEGINS
+from isoflop.tasks.text import tokenized
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,10 +169,8 @@ def _split(base: Base, features: dict[str, Any], given: Sequence[str]) -> Tokens
 
 def _spoken(base: Base, spec: Spec, features: dict[str, Any], text: str) -> Tokens:
     """By the characters of the tokens."""
-    found = base.processor(
-        text, truncation=True, max_length=spec.max_length or base.max_length, return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )  # fmt: skip
+    columns, _ = tokenized(base, spec, [text], return_offsets_mapping=True, return_special_tokens_mask=True)
+    found = {name: values[0] for name, values in columns.items()}
     if list(found["input_ids"]) != list(features["input_ids"]):
         raise AdaptError(
             "the task adds tokens of its own to a text, and they have no words",

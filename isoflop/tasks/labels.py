@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from isoflop.tasks.iob2 import iob2
-from isoflop.tasks.protocol import Base, Spec
+from isoflop.tasks.protocol import MIDDLE, Base, Spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,8 +19,9 @@ def counted(task: str, counts: Mapping[str, int], base: Base) -> Spec:
     """The spec of labels in sorted order, with how many training examples have each."""
     labels = tuple(sorted(counts))
     return Spec(
-        task=task, labels=labels, counts=tuple(counts[label] for label in labels), max_length=base.max_length
-    )
+        task=task, labels=labels, counts=tuple(counts[label] for label in labels), max_length=base.max_length,
+        cut=MIDDLE,
+    )  # fmt: skip
 
 
 def numbers_of(spec: Spec, labels: Iterable[Any], *, unseen: int = UNSEEN) -> list[int]:

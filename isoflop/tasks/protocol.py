@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
+END, MIDDLE = "end", "middle"  # parts of an input that is longer than a model reads
 ENCODER, DECODER, BOTH = "encoder", "decoder", "encoder-decoder"  # kinds of text models
 VISION, SPEECH = "vision", "speech"
 
@@ -40,6 +41,7 @@ class Spec(Record):
     labels: tuple[str, ...] = ()  # in the order of the head's outputs
     counts: tuple[int, ...] = ()  # training examples of each label
     max_length: int = 0  # tokens of an input at most; 0: the base's own
+    cut: str = END  # what an input that is longer loses: its END or its MIDDLE
     source: str = ""  # of tasks from text to text: what comes before an input
     extra: Mapping[str, Any] = {}  # plain JSON values of one task alone
     notes: tuple[str, ...] = ()  # sentences on how the training rows were read, which users should see

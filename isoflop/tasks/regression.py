@@ -10,7 +10,7 @@ import torch
 
 from isoflop.errors import AdaptError
 from isoflop.tasks.classification import TEXT
-from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, Base, LossOptions, Role, Spec
+from isoflop.tasks.protocol import BOTH, DECODER, ENCODER, MIDDLE, Base, LossOptions, Role, Spec
 from isoflop.tasks.text import encode_texts, head_logits, headed, labelled
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class Regression:
                 hint="give examples that differ, or name another column: --map number=COLUMN",
             )
         extra = {"mean": float(numbers.mean()), "deviation": float(numbers.std())}
-        return Spec(task=self.name, labels=(NUMBER.name,), max_length=base.max_length, extra=extra)
+        return Spec(
+            task=self.name, labels=(NUMBER.name,), max_length=base.max_length, cut=MIDDLE, extra=extra
+        )
 
     def build(self, base: Base, spec: Spec) -> nn.Module:
         return headed("AutoModelForSequenceClassification", self, base, spec)

@@ -1,0 +1,76 @@
+"""A base that answers the task before it is trained, and stays as it is unless a training is better."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import reviews, tiny_bert
+
+from isoflop.adapting.answer import adapt
+from isoflop.adapting.methods import AS_IS, METHODS
+from isoflop.adapting.records import Adapted
+from isoflop.adapting.saved import load_adapted
+from isoflop.errors import AdaptError
+from isoflop.store import Project
+from isoflop.tasks import load_base, task_of
+
+pytest.importorskip("optuna", reason="the extra isoflop[adapt] is not installed")
+
+ASKED: dict[str, Any] = {"budget_seconds": 20.0, "set": {"lr": 1e-4, "batch": 8, "steps": 8}}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Budgets are of this process's own seconds."""
+    import time
+
+    monkeypatch.setattr(time, "monotonic", time.process_time)
+    return Project(tmp_path / "home")
+
+
+def twins(folder: Path) -> Path:
+    """Texts beside themselves, which any encoder finds: nothing is better."""
+    path = folder / "twins.jsonl"
+    texts = sorted(set(reviews(400, seed=5)["text"]))
+    path.write_text("".join(json.dumps({"query": text, "document": text}) + "\n" for text in texts))
+    return path
+
+
+def test_a_base_that_no_training_makes_better_is_kept(home: Project, tmp_path: Path) -> None:
+    done = adapt(home, tiny_bert(), "embedding", [twins(tmp_path)], **ASKED)
+    assert done.test[0].value == pytest.approx(1.0)
+    assert (done.config.method, done.law) == (AS_IS.name, None)
+    assert "no training was better than the base as it is, which is kept" in done.notes
+    assert done.trials  # what was tried is told
+    _, _, spec, model = load_adapted(home.folder / done.model)
+    plain = task_of("embedding").build(load_base(tiny_bert()), spec)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+    assert home.get("adapted", done.id, Adapted) == done
+
+
+def test_a_method_that_is_named_is_what_one_gets(home: Project, tmp_path: Path) -> None:
+    done = adapt(home, tiny_bert(), "embedding", [twins(tmp_path)], method="full", law=False, **ASKED)
+    assert done.config.method == "full"
+
+
+def test_a_training_that_is_better_is_kept(home: Project, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    reviews(300, seed=6).remove_columns("label").to_json(path)
+    asked = {**ASKED, "set": {"lr": 3e-3, "batch": 8, "steps": 60}}
+    done = adapt(home, tiny_bert(), "masked", [path], law=False, **asked)
+    assert done.config.method != AS_IS.name
+    assert done.test[0].value < done.baseline[0].value  # perplexity, as it is
+
+
+def test_a_base_under_a_new_head_has_to_learn(home: Project, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    reviews(200, seed=7).to_json(path)
+    done = adapt(home, tiny_bert(), "classification", [path], law=False, **ASKED)
+    assert done.config.method in METHODS
+    with pytest.raises(AdaptError, match="the method as-is does not fit"):
+        adapt(home, tiny_bert(), "classification", [path], method=AS_IS.name, law=False, **ASKED)
