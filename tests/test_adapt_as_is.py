@@ -46,6 +46,8 @@ def test_a_base_that_no_training_makes_better_is_kept(home: Project, tmp_path: P
     assert (done.config.method, done.law) == (AS_IS.name, None)
     assert "no training was better than the base as it is, which is kept" in done.notes
     assert done.trials  # what was tried is told
+    # A rank among fewer texts would be a better one.
+    assert [score.examples for score in done.baseline] == [score.examples for score in done.test]
     _, _, spec, model = load_adapted(home.folder / done.model)
     plain = task_of("embedding").build(load_base(tiny_bert()), spec)
     for name, weight in plain.state_dict().items():
