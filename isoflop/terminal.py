@@ -20,10 +20,11 @@ from isoflop.errors import IsoflopError
 from isoflop.progress import Live
 
 WIDE, UNBOUNDED = 100, 10_000  # columns
+OFTEN = 30.0  # seconds between lines about a stage where no terminal shows its bar
 
 
 class Terminal:
-    """Progress on stderr: bars with an ETA on a terminal, one line a stage elsewhere."""
+    """Progress on stderr: bars with an ETA on a terminal; elsewhere lines as stages begin, go on and end."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -34,6 +35,8 @@ class Terminal:
         )  # fmt: skip
         self.tasks: dict[str, TaskID] = {}
         self.began: dict[str, float] = {}
+        self.totals: dict[str, float] = {}
+        self.told = 0.0  # when a line was written last
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -45,7 +48,7 @@ class Terminal:
         self.bars.stop()
 
     def start(self, stage: str, total: float, unit: str = "") -> None:
-        self.began[stage] = time.monotonic()
+        self.began[stage], self.totals[stage] = time.monotonic(), total
         self.tasks[stage] = self.bars.add_task(stage, total=total, note="")
         if self.bars.disable:
             self.log(f"{stage} ...")
@@ -53,6 +56,15 @@ class Terminal:
     def update(self, stage: str, done: float, note: str = "") -> None:
         if stage in self.tasks:
             self.bars.update(self.tasks[stage], completed=done, note=note)
+            if self.bars.disable and time.monotonic() - self.told >= OFTEN:
+                self.log(self._how_far(stage, done, note))
+
+    def _how_far(self, stage: str, done: float, note: str) -> str:
+        """With the time that is left at the pace so far."""
+        seconds, total = time.monotonic() - self.began[stage], self.totals[stage]
+        share = min(1.0, done / total) if total > 0 else 0.0
+        left = f", {seconds * (1 / share - 1):.0f} s left" if share > 0 else ""
+        return f"{stage} {share:.0%} in {seconds:.0f} s{left}   {note}".rstrip()
 
     def finish(self, stage: str, note: str = "") -> None:
         if stage in self.tasks:
@@ -60,6 +72,7 @@ class Terminal:
             self.log(f"{stage} done in {time.monotonic() - self.began[stage]:.1f} s   {note}")
 
     def log(self, message: str) -> None:
+        self.told = time.monotonic()
         self.console.print(message, markup=False, soft_wrap=True)
 
     def live(self, point: Live) -> None: ...
