@@ -100,8 +100,11 @@ def deploy(
         else:
             done = changes.promote() if promote else changes.rollback() if rollback else changes.end_shadow()
         terminal.log(f"{done.id}: {done.change} (version {done.version}), in the ledger")
-        servers = until_done(home, done, wait, terminal)
-    _show_done(done, servers, json)
+        waited = until_done(home, done, wait, terminal)
+        if waited.in_vain:
+            changes.take_back(done, waited.why(done))
+        waited.check(done)
+    _show_done(done, waited.done, json)
 
 
 def _share(label: str, text: str) -> float:

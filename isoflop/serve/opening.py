@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from isoflop.engines import opened
 from isoflop.engines.speed import disk_bytes
@@ -21,8 +21,15 @@ from isoflop.served import KIND, Served
 from isoflop.store import HASH_DIGITS, Project, content_hash
 
 
-class Opening(NamedTuple):
+class Opens(Protocol):
     """How models are opened."""
+
+    async def engine(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
+        """Started. Raises as `opened_engine` does."""
+
+
+class Opening(NamedTuple):
+    """With engines of this machine."""
 
     threads: int | None  # None: as many as the machine has
     slots: int  # requests that each computes at the same time
@@ -34,7 +41,7 @@ class Opening(NamedTuple):
         )
 
 
-async def opened_models(served: Mapping[str, str], project: Project | None, how: Opening) -> dict[str, Model]:
+async def opened_models(served: Mapping[str, str], project: Project | None, how: Opens) -> dict[str, Model]:
     """The models at these paths or URLs, started. Raises as `opened_engine` does, and leaves nothing open."""
     models: dict[str, Model] = {}
     try:
@@ -63,7 +70,7 @@ def key_variable(name: str, served: Iterable[str]) -> str:
 
 
 async def opened_model(
-    name: str, where: str, project: Project | None, how: Opening, variable: str = KEY_VARIABLE, *,
+    name: str, where: str, project: Project | None, how: Opens, variable: str = KEY_VARIABLE, *,
     hash: str = "",
 ) -> Model:  # fmt: skip
     """The model at a path or URL, started; the environment's `variable` may have the key of a URL's server.

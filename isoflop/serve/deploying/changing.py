@@ -19,6 +19,7 @@ from isoflop.serve.selecting import Limits, artifacts
 from isoflop.served import now
 from isoflop.store import HASH_DIGITS, Project, content_hash
 
+PARTS = ("main", "before", "canary", "shadow")  # of a deployment
 TOLERANCE = 0.005  # share by which an artifact may be worse than what serves
 
 
@@ -35,6 +36,7 @@ class Deploying:
     tolerance: float = TOLERANCE
     force: bool = False
     progress: Progress | None = None
+    _replaced: Deployment | None = None  # by the last change
 
     def deploy(self, where: str, default_name: str) -> Deployment:
         """Let an artifact be the model, in place of the one before; a canary or shadow of that ends.
@@ -106,6 +108,19 @@ class Deploying:
             raise ServeError(f"{name} has no shadow", hint="isoflop deploy MODEL --shadow 5%")
         return self._put(name, known, f"{known.shadow.artifact.path}, the shadow, ends", shadow=None)
 
+    def take_back(self, failed: Deployment, why: str) -> None:
+        """Put the ledger back to before this change of ours, which no server could follow: one that starts
+        would find it, and not start. What another has deployed meanwhile stays."""
+        last = self._known(failed.id)
+        if last is None or last.token != failed.token:
+            return
+        if self._replaced is None:
+            self.project.delete(KIND, failed.id)
+            return
+        change = f"back to {self._replaced.main.path}, as version {failed.version} failed: {why}"
+        parts = {part: getattr(self._replaced, part) for part in PARTS}
+        self._put(failed.id, last, change, **parts)
+
     # -- what is there ------------------------------------------------------------------------------------
 
     def _name(self, default: str | None = None) -> str:
@@ -169,9 +184,8 @@ class Deploying:
             (self.progress or Silent()).log(f"{new.path}: {found.words}")
 
     def _put(self, name: str, known: Deployment | None, change: str, **fields: Any) -> Deployment:
-        before = {} if known is None else {
-            part: getattr(known, part) for part in ("main", "before", "canary", "shadow")
-        }  # fmt: skip
+        self._replaced = known
+        before = {} if known is None else {part: getattr(known, part) for part in PARTS}
         made = Deployment.model_validate(before | fields | {
             "id": name, "version": 1 + (known.version if known else 0), "token": secrets.token_hex(8),
             "change": change, "forced": self.force, "by": f"{getpass.getuser()}@{socket.gethostname()}",

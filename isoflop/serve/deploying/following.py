@@ -32,7 +32,7 @@ from isoflop.serve.deploying.records import (
     same,
 )
 from isoflop.serve.gateway import ABILITIES, Gateway, Model
-from isoflop.serve.opening import Opening, closed, key_variable, opened_model, opened_models
+from isoflop.serve.opening import Opens, closed, key_variable, opened_model, opened_models
 from isoflop.serve.protocol import EngineError, RequestError
 from isoflop.served import now
 from isoflop.store import Project
@@ -53,7 +53,7 @@ class Follower:
     on.
     """
 
-    def __init__(self, project: Project, gateway: Gateway, how: Opening) -> None:
+    def __init__(self, project: Project, gateway: Gateway, how: Opens) -> None:
         self._project, self._gateway, self._how = project, gateway, how
         self.url = ""
         self._id, self._began = f"server-{secrets.token_hex(8)}", now()
@@ -130,9 +130,12 @@ class Follower:
     async def _follow(self) -> None:
         while True:
             known = await self._reached(lambda: deployed(self._project))
-            for name in self._gateway.models:
-                if known is not None and name in known:
+            for name in () if known is None else tuple(self._gateway.models):
+                if name in known:
                     await self._heed(known[name])
+                elif (standing := self._gateway.standing[name]).token:  # it was taken back
+                    update = {"version": 0, "token": "", "state": "serving", "why": ""}
+                    self._stand(name, standing.model_copy(update=update))
             await asyncio.sleep(LOOK)
 
     async def _tell(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from isoflop.errors import ServeError
 from isoflop.progress import Progress
@@ -14,50 +15,73 @@ LOOK = 0.25  # seconds after which the ledger is read again
 STAGE = "servers"
 
 
-def wait(project: Project, wanted: Deployment, seconds: float, progress: Progress) -> list[Server]:
-    """Servers that have swapped; of none, none runs that serves this name.
+class Waited(NamedTuple):
+    """Servers that live and serve the name, by what they made of a deployment; of none, none runs."""
 
-    Raises ServeError where one could not, where one has not within these seconds, and where another
-    deployment took this one's place meanwhile.
+    done: list[Server]
+    failed: list[Server]
+    late: list[Server]
+
+    @property
+    def in_vain(self) -> bool:
+        """No server could open it, and none may yet."""
+        return bool(self.failed) and not self.done and not self.late
+
+    def why(self, wanted: Deployment) -> str:
+        return "; ".join(f"{_where(server)}: {server.names[wanted.id].why}" for server in self.failed)
+
+    def check(self, wanted: Deployment) -> None:
+        """Raises ServeError where not all have done it."""
+        many = sum(map(len, self))
+        if self.failed:
+            raise ServeError(
+                f"{len(self.failed)} of {many} servers could not swap, and go on as before: "
+                + self.why(wanted),
+                hint="mend it and deploy it again"
+                + ("" if self.in_vain else ", or isoflop deploy --rollback for those that did"),
+            )
+        if self.late:
+            raise ServeError(
+                f"{len(self.late)} of {many} servers have not swapped yet: "
+                + ", ".join(map(_where, self.late)),
+                hint="they go on with it; isoflop deploy --status shows how far they are, --wait waits longer",
+            )
+
+
+def wait(project: Project, wanted: Deployment, seconds: float, progress: Progress) -> Waited:
+    """What has become of it when all servers have come to an end with it, or after these seconds.
+
+    Raises ServeError where another deployment took this one's place meanwhile.
     """
-    there = _of(project, wanted)
-    if not there:
-        return []
+    found = _look(project, wanted)
+    many = sum(map(len, found))
+    if not many:
+        return found
     deadline = time.monotonic() + seconds
-    progress.start(STAGE, len(there), "servers")
-    while True:
-        done = [server for server in there if _state(server, wanted) == "serving"]
-        failed = [server for server in there if _state(server, wanted) == "failed"]
-        progress.update(STAGE, len(done), f"{len(done)} of {len(there)} have swapped")
-        if len(done) + len(failed) == len(there) or time.monotonic() > deadline:
-            break
+    progress.start(STAGE, many, "servers")
+    while found.late and time.monotonic() < deadline:
+        progress.update(STAGE, len(found.done), f"{len(found.done)} have swapped")
         time.sleep(LOOK)
         _check_last(project, wanted)
-        there = _of(project, wanted)
-    progress.finish(STAGE, f"{len(done)} of {len(there)} have swapped")
-    if failed:
-        said = "; ".join(f"{server.url} on {server.host}: {server.names[wanted.id].why}" for server in failed)
-        raise ServeError(
-            f"{len(failed)} of {len(there)} servers could not swap, and go on as before: {said}",
-            hint="mend it and deploy it again, or isoflop deploy --rollback",
+        found = _look(project, wanted)
+    progress.finish(STAGE, f"{len(found.done)} of {sum(map(len, found))} have swapped")
+    return found
+
+
+def _look(project: Project, wanted: Deployment) -> Waited:
+    found = Waited([], [], [])
+    for server in followers(project):
+        if (standing := server.names.get(wanted.id)) is None:
+            continue
+        state = standing.state if standing.token == wanted.token else ""  # it has not heard of it
+        (found.done if state == "serving" else found.failed if state == "failed" else found.late).append(
+            server
         )
-    if len(done) < len(there):
-        late = ", ".join(f"{server.url} on {server.host}" for server in there if server not in done)
-        raise ServeError(
-            f"{len(there) - len(done)} of {len(there)} servers have not swapped in {seconds:g} s: {late}",
-            hint="they go on with it; isoflop deploy --status shows how far they are, --wait waits longer",
-        )
-    return done
+    return found
 
 
-def _of(project: Project, wanted: Deployment) -> list[Server]:
-    return [server for server in followers(project) if wanted.id in server.names]
-
-
-def _state(server: Server, wanted: Deployment) -> str:
-    """What it makes of this deployment; "": it has not heard of it."""
-    standing = server.names[wanted.id]
-    return standing.state if standing.token == wanted.token else ""
+def _where(server: Server) -> str:
+    return f"{server.url} on {server.host}"
 
 
 def _check_last(project: Project, wanted: Deployment) -> None:
