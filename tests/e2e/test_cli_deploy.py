@@ -64,6 +64,7 @@ def test_a_model_is_changed_while_it_serves(isoflop: Isoflop, home: Home) -> Non
     at = ("--project", folder)
     scopes = ("--scope", "infer", "--scope", "admin")
     key = isoflop("keys", "new", "tester", *scopes, *at).out.strip()
+    infer = isoflop("keys", "new", "other", *at).out.strip()
     headers = {"Authorization": f"Bearer {key}"}
     with served(f"mine={folder / 'good.gguf'}", *at) as url, httpx.Client(headers=headers) as client:
 
@@ -113,7 +114,6 @@ def test_a_model_is_changed_while_it_serves(isoflop: Isoflop, home: Home) -> Non
         assert (runs()["main"]["path"], says() == good) == ("bad.gguf", False)
         assert isoflop("deploy", "--rollback", *at).code == 0
         assert says() == good
-        infer = isoflop("keys", "new", "other", *at).out.strip()
         answer = httpx.get(f"{url}/admin/deployment", headers={"Authorization": f"Bearer {infer}"})
         assert answer.status_code == 403
 

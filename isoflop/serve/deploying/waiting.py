@@ -44,7 +44,7 @@ class Waited(NamedTuple):
             raise ServeError(
                 f"{len(self.late)} of {many} servers have not swapped yet: "
                 + ", ".join(map(_where, self.late)),
-                hint="they go on with it; isoflop deploy --status shows how far they are, --wait waits longer",
+                hint="they go on with it; isoflop deploy --status shows it, and --wait waits longer",
             )
 
 
@@ -74,9 +74,7 @@ def _look(project: Project, wanted: Deployment) -> Waited:
         if (standing := server.names.get(wanted.id)) is None:
             continue
         state = standing.state if standing.token == wanted.token else ""  # it has not heard of it
-        (found.done if state == "serving" else found.failed if state == "failed" else found.late).append(
-            server
-        )
+        {"serving": found.done, "failed": found.failed}.get(state, found.late).append(server)
     return found
 
 
