@@ -71,7 +71,7 @@ def test_no_route_of_the_gateway_answers_without_a_key(keys: Keys, tmp_path: Pat
     server = build_app(gateway, watched(gateway, Project(tmp_path), None, Objectives(), None).routers)
     every = set(paths(server.routes))
     assert {"/health/live", "/v1/models", "/v1/chat/completions", "/openapi.json", "/", "/metrics"} <= every
-    assert "/v1/feedback" in every
+    assert {"/v1/feedback", "/admin/deployment"} <= every
     for path in every:
         for method in METHODS:
             answer = run(ask(server, path, method=method, body=[b"{}"]))

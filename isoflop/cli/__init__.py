@@ -4,8 +4,8 @@ judges tables of runs, `averages`, `transforms` and `prune` make models of model
 ones, `engines` exports them, `evals` scores and times them, `verdict` judges them, `improve` searches among
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
 `trend` tells how the whole industry grows, and `limit` where that ends. `serve` has finished models answer
-who has one of `keys`; `mask` takes personal data out of texts, `dashboard` writes what watches a server from
-outside, and `feedback` what its users said.
+who has one of `keys`, `deploy` changes them while it runs; `mask` takes personal data out of texts,
+`dashboard` writes what watches a server from outside, and `feedback` what its users said.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from isoflop.cli import (
     adapt,
     averages,
     dashboard,
+    deploy,
     engines,
     evals,
     explain,
@@ -77,6 +78,7 @@ app.add_typer(explain.app)
 app.add_typer(trend.app, name="trend")
 app.add_typer(limit.app)
 app.add_typer(serve.app)
+app.add_typer(deploy.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(mask.app)
 app.add_typer(dashboard.app)

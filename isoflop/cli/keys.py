@@ -31,8 +31,8 @@ def new(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="infer, metrics, or admin: metrics, and changes to a running server once there are such; "
-            "may be repeated. infer when absent."
+            help="infer, metrics, or admin: metrics, and what a server runs; may be repeated. infer when "
+            "absent."
         ),
     ] = None,
     project: ProjectOption = DEFAULT_PROJECT,

@@ -18,7 +18,8 @@ from isoflop.terminal import Terminal
 
 if TYPE_CHECKING:
     from isoflop.serve.objectives import Objectives
-    from isoflop.serve.opening import Limits, Opening
+    from isoflop.serve.opening import Opening
+    from isoflop.serve.selecting import Limits
     from isoflop.serve.settings import Settings
 
 app = typer.Typer()
@@ -30,7 +31,7 @@ REFUSE, CONTINUE = "refuse", "continue"
 
 @app.command()
 def serve(
-    models: given.Models,
+    models: given.Models = None,
     project: ProjectOption = DEFAULT_PROJECT,
     host: given.Host = "127.0.0.1",
     port: given.Port = 8000,
@@ -60,7 +61,8 @@ def serve(
 ) -> None:
     """Serve models to OpenAI's clients, to who has a key of the project.
 
-    A model of the project is served as the fastest of its exports within limits. Alerts go to the URL in
+    A model of the project is served as the fastest of its exports within limits. What isoflop deploy says of
+    a name comes before what is typed here, also while the server runs. Alerts go to the URL in
     ISOFLOP_ALERTS_WEBHOOK, if there is one. It needs isoflop's extra serve.
 
     Example: [bold]isoflop serve my-project/artifacts/model-... --project my-project[/bold], after
@@ -69,7 +71,8 @@ def serve(
     with extra("serve"):
         import isoflop.serve.running  # noqa: F401  all of what the extra has is imported by it
         from isoflop.serve.objectives import objectives
-        from isoflop.serve.opening import Limits, Opening
+        from isoflop.serve.opening import Opening
+        from isoflop.serve.selecting import Limits
         from isoflop.serve.settings import Settings
 
     if audit_full not in (REFUSE, CONTINUE):
@@ -87,7 +90,7 @@ def serve(
         SHARE.read("--max-loss-increase", max_loss_increase), force,
     )  # fmt: skip
     promised = objectives(pairs(objective or [], "--objective"))
-    _run(named(models), project, settings, limits, Opening(threads, slots, context), promised)
+    _run(named(models or []), project, settings, limits, Opening(threads, slots, context), promised)
 
 
 def _run(
@@ -96,29 +99,46 @@ def _run(
 ) -> None:  # fmt: skip
     """Serve until a signal ends it."""
     from isoflop.serve.audit import Audit
+    from isoflop.serve.deploying.following import Follower, deployed
     from isoflop.serve.gateway import Gateway
     from isoflop.serve.keys import Keys
     from isoflop.serve.masking import Masker
-    from isoflop.serve.opening import artifacts, opened_models
+    from isoflop.serve.opening import opened_models
     from isoflop.serve.running import serve as run
     from isoflop.serve.screen import screen
+    from isoflop.serve.selecting import artifacts
     from isoflop.serve.watched import watched
 
     terminal = Terminal()
     home = open_project(project) if project.exists() or not settings.open else None
     gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
-    served = artifacts(models, home, opening.threads, limits, terminal)
+    follower = None if home is None else Follower(home, gateway, opening)
+    known = {} if home is None else deployed(home)
+    if not models and not known:
+        raise ServeError(
+            f"{project} has nothing deployed to serve", hint="name a MODEL, or isoflop deploy MODEL"
+        )
+    for name in models.keys() & known.keys():
+        version, path = known[name].version, known[name].main.path
+        terminal.log(f"{name}: {path} is served, as deployed (version {version}), not {models[name]}")
+    typed = {name: where for name, where in models.items() if name not in known}
+    served = {**models, **artifacts(typed, home, opening.threads, limits, terminal)}
     log = Audit(settings.audit, settings) if settings.audit else None
     try:
         around = watched(gateway, home, log, promised, os.environ.get(WEBHOOK))
         gateway.observers = around.observers
         if log is not None:
             terminal.log(log.policy)
+
+        def tell(url: str) -> None:
+            if follower is not None:
+                follower.url = url
+            typer.echo(screen(gateway, url))
+
+        opened = partial(opened_models, served, None, opening)
         run(
-            gateway,
-            partial(opened_models, served, home, opening),
-            lambda url: typer.echo(screen(gateway, url)),
-            more=around.routers, beside=around.alerts,
+            gateway, opened if follower is None else partial(follower.opening, served), tell,
+            more=around.routers, beside=[each for each in (around.alerts, follower) if each is not None],
         )  # fmt: skip
     finally:
         if log is not None:
@@ -141,12 +161,18 @@ def named(models: Sequence[str]) -> dict[str, str]:
     """Paths or URLs by the names that clients use: those written before =, else of the file or folder."""
     found: dict[str, str] = {}
     for text in models:
-        name, equals, where = text.partition("=")
-        if not equals or "/" in name:
-            name, where = Path(text).name.removesuffix(".gguf"), text
-        if "://" in where and not equals:
+        name, where = split(text)
+        if name is None and "://" in where:
             raise ServeError(f"the server {text} has no name here", hint=f"write NAME={text}")
+        if name is None:
+            name = Path(where).name.removesuffix(".gguf")
         if name in found:
             raise ServeError(f"two models are named {name!r}", hint=f"write e.g. other={where}")
         found[name] = where
     return found
+
+
+def split(text: str) -> tuple[str | None, str]:
+    """What is written before =, if that is a name, and the path or URL."""
+    name, equals, where = text.partition("=")
+    return (name, where) if equals and "/" not in name else (None, text)

@@ -10,11 +10,11 @@ import typer
 from isoflop.cli.options import whole
 
 Models = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="MODEL...",
+        metavar="[MODEL]...",
         help="A .gguf file, a model folder, an export or an adapted model, or the URL of another server; "
-        "NAME=MODEL names it.",
+        "NAME=MODEL names it. None: all that isoflop deploy has deployed.",
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: of all networks.")]

@@ -18,11 +18,12 @@ T = TypeVar("T")
 
 
 class Answering(Response):
-    """Answers by `work(send)`, which is cancelled when the client leaves."""
+    """Answers by `work(send)`, which is cancelled when the client leaves; `after` a whole answer is more."""
 
     def __init__(self, call: Call, work: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
         self.call, self.work = call, work
+        self.after: Callable[[], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self.work(send))
@@ -37,6 +38,8 @@ class Answering(Response):
             await asyncio.wait((work, gone))
         if not work.cancelled() and (error := work.exception()) is not None:
             raise described(error) if isinstance(error, Exception) else error
+        if self.after is not None and not self.call.error:
+            self.after()
 
 
 def answered(call: Call, seconds: float, made: Callable[[], Awaitable[Response]]) -> Answering:

@@ -10,7 +10,7 @@ from isoflop import __version__
 from isoflop.serve.errors import add_error_handlers
 from isoflop.serve.gateway import Gateway
 from isoflop.serve.guard import Guard
-from isoflop.serve.routes import audio, chat, completions, health, models, texts, tokens
+from isoflop.serve.routes import audio, chat, completions, deployment, health, models, texts, tokens
 
 
 def build_app(gateway: Gateway, more: Sequence[APIRouter] = ()) -> FastAPI:
@@ -26,13 +26,16 @@ def build_app(gateway: Gateway, more: Sequence[APIRouter] = ()) -> FastAPI:
         redoc_url=None,
     )
     app.state.gateway = gateway
-    for part in (models, completions, chat, texts, audio, tokens, health):
+    for part in (models, completions, chat, texts, audio, tokens, health, deployment):
         app.include_router(part.router)
     for router in more:
         app.include_router(router)
     add_error_handlers(app)
     app.add_middleware(
-        Guard, settings=gateway.settings, keys=gateway.keys, observers=gateway.observers
+        Guard,
+        settings=gateway.settings,
+        keys=gateway.keys,
+        observers=[*gateway.observers, gateway.in_use],
     )  # last, and so outermost
     app.middleware_stack = (
         app.build_middleware_stack()

@@ -201,6 +201,7 @@ def _told(call: Call, *, text: bool) -> Values:
         "route": call.route or UNMATCHED,
         "model": call.model,
         "model_hash": call.model_hash,
+        "role": call.role,
         "prompt_tokens": call.prompt_tokens,
         "completion_tokens": call.completion_tokens,
         "seconds": round(ended - call.began, 6),

@@ -15,6 +15,7 @@ from isoflop.serve.keys import Key
 DISCONNECTED = "disconnected"  # the client went before its answer ended
 MASKING_FAILED = "masking_failed"
 GATED = "unavailable"  # a gate refused it
+MAIN, CANARY, SHADOW = "main", "canary", "shadow"  # what a model answers as
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Call:
     model: str = ""  # that answers
     model_hash: str = ""
     engine: str = ""
+    role: str = MAIN  # of the model
     stream: bool = False
     began: float = field(default_factory=time.monotonic)
     first: float | None = None  # piece of the answer
@@ -46,6 +48,7 @@ class Call:
         default_factory=list
     )  # as the engine saw it; only where the audit log keeps texts
     answered: dict[int, str] = field(default_factory=dict)  # likewise, by the number of the answer
+    compared: bool = False  # a shadow gets the same, so `answered` is kept until both are there
 
     def piece(self) -> None:
         """A piece of the answer has come."""

@@ -89,7 +89,10 @@ def _json(file: Path) -> dict[str, Any]:
 def _of_gguf(path: Path) -> Template | None:
     from gguf import GGUFReader
 
-    reader = GGUFReader(path)
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:  # whatever it stumbles over
+        raise CorruptError(f"{path} is no .gguf file that opens: {error}", hint="export it again") from None
 
     def value(name: str) -> Any:
         field = reader.fields.get(name)

@@ -133,7 +133,9 @@ class Exchange:
         # What has not been read of a request would be read as the next one.
         end = [(b"connection", b"close")] if self._unread else []
         kept = [pair for pair in headers if pair[0].lower() not in OURS]
-        return [*kept, *SECURITY, (b"x-request-id", self.call.id.encode()), *self.told, *end]
+        hash = self.call.model_hash
+        by = [(b"x-model-hash", hash.encode())] if hash else []
+        return [*kept, *SECURITY, (b"x-request-id", self.call.id.encode()), *by, *self.told, *end]
 
     def _too_large(self) -> Refusal:
         return Refusal(413, "request_too_large", f"the request is larger than {self._most:,} bytes")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from isoflop.errors import IsoflopError
-from isoflop.serve.calls import Call, Observer
+from isoflop.serve.calls import CANARY, MAIN, Call, Observer
 from isoflop.serve.chats import Template
 from isoflop.serve.keys import Keys
 from isoflop.serve.protocol import Classifies, Embeds, Engine, Hears, RequestError, Tags, Tokenizes, Writes
 from isoflop.serve.settings import Settings
+from isoflop.serve.shadowing import Shadowing
+
+if TYPE_CHECKING:
+    from isoflop.serve.deploying.records import Standing
 
 ABILITIES: dict[Any, str] = {
     Tokenizes: "has no tokenizer to ask",
@@ -67,17 +73,66 @@ class Model:
     bytes: int | None = None
     template: Template | None = None  # of chats; None: the plain one
     made: int = field(default_factory=lambda: int(datetime.now(UTC).timestamp()))
+    path: str = ""  # as a deployment names it
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A model beside the one of the same name."""
+
+    model: Model
+    share: float  # of the requests that it answers (a canary), or gets too (a shadow)
+
+
+class InUse:
+    """Which engine each call holds (an Observer)."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Engine] = {}  # by the call's id
+        self._waiting: list[asyncio.Event] = []
+
+    def take(self, call: Call, engine: Engine) -> None:
+        self._held[call.id] = engine
+
+    def began(self, call: Call) -> None: ...
+
+    def ended(self, call: Call) -> None:
+        self._held.pop(call.id, None)
+        for event in self._waiting:
+            event.set()
+
+    async def free(self, engine: Engine) -> None:
+        """Returns once no call holds the engine."""
+        event = asyncio.Event()
+        self._waiting.append(event)
+        try:
+            while any(held is engine for held in self._held.values()):
+                event.clear()
+                await event.wait()
+        finally:
+            self._waiting.remove(event)
 
 
 @dataclass
 class Gateway:
-    """`models` may be changed while it serves: a call keeps the model that it began with."""
+    """`models` may be changed while it serves: a call keeps the model that it began with.
+
+    Which requests a canary answers is drawn for each, not by key: so the share holds however few keys there
+    are, and every key's requests are in both parts, which then differ by the model alone. A client that
+    needs one model throughout is not for a canary.
+    """
 
     models: dict[str, Model]
     settings: Settings = field(default_factory=Settings)
     keys: Keys | None = None  # None: for an open server
     observers: Sequence[Observer] = ()
     masker: Callable[[Sequence[str]], Masker] | None = None  # makes one for these kinds
+    canaries: dict[str, Beside] = field(default_factory=dict)  # by the name of the model
+    shadows: dict[str, Beside] = field(default_factory=dict)
+    standing: dict[str, Standing] = field(default_factory=dict)  # what is made of each name's deployment
+    in_use: InUse = field(default_factory=InUse)
+    shadowing: Shadowing = field(default_factory=Shadowing)
+    draw: Callable[[], float] = random.random
 
     def __post_init__(self) -> None:
         if self.settings.mask:
@@ -88,8 +143,12 @@ class Gateway:
 
         Raises RequestError where there is none.
         """
-        found = self.named(name)
+        found, canary = self.named(name), self.canaries.get(name)
+        call.role = MAIN
+        if canary is not None and self.draw() < canary.share:
+            found, call.role = canary.model, CANARY
         call.model, call.model_hash, call.engine = found.name, found.hash, found.engine.name
+        self.in_use.take(call, found.engine)
         if not isinstance(found.engine, ability):
             can = [other for other in self.models.values() if isinstance(other.engine, ability)]
             instead = f"; {', '.join(model.name for model in can)} can" if can else ""
@@ -98,6 +157,11 @@ class Gateway:
                 status=404, code="model_not_suited", param="model",
             )  # fmt: skip
         return found, found.engine
+
+    def loaded(self) -> list[tuple[str, Model]]:
+        """Role and model of all that answer clients."""
+        canaries = [(CANARY, canary.model) for canary in self.canaries.values()]
+        return [*((MAIN, model) for model in self.models.values()), *canaries]
 
     def named(self, name: str) -> Model:
         """The model of that name. Raises RequestError."""

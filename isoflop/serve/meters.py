@@ -203,6 +203,7 @@ class Meters(Collector):
     @staticmethod
     def _of_models(models: Sequence[Loaded]) -> Iterator[Metric]:
         which = ("model_name", "model_hash")
+        models = list({(m.name, m.hash): m for m in models}.values())  # a canary may be of the same bytes
         yield _gauge(
             "model_info", "A loaded model.", (*which, "engine"),
             [((m.name, m.hash, m.engine.name), 1) for m in models],

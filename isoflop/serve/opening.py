@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from isoflop.engines import opened
 from isoflop.engines.speed import disk_bytes
-from isoflop.progress import Progress
+from isoflop.errors import CorruptError
 from isoflop.serve.chats import Template, template_of
-from isoflop.serve.engines.choosing import LOSS_INCREASE, choose
+from isoflop.serve.deploying.records import named
 from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine
 from isoflop.serve.gateway import Model
 from isoflop.serve.protocol import Engine
@@ -21,16 +21,15 @@ from isoflop.served import KIND, Served
 from isoflop.store import HASH_DIGITS, Project, content_hash
 
 
-class Limits(NamedTuple):
-    """Of what a model may be served as."""
+class Opens(Protocol):
+    """How models are opened."""
 
-    max_bytes: float | None = None
-    max_loss_increase: float = LOSS_INCREASE  # share of the model's
-    force: bool = False  # also what a gate or a verdict refused
+    async def engine(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
+        """Started. Raises as `opened_engine` does."""
 
 
 class Opening(NamedTuple):
-    """How models are opened."""
+    """With engines of this machine."""
 
     threads: int | None  # None: as many as the machine has
     slots: int  # requests that each computes at the same time
@@ -42,37 +41,13 @@ class Opening(NamedTuple):
         )
 
 
-def artifacts(
-    named: Mapping[str, str], project: Project | None, threads: int | None, limits: Limits, progress: Progress
-) -> dict[str, str]:
-    """What each model is served as: of the project's own, what `choose` takes; others as they are named.
-
-    Raises as `choose` does.
-    """
-    return {name: _artifact(where, project, threads, limits, progress) for name, where in named.items()}
-
-
-def _artifact(
-    where: str, project: Project | None, threads: int | None, limits: Limits, progress: Progress
-) -> str:
-    if "://" in where or project is None:
-        return where
-    if not Path(where).resolve().is_relative_to(project.folder.resolve() / "artifacts"):
-        return where
-    choice = choose(
-        project, Path(where), threads=threads, max_bytes=limits.max_bytes, progress=progress,
-        max_loss_increase=limits.max_loss_increase, force=limits.force,
-    )  # fmt: skip
-    progress.log(f"{where}: {choice.why}")
-    return str(project.folder / choice.path)
-
-
-async def opened_models(named: Mapping[str, str], project: Project | None, how: Opening) -> dict[str, Model]:
+async def opened_models(served: Mapping[str, str], project: Project | None, how: Opens) -> dict[str, Model]:
     """The models at these paths or URLs, started. Raises as `opened_engine` does, and leaves nothing open."""
     models: dict[str, Model] = {}
     try:
-        for name, where in named.items():
-            models[name] = await _opened(name, where, project, how, _key_variable(name, named.values()))
+        for name, where in served.items():
+            variable = key_variable(name, served.values())
+            models[name] = await opened_model(name, where, project, how, variable)
     except BaseException:
         await closed(models)
         raise
@@ -84,7 +59,7 @@ async def closed(models: Mapping[str, Model]) -> None:
     await asyncio.gather(*(model.engine.close() for model in models.values()))
 
 
-def _key_variable(name: str, served: Iterable[str]) -> str:
+def key_variable(name: str, served: Iterable[str]) -> str:
     """What has the key of a server elsewhere: one of its own, as no other server shall see the key.
 
     Where it is the only one the variable need not name it.
@@ -94,13 +69,26 @@ def _key_variable(name: str, served: Iterable[str]) -> str:
     return KEY_VARIABLE if alone and own not in os.environ else own
 
 
-async def _opened(name: str, where: str, project: Project | None, how: Opening, key_variable: str) -> Model:
+async def opened_model(
+    name: str, where: str, project: Project | None, how: Opens, variable: str = KEY_VARIABLE, *,
+    hash: str = "",
+) -> Model:  # fmt: skip
+    """The model at a path or URL, started; the environment's `variable` may have the key of a URL's server.
+
+    Raises as `opened_engine` does, and CorruptError where its content is not what this hash is of.
+    """
     if "://" in where:  # another server, of whose files nothing is known
-        return Model(name, await how.engine(where, key_variable))
+        return Model(name, await how.engine(where, variable), path=where)
     path = opened(Path(where))
-    hash, size, template = await asyncio.to_thread(_read, path)
-    bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, hash)
-    return Model(name, await how.engine(path), hash, bpb, size, template)
+    found, size, template = await asyncio.to_thread(_read, path)
+    if hash and found != hash:
+        raise CorruptError(
+            f"{path} is not what was deployed: its content's hash is {found}, not {hash}",
+            hint="restore it from a copy, or deploy another",
+        )
+    bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, found)
+    known_as = str(path.absolute()) if project is None else named(project, path)
+    return Model(name, await how.engine(path), found, bpb, size, template, path=known_as)
 
 
 def _read(path: Path) -> tuple[str, int, Template | None]:

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -31,11 +31,11 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # where all a
 
 def serve(
     gateway: Gateway, opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None], *,
-    more: Sequence[APIRouter] = (), beside: AbstractAsyncContextManager[Any] | None = None,
+    more: Sequence[APIRouter] = (), beside: Sequence[AbstractAsyncContextManager[Any]] = (),
 ) -> None:  # fmt: skip
     """Open the gateway's models, `tell` its URL, and serve until SIGINT or SIGTERM.
 
-    The port is taken first: clients wait while models load. `more` are further routes, and `beside` is
+    The port is taken first: clients wait while models load. `more` are further routes, and `beside` are
     entered while it serves. Logs go to stderr, without personal data. Raises ServeError where the server
     would be open to others, or cannot listen.
     """
@@ -44,19 +44,21 @@ def serve(
     logging.basicConfig(level=logging.WARNING)
     with masked_logs(), listening(settings) as taken:
         server = uvicorn.Server(config(app, settings))
-        asyncio.run(_serve(gateway, server, taken, opening, tell, beside or nullcontext()))
+        asyncio.run(_serve(gateway, server, taken, opening, tell, beside))
 
 
 async def _serve(
     gateway: Gateway, server: uvicorn.Server, taken: socket.socket,
     opening: Callable[[], Awaitable[dict[str, Model]]], tell: Callable[[str], None],
-    beside: AbstractAsyncContextManager[Any],
+    beside: Sequence[AbstractAsyncContextManager[Any]],
 ) -> None:  # fmt: skip
     gateway.models = await opening()
     try:
         with _ends_in_order():
             tell(url(gateway.settings, taken))
-            async with beside:
+            async with AsyncExitStack() as entered:
+                for each in beside:
+                    await entered.enter_async_context(each)
                 await server.serve(sockets=[taken])
     finally:
         await closed(gateway.models)

@@ -351,6 +351,38 @@ class Models(Shape):
     data: list[ModelTold]
 
 
+class ArtifactTold(Shape):
+    """What an engine has opened."""
+
+    path: str
+    hash: str
+    engine: str
+    bytes: int | None
+    bits_per_byte: float | None
+
+
+class BesideTold(ArtifactTold):
+    """A canary or a shadow."""
+
+    share: float
+
+
+class NameTold(Shape):
+    """What stands behind one name on this server."""
+
+    name: str
+    version: int
+    state: Literal["serving", "opening", "failed"]
+    why: str
+    main: ArtifactTold
+    canary: BesideTold | None
+    shadow: BesideTold | None
+
+
+class Deployed(Shape):
+    models: list[NameTold]
+
+
 class Health(Shape):
     status: Literal["live", "ready"]
 

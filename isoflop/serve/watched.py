@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from isoflop.serve.alerts import Alerts
 from isoflop.serve.audit import Audit
+from isoflop.serve.by_role import ByRole
 from isoflop.serve.calls import Observer
 from isoflop.serve.feedback import Feedbacks
 from isoflop.serve.gateway import Gateway
@@ -38,12 +39,15 @@ def watched(
     """
     settings = gateway.settings
     meters = Meters(
-        lambda: gateway.models.values(), vllm_names=settings.vllm_names,
+        lambda: (model for _, model in gateway.loaded()), vllm_names=settings.vllm_names,
         audit_writable=None if audit is None else lambda: not audit.failing,
     )  # fmt: skip
     server = f"{settings.host}:{settings.port}"
     alerts = None if webhook is None else Alerts(Webhook(webhook), promised, server=server)
-    observers: list[Observer] = [each for each in (audit, meters, alerts) if each is not None]
+    by_role = ByRole(gateway, meters)
+    observers: list[Observer] = [each for each in (audit, meters, by_role, alerts) if each is not None]
+    gateway.shadowing.observers = [each for each in (audit, by_role) if each is not None]
+    gateway.shadowing.listeners = [by_role.copied]
     routers = [metrics_router(meters), page_router()]
     if project is not None:
         masker = Masker(settings.mask) if settings.mask else None

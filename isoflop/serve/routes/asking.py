@@ -16,7 +16,7 @@ from isoflop.serve.forms import Form
 from isoflop.serve.gateway import Gateway, Masker, Model
 from isoflop.serve.masked import asked_of, check_schema, masker_of
 from isoflop.serve.protocol import Generation, RequestError, Writes
-from isoflop.serve.routes import check_texts, held
+from isoflop.serve.routes import answered_by, check_texts, held
 from isoflop.serve.schemas import ObjectFormat, Sampled, SchemaFormat
 from isoflop.serve.writing import SEEDS, Writing
 
@@ -73,10 +73,12 @@ class Asking:
             await self._check_sizes(found, param)
             return [replace(plan, prompt=prompt) for prompt in found]
 
+        if asked.temperature != 0:  # chance decides
+            self.call.compared = False
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         writing = Writing(
             self.call, self.engine, ready, answers, form(self.model.name, usage=usage), settings.seconds,
-            self.masker, stops, settings.audit_text,
+            self.masker, stops, settings.audit_text or self.call.compared,
         )  # fmt: skip
         return writing.answer(stream=bool(asked.stream))
 
@@ -125,8 +127,12 @@ class Asking:
                 )  # fmt: skip
 
 
-def asking(request: Request, asked: Sampled) -> Asking:
-    """What will answer a request. Raises RequestError for a model that is not there or does not write."""
-    gateway, call = held(request)
-    model, engine = gateway.model(call, asked.model, Writes)
-    return Asking(gateway, call, asked, model, engine, masker_of(gateway, asked.mask))
+def asked_of_model(request: Request, asked: Sampled, answer: Callable[[Asking], Answering]) -> Answering:
+    """The answer of the model that a request names. Raises RequestError for one that is not there or does
+    not write, and what `answer` raises."""
+    gateway, _ = held(request)
+
+    def made(call: Call, model: Model, engine: Writes) -> Answering:
+        return answer(Asking(gateway, call, asked, model, engine, masker_of(gateway, asked.mask)))
+
+    return answered_by(request, asked.model, Writes, made)

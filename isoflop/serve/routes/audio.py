@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from isoflop.serve.answering import Answering, answered
+from isoflop.serve.calls import Call
+from isoflop.serve.gateway import Model
 from isoflop.serve.masked import masked, masker_of
 from isoflop.serve.protocol import Heard, Hears
-from isoflop.serve.routes import documented, held
+from isoflop.serve.routes import answered_by, documented, held
 from isoflop.serve.schemas import EXAMPLE, Transcription, VerboseTranscription
 
 router = APIRouter(tags=["sound"])
@@ -40,22 +42,25 @@ async def transcribe(
     asked: Annotated[TranscriptionRequest, Form(media_type="multipart/form-data")], request: Request
 ) -> Answering:
     """The text of a sound file."""
-    gateway, call = held(request)
-    _, engine = gateway.model(call, asked.model, Hears)
-    masker = masker_of(gateway, [kind.strip() for kind in asked.mask.split(",") if kind.strip()])
+    gateway, _ = held(request)
     sound = await asked.file.read()
 
-    async def made() -> Response:
-        heard: Heard = await engine.transcribe(sound, asked.language or None)
-        text = await masked(call, masker, heard.text)
-        if gateway.settings.audit_text:
-            call.answered[0] = text
-        if asked.response_format == "text":
-            return PlainTextResponse(text)
-        if asked.response_format == "json":
-            return JSONResponse({"text": text})
-        return JSONResponse(
-            {"task": "transcribe", "language": asked.language, "duration": heard.seconds, "text": text}
-        )
+    def answer(call: Call, model: Model, engine: Hears) -> Answering:
+        masker = masker_of(gateway, [kind.strip() for kind in asked.mask.split(",") if kind.strip()])
 
-    return answered(call, gateway.settings.seconds, made)
+        async def made() -> Response:
+            heard: Heard = await engine.transcribe(sound, asked.language or None)
+            text = await masked(call, masker, heard.text)
+            if gateway.settings.audit_text or call.compared:
+                call.answered[0] = text
+            if asked.response_format == "text":
+                return PlainTextResponse(text)
+            if asked.response_format == "json":
+                return JSONResponse({"text": text})
+            return JSONResponse(
+                {"task": "transcribe", "language": asked.language, "duration": heard.seconds, "text": text}
+            )
+
+        return answered(call, gateway.settings.seconds, made)
+
+    return answered_by(request, asked.model, Hears, answer)

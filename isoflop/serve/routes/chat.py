@@ -10,7 +10,7 @@ from isoflop.serve.chats import PLAIN_STOP, Template, plain
 from isoflop.serve.forms import ChatForm
 from isoflop.serve.protocol import Writes
 from isoflop.serve.routes import documented
-from isoflop.serve.routes.asking import Asking, Prompt, asking
+from isoflop.serve.routes.asking import Asking, Prompt, asked_of_model
 from isoflop.serve.schemas import ChatCompletion, ChatRequest, Message
 
 router = APIRouter(tags=["text"])
@@ -20,20 +20,23 @@ EVENTS = "A chat.completion.chunk with some more of the answer, in JSON; the las
 @router.post("/v1/chat/completions", response_model=None, responses=documented(ChatCompletion, EVENTS))
 async def chat(asked: ChatRequest, request: Request) -> Answering:
     """Answer the last message of a chat."""
-    answering = asking(request, asked)
-    template = answering.model.template
-
-    async def prompts() -> list[Prompt]:
-        messages = [await _plain(answering, message) for message in asked.messages]
-        if template is None:
-            return [plain(messages)]
-        return [await _rendered(template, messages, answering.engine)]
-
     logprobs = asked.top_logprobs or 0 if asked.logprobs or asked.top_logprobs else None
-    return answering.answer(
-        prompts, ChatForm, texts=1, most=asked.max_completion_tokens or asked.max_tokens, logprobs=logprobs,
-        stop=(PLAIN_STOP,) if template is None else (), param="messages",
-    )  # fmt: skip
+
+    def answer(answering: Asking) -> Answering:
+        template = answering.model.template
+
+        async def prompts() -> list[Prompt]:
+            messages = [await _plain(answering, message) for message in asked.messages]
+            if template is None:
+                return [plain(messages)]
+            return [await _rendered(template, messages, answering.engine)]
+
+        return answering.answer(
+            prompts, ChatForm, texts=1, most=asked.max_completion_tokens or asked.max_tokens,
+            logprobs=logprobs, stop=(PLAIN_STOP,) if template is None else (), param="messages",
+        )  # fmt: skip
+
+    return asked_of_model(request, asked, answer)
 
 
 async def _plain(answering: Asking, message: Message) -> dict[str, str]:

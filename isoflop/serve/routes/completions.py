@@ -10,7 +10,7 @@ from starlette.requests import Request
 from isoflop.serve.answering import Answering
 from isoflop.serve.forms import CompletionForm
 from isoflop.serve.routes import documented
-from isoflop.serve.routes.asking import Prompt, asking
+from isoflop.serve.routes.asking import Asking, Prompt, asked_of_model
 from isoflop.serve.schemas import Completion, CompletionRequest
 
 MAX_TOKENS = 16  # as OpenAI, where a request does not say
@@ -22,17 +22,18 @@ EVENTS = "A text_completion with some more of the text, in JSON; the last is [DO
 @router.post("/v1/completions", response_model=None, responses=documented(Completion, EVENTS))
 async def complete(asked: CompletionRequest, request: Request) -> Answering:
     """Go on with a text, or with several."""
-    answering = asking(request, asked)
-    given = _listed(asked.prompt)
+    given, most = _listed(asked.prompt), asked.max_tokens or MAX_TOKENS
 
-    async def prompts() -> list[Prompt]:
-        return [
-            await (answering.masked(each) if isinstance(each, str) else answering.masked_ids(each))
-            for each in given
-        ]
+    def answer(answering: Asking) -> Answering:
+        async def prompts() -> list[Prompt]:
+            return [
+                await (answering.masked(each) if isinstance(each, str) else answering.masked_ids(each))
+                for each in given
+            ]
 
-    most = asked.max_tokens or MAX_TOKENS
-    return answering.answer(prompts, CompletionForm, texts=len(given), most=most, logprobs=asked.logprobs)
+        return answering.answer(prompts, CompletionForm, texts=len(given), most=most, logprobs=asked.logprobs)
+
+    return asked_of_model(request, asked, answer)
 
 
 def _listed(prompt: Any) -> list[str | list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from isoflop.serve.answering import Answering, answered
 from isoflop.serve.calls import Call
-from isoflop.serve.gateway import Gateway
+from isoflop.serve.gateway import Gateway, Model
 from isoflop.serve.masked import asked_of, masker_of
 from isoflop.serve.protocol import Classifies, Embeds, Label, Span, Tags
-from isoflop.serve.routes import check_texts, documented, held
+from isoflop.serve.routes import answered_by, check_texts, documented, held
 from isoflop.serve.schemas import Classes, EmbeddingRequest, Embeddings, TaggedTexts, TextsRequest
 
 router = APIRouter(tags=["texts"])
@@ -25,60 +25,72 @@ router = APIRouter(tags=["texts"])
 @router.post("/v1/embeddings", response_model=None, responses=documented(Embeddings))
 async def embed(asked: EmbeddingRequest, request: Request) -> Answering:
     """A vector of each text."""
-    gateway, call = held(request)
-    model, engine = gateway.model(call, asked.model, Embeds)
-    texts = _texts(gateway, call, asked)
+    gateway, _ = held(request)
 
-    async def made() -> Response:
-        vectors, tokens = await engine.embed(await texts())
-        data = [
-            {"object": "embedding", "index": i, "embedding": _written(vector, asked.encoding_format)}
-            for i, vector in enumerate(vectors)
-        ]
-        return _listed(call, model.name, data, tokens)
+    def answer(call: Call, model: Model, engine: Embeds) -> Answering:
+        texts = _texts(gateway, call, asked)
+        call.compared = False  # numbers of two models are never the same
 
-    return answered(call, gateway.settings.seconds, made)
+        async def made() -> Response:
+            vectors, tokens = await engine.embed(await texts())
+            data = [
+                {"object": "embedding", "index": i, "embedding": _written(vector, asked.encoding_format)}
+                for i, vector in enumerate(vectors)
+            ]
+            return _listed(call, model.name, data, tokens)
+
+        return answered(call, gateway.settings.seconds, made)
+
+    return answered_by(request, asked.model, Embeds, answer)
 
 
 @router.post("/v1/classify", response_model=None, responses=documented(Classes))
 async def classify(asked: TextsRequest, request: Request) -> Answering:
     """The labels of each text, the likeliest first."""
-    gateway, call = held(request)
-    model, engine = gateway.model(call, asked.model, Classifies)
-    texts = _texts(gateway, call, asked)
+    gateway, _ = held(request)
 
-    async def made() -> Response:
-        found: list[list[Label]]
-        found, tokens = await engine.classify(await texts())
-        data = [
-            {"index": i, "label": labels[0].label, "labels": [label._asdict() for label in labels]}
-            for i, labels in enumerate(found)
-        ]
-        return _listed(call, model.name, data, tokens)
+    def answer(call: Call, model: Model, engine: Classifies) -> Answering:
+        texts = _texts(gateway, call, asked)
 
-    return answered(call, gateway.settings.seconds, made)
+        async def made() -> Response:
+            found: list[list[Label]]
+            found, tokens = await engine.classify(await texts())
+            data = [
+                {"index": i, "label": labels[0].label, "labels": [label._asdict() for label in labels]}
+                for i, labels in enumerate(found)
+            ]
+            _keep(call, [labels[0].label for labels in found])
+            return _listed(call, model.name, data, tokens)
+
+        return answered(call, gateway.settings.seconds, made)
+
+    return answered_by(request, asked.model, Classifies, answer)
 
 
 @router.post("/v1/tag", response_model=None, responses=documented(TaggedTexts))
 async def tag(asked: TextsRequest, request: Request) -> Answering:
     """The tagged parts of each text."""
-    gateway, call = held(request)
-    model, engine = gateway.model(call, asked.model, Tags)
-    texts = _texts(gateway, call, asked)
+    gateway, _ = held(request)
 
-    async def made() -> Response:
-        found: list[list[Span]]
-        read = await texts()
-        found, tokens = await engine.tag(read)
-        data = [
-            {"index": i, "text": text, "spans": [
-                {**span._asdict(), "text": text[span.start : span.end]} for span in spans
-            ]}
-            for i, (text, spans) in enumerate(zip(read, found, strict=True))
-        ]  # fmt: skip
-        return _listed(call, model.name, data, tokens)
+    def answer(call: Call, model: Model, engine: Tags) -> Answering:
+        texts = _texts(gateway, call, asked)
 
-    return answered(call, gateway.settings.seconds, made)
+        async def made() -> Response:
+            found: list[list[Span]]
+            read = await texts()
+            found, tokens = await engine.tag(read)
+            data = [
+                {"index": i, "text": text, "spans": [
+                    {**span._asdict(), "text": text[span.start : span.end]} for span in spans
+                ]}
+                for i, (text, spans) in enumerate(zip(read, found, strict=True))
+            ]  # fmt: skip
+            _keep(call, map(str, found))
+            return _listed(call, model.name, data, tokens)
+
+        return answered(call, gateway.settings.seconds, made)
+
+    return answered_by(request, asked.model, Tags, answer)
 
 
 def _texts(
@@ -93,6 +105,12 @@ def _texts(
         return [await asked_of(gateway, call, masker, text) for text in texts]
 
     return seen
+
+
+def _keep(call: Call, said: Iterable[str]) -> None:
+    """What is said of each text, to be compared with what a shadow says."""
+    if call.compared:
+        call.answered = dict(enumerate(said))
 
 
 def _listed(call: Call, model: str, data: list[dict[str, Any]], tokens: int) -> Response:
