@@ -18,6 +18,7 @@ from isoflop.serve.masked import asked_of, check_schema, masker_of
 from isoflop.serve.protocol import Generation, RequestError, Writes
 from isoflop.serve.routes import check_texts, held
 from isoflop.serve.schemas import ObjectFormat, Sampled, SchemaFormat
+from isoflop.serve.traces import Prompt as Asked
 from isoflop.serve.writing import SEEDS, Writing
 
 Prompt = str | tuple[int, ...]
@@ -47,6 +48,11 @@ class Asking:
         text = await self.engine.detokenize(ids)
         left = await self.masked(text)
         return tuple(ids) if left == text else left
+
+    def trace(self, prompts: Sequence[Asked | None]) -> None:
+        """Note the prompts as the client knows them, to recognise them in its feedback."""
+        if self.call.traces:
+            self.call.traces.asked(prompts, self.asked.n or 1)
 
     def answer(
         self, prompts: Callable[[], Awaitable[Sequence[Prompt]]], form: type[Form], *, texts: int,

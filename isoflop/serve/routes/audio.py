@@ -58,6 +58,8 @@ async def transcribe(
             raise
         call.prompt_tokens = math.ceil(heard.seconds * TOKENS_A_SECOND)
         text = await masked(call, masker, heard.text)
+        if call.traces:
+            call.traces.said(0, text)
         if gateway.settings.audit_text:
             call.answered[0] = text
         if asked.response_format == "text":

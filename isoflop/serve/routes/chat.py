@@ -12,6 +12,7 @@ from isoflop.serve.protocol import Writes
 from isoflop.serve.routes import documented
 from isoflop.serve.routes.asking import Asking, Prompt, asking
 from isoflop.serve.schemas import ChatCompletion, ChatRequest, Message
+from isoflop.serve.traces import Turn
 
 router = APIRouter(tags=["text"])
 EVENTS = "A chat.completion.chunk with some more of the answer, in JSON; the last is [DONE]."
@@ -22,6 +23,7 @@ async def chat(asked: ChatRequest, request: Request) -> Answering:
     """Answer the last message of a chat."""
     answering = asking(request, asked)
     template = answering.model.template
+    answering.trace([[_turn(message) for message in asked.messages]])
 
     async def prompts() -> list[Prompt]:
         messages = [await _plain(answering, message) for message in asked.messages]
@@ -38,11 +40,16 @@ async def chat(asked: ChatRequest, request: Request) -> Answering:
 
 async def _plain(answering: Asking, message: Message) -> dict[str, str]:
     """A message as templates know it: who, and one text."""
-    said = message.content
-    text = said if isinstance(said, str) else "".join(part.text for part in said)
-    role = "system" if message.role == "developer" else message.role
+    role, text = _turn(message)
     named = {} if message.name is None else {"name": await answering.masked(message.name)}
     return {"role": role, "content": await answering.masked(text), **named}
+
+
+def _turn(message: Message) -> Turn:
+    """Who says it, and all of its text."""
+    said = message.content
+    text = said if isinstance(said, str) else "".join(part.text for part in said)
+    return "system" if message.role == "developer" else message.role, text
 
 
 async def _rendered(template: Template, messages: list[dict[str, str]], engine: Writes) -> Prompt:

@@ -24,6 +24,7 @@ async def complete(asked: CompletionRequest, request: Request) -> Answering:
     """Go on with a text, or with several."""
     answering = asking(request, asked)
     given = _listed(asked.prompt)
+    answering.trace([each if isinstance(each, str) else None for each in given])
 
     async def prompts() -> list[Prompt]:
         return [
