@@ -14,11 +14,12 @@ from isoflop.serve.calls import Call
 from isoflop.serve.drift import characters
 from isoflop.serve.forms import Form
 from isoflop.serve.gateway import Gateway, Masker, Model
-from isoflop.serve.masked import asked_of, check_schema, masker_of
+from isoflop.serve.masked import asked_of, check_schema, masked_turns, masker_of, noted
 from isoflop.serve.protocol import Generation, RequestError, Writes
 from isoflop.serve.routes import check_texts, held
 from isoflop.serve.schemas import ObjectFormat, Sampled, SchemaFormat
 from isoflop.serve.traces import Prompt as Asked
+from isoflop.serve.traces import Turn
 from isoflop.serve.writing import SEEDS, Writing
 
 Prompt = str | tuple[int, ...]
@@ -39,6 +40,13 @@ class Asking:
         """The prompt as the engine may see it; what is watched and audited of it is noted."""
         found = await asked_of(self.gateway, self.call, self.masker, text)
         self.call.characters = characters(found)
+        return found
+
+    async def masked_turns(self, turns: Sequence[Turn]) -> list[Turn]:
+        """As `masked`, a whole chat."""
+        found = await masked_turns(self.call, self.masker, turns)
+        noted(self.gateway, self.call, *(text for _, text in found))
+        self.call.characters = characters(found[-1][1])
         return found
 
     async def masked_ids(self, ids: Sequence[int]) -> Prompt:

@@ -10,7 +10,7 @@ from isoflop.serve.chats import PLAIN_STOP, Template, plain
 from isoflop.serve.forms import ChatForm
 from isoflop.serve.protocol import Writes
 from isoflop.serve.routes import documented
-from isoflop.serve.routes.asking import Asking, Prompt, asking
+from isoflop.serve.routes.asking import Prompt, asking
 from isoflop.serve.schemas import ChatCompletion, ChatRequest, Message
 from isoflop.serve.traces import Turn
 
@@ -23,10 +23,13 @@ async def chat(asked: ChatRequest, request: Request) -> Answering:
     """Answer the last message of a chat."""
     answering = asking(request, asked)
     template = answering.model.template
-    answering.trace([[_turn(message) for message in asked.messages]])
+    turns = [_turn(message) for message in asked.messages]
+    answering.trace([turns])
 
     async def prompts() -> list[Prompt]:
-        messages = [await _plain(answering, message) for message in asked.messages]
+        names = [m.name if m.name is None else await answering.masked(m.name) for m in asked.messages]
+        said = await answering.masked_turns(turns)
+        messages = [_plain(*each) for each in zip(said, names, strict=True)]
         if template is None:
             return [plain(messages)]
         return [await _rendered(template, messages, answering.engine)]
@@ -38,11 +41,10 @@ async def chat(asked: ChatRequest, request: Request) -> Answering:
     )  # fmt: skip
 
 
-async def _plain(answering: Asking, message: Message) -> dict[str, str]:
+def _plain(said: Turn, name: str | None) -> dict[str, str]:
     """A message as templates know it: who, and one text."""
-    role, text = _turn(message)
-    named = {} if message.name is None else {"name": await answering.masked(message.name)}
-    return {"role": role, "content": await answering.masked(text), **named}
+    role, text = said
+    return {"role": role, "content": text, **({} if name is None else {"name": name})}
 
 
 def _turn(message: Message) -> Turn:
