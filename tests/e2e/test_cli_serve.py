@@ -121,7 +121,7 @@ def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
 WITHOUT = """
 import sys
 for package in (
-    "aiohttp", "fastapi", "httptools", "httpx", "limits", "llguidance", "phonenumbers", "prometheus_client",
+    "aiohttp", "fastapi", "httptools", "limits", "llguidance", "phonenumbers", "prometheus_client",
     "python_multipart", "starlette", "stdnum", "uvicorn",
 ):
     sys.modules[package] = None
