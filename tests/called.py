@@ -12,6 +12,7 @@ from isoflop.serve.calls import Call
 from isoflop.serve.feedback import Feedbacks
 from isoflop.serve.keys import Key
 from isoflop.serve.protocol import Engine
+from isoflop.serve.traces import Prompt
 
 KEY = Key(id="k1", name="ada", salt="", hash="")
 
@@ -32,6 +33,18 @@ def answer(feedbacks: Feedbacks, *ids: str, key: Key | None = None) -> None:
     """Calls with these ids have been answered; without a key the server was open."""
     for id in ids:
         feedbacks.ended(made(id=id, key=key))
+
+
+def conversed(feedbacks: Feedbacks, id: str, prompt: Prompt, *answers: str, key: Key | None = None) -> None:
+    """A call with this id has been asked that, and answered so."""
+    call = made(id=id, key=key)
+    feedbacks.began(call)
+    assert call.traces
+    call.traces.asked([prompt], len(answers))
+    for number, text in enumerate(answers):
+        for piece in text:
+            call.traces.said(number, piece)
+    feedbacks.ended(call)
 
 
 @dataclass(frozen=True)

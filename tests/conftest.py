@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -51,6 +52,23 @@ def same_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isoflop.devices.preferred_precision", lambda: "float32")
         yield
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    """What a module's engines run on."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in llama.cpp's format, in a folder of its own; never to be changed."""
+    for package in ("gguf", "xllamacpp"):
+        pytest.importorskip(package, reason="the extra isoflop[gguf] is not installed")
+    from gguf_models import written
+
+    return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")

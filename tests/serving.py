@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -140,8 +141,19 @@ class Words:
             raise LookupError(text)
         for i, word in enumerate(words):
             if word in self.kinds:
-                words[i], found[word] = f"[{word.upper()}]", found[word] + 1
+                words[i], found[word] = self.placeholder(word, word), found[word] + 1
         return MaskedText(" ".join(words), found)
+
+    def items(self, text: str) -> list[Span]:
+        words, ends = text.split(" "), accumulate(len(word) + 1 for word in text.split(" "))
+        return [
+            Span(word, end - 1 - len(word), end - 1)
+            for word, end in zip(words, ends, strict=True)
+            if word in self.kinds
+        ]
+
+    def placeholder(self, kind: str, value: str) -> str:
+        return f"[{kind.upper()}]"
 
     def stream(self) -> WordStream:
         return WordStream(self)

@@ -40,6 +40,8 @@ class Receiver:
                 outer.got.append(json.loads(body))
                 self.send_response(status)
                 self.send_header("content-length", "0")
+                if status == 302:
+                    self.send_header("location", "/elsewhere")
                 self.end_headers()
                 if status == 200:
                     outer.arrived.set()
@@ -150,7 +152,7 @@ def test_posted_with_retries_and_the_urls_secret_in_no_log(
     assert SECRET not in caplog.text
 
 
-@pytest.mark.parametrize("statuses", [(404,), (500,)])
+@pytest.mark.parametrize("statuses", [(302,), (404,), (500,)])
 def test_a_refusal_is_logged_without_the_url(
     statuses: tuple[int, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,7 +162,7 @@ def test_a_refusal_is_logged_without_the_url(
         assert not asyncio.run(Webhook(refusing.url, attempts=3, wait_seconds=0.001).post({"text": "x"}))
     finally:
         refusing.close()
-    assert len(refusing.got) == (1 if statuses == (404,) else 3)
+    assert len(refusing.got) == (3 if statuses == (500,) else 1)
     assert f"could not be delivered to http://127.0.0.1: status {statuses[0]}" in caplog.text
     assert SECRET not in caplog.text
 
@@ -170,7 +172,7 @@ def test_a_host_that_is_not_there_is_logged_without_the_url(caplog: pytest.LogCa
     gone.close()
     caplog.set_level(logging.DEBUG)
     assert not asyncio.run(Webhook(gone.url, attempts=2, wait_seconds=0.001).post({}))
-    assert "ConnectError" in caplog.text
+    assert "ClientConnectorError" in caplog.text
     assert SECRET not in caplog.text
 
 

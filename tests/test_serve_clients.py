@@ -163,6 +163,41 @@ def test_a_gigabyte_that_is_announced(served: Served) -> None:
     assert b"connection: close" in answer
 
 
+@pytest.fixture(params=[(HttpToolsProtocol, "auto"), (H11Protocol, "asyncio")])
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
+    """A server with a limit of 1 MB that has time."""
+    parser, loop = request.param
+    monkeypatch.setattr(connections, "AutoHTTPProtocol", parser)
+    settings = Settings(open=True, read_seconds=60)
+    with serving(guarded(settings=settings), settings, loop) as address:
+        yield address
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_client_that_sends_too_much_reads_why(patient: Address, announced: bool) -> None:
+    with socket.create_connection(patient, 60) as client:
+        header = "Content-Length: 50000000" if announced else "Transfer-Encoding: chunked"
+        client.sendall(request("/v1/size", header, method="POST"))
+        client.sendall(b"x" * 50_000_000 if announced else (b"f4240\r\n%s\r\n" % (b"x" * 10**6)) * 50)
+        answer = rest(client)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer
+    assert json.loads(answer.rpartition(b"\r\n")[2])["error"]["code"] == "request_too_large"
+
+
+def test_a_client_that_is_not_heard_out_to_the_end(patient: Address) -> None:
+    with socket.create_connection(patient, 60) as client:
+        client.sendall(request("/v1/size", "Content-Length: 1000000000", method="POST"))
+        sent = 0
+        try:
+            while sent < 10**9:
+                client.sendall(PIECE)
+                sent += len(PIECE)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    assert sent < connections.HEARD_OUT_BYTES + 20_000_000  # what the systems' buffers hold
+
+
 def test_a_gigabyte_in_chunks(served: Served) -> None:
     sent = 0
     with served.connect() as client:
@@ -174,7 +209,7 @@ def test_a_gigabyte_in_chunks(served: Served) -> None:
         except (BrokenPipeError, ConnectionResetError):
             pass
         assert rest(client)[:12] in (b"HTTP/1.1 413", b"")  # what was not read yet resets the connection
-    assert sent < 20_000_000  # what the system's buffers hold
+    assert sent < connections.HEARD_OUT_BYTES + 20_000_000  # what the system's buffers hold
     until(lambda: served.heard.over)
     assert [(c.status, c.error) for c in served.heard.over] == [(413, "request_too_large")]
 

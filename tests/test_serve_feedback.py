@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from called import KEY, answer, made
+from asking import CHAT, COMPLETIONS, Asked
+from called import KEY, answer, conversed, made
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from serving import Words
 
 from isoflop.serve.calls import Call
 from isoflop.serve.feedback import KIND, Feedback, Feedbacks, Said, export
@@ -74,7 +76,7 @@ def test_a_rating_is_kept_with_the_model_that_answered(
     assert (kept.rating, kept.comment, kept.prompt, kept.answer) == ("down", "no", "Why?", "Because.")
     assert (kept.key, kept.model, kept.model_hash) == (KEY.name, "tiny", "abc")
     assert told.json() == {
-        "id": kept.id, "object": "feedback", "request_id": call.id, "rating": "down",
+        "id": kept.id, "object": "feedback", "request_id": call.id, "rating": "down", "edited": True,
     }  # fmt: skip
 
 
@@ -190,22 +192,97 @@ def test_a_ledger_that_cannot_be_written_asks_to_try_again(
 
 
 def test_accepted_answers_become_prompts_and_responses(feedbacks: Feedbacks, project: Project) -> None:
-    answer(feedbacks, "r0", "r1", "r2", "r3", "again", "bare")
+    answer(feedbacks, "bare")
+    conversed(feedbacks, "again", "p0", "a0")
     for number, rating in enumerate(("up", "up", "down", "up")):
+        conversed(feedbacks, f"r{number}", f"p{number}", f"a{number}")
         feedbacks.keep(f"r{number}", rating, key=None, prompt=f"p{number}", answer=f"a{number}")  # type: ignore[arg-type]
     feedbacks.keep("again", "up", key=None, prompt="p0", answer="a0")
     feedbacks.keep("bare", "up", key=None)
     found = export(project)
     assert found.rows == [{"prompt": f"p{n}", "response": f"a{n}"} for n in (0, 1, 3)]
-    assert (found.ratings, found.without) == (5, 1)
+    assert (found.ratings, found.without, found.edited) == (5, 1, 0)
     assert export(project, "down").rows == [{"prompt": "p2", "response": "a2"}]
 
 
 def test_a_chat_of_several_turns_makes_them_all_messages(feedbacks: Feedbacks, project: Project) -> None:
-    answer(feedbacks, "r1", "r2")
     turns = [Said(role=role, content=role) for role in ("user", "assistant", "user")]
+    conversed(feedbacks, "r1", "alone", "one")
+    conversed(feedbacks, "r2", [(said.role, said.content) for said in turns], "two")
     feedbacks.keep("r1", "up", key=None, prompt="alone", answer="one")
     feedbacks.keep("r2", "up", key=None, prompt=turns, answer="two")
     first, second = (row["messages"] for row in export(project).rows)
     assert first == [{"role": "user", "content": "alone"}, {"role": "assistant", "content": "one"}]
     assert [said["content"] for said in second] == ["user", "assistant", "user", "two"]
+
+
+def test_texts_that_nobody_was_answered_are_kept_apart(feedbacks: Feedbacks, project: Project) -> None:
+    chat = [("system", "Be brief."), ("user", "Why?")]
+    conversed(feedbacks, "r", chat, "Because.", "So.")
+    asked = [Said(role=role, content=content) for role, content in chat]
+    other = [Said(role="system", content="Be rude."), asked[1]]
+    for prompt, said, edited in (
+        (asked, "So.", False), (asked, "Because.", False), (asked, None, False), (None, "So.", False),
+        (asked, "Thus.", True), (other, "So.", True), ("Why?", "So.", True), (asked, "", True),
+    ):  # fmt: skip
+        kept = feedbacks.keep("r", "up", key=None, prompt=prompt, answer=said)
+        assert (kept.edited, kept.answer) == (edited, said)
+    feedbacks.keep("r", "up", key=None, prompt=asked, answer="Thus.")
+    found = export(project)
+    assert (found.rows, found.ratings, found.without, found.edited) == ([], 1, 0, 1)
+    (row,) = export(project, edited=True).rows
+    assert row["messages"][-1] == {"role": "assistant", "content": "Thus."}
+
+
+def test_after_a_restart_texts_are_compared_with_those_that_were_kept(
+    feedbacks: Feedbacks, project: Project
+) -> None:
+    conversed(feedbacks, "r", "p", "a")
+    feedbacks.keep("r", "up", key=None, prompt="p", answer="a")
+    restarted = Feedbacks(project)
+    assert not restarted.keep("r", "down", key=None, prompt="p", answer="a").edited
+    assert restarted.keep("r", "down", key=None, prompt="p", answer="b").edited
+    assert restarted.keep("r", "down", key=None, prompt="p", answer="a").edited  # it is known no more
+
+
+def test_old_ratings_were_compared_by_nobody() -> None:
+    old = {"id": "i", "request_id": "r", "rating": "up", "prompt": "p", "answer": "a", "at": "2026-01-01"}
+    assert Feedback.model_validate(old).edited
+
+
+CONVERSATIONS: list[tuple[str, dict[str, Any], Any, list[str]]] = [
+    (COMPLETIONS, {"prompt": "a b"}, "a b", ["a b"]),
+    (COMPLETIONS, {"prompt": ["a b", "c"], "n": 2}, "c", ["c"]),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "é ok"}]}]}, "é ok",
+     ["User: é ok Assistant:"]),
+    (CHAT, {"messages": [{"role": "developer", "content": "x"}, {"role": "user", "content": "y"}], "n": 2},
+     [Said(role="system", content="x"), Said(role="user", content="y")],
+     ["System: x User: y Assistant:"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "document", "prompt", "answers"), CONVERSATIONS)
+def test_the_gateways_answers_are_recognised(
+    project: Project, path: str, document: dict[str, Any], prompt: Any, answers: list[str], stream: bool
+) -> None:
+    asked = Asked()
+    feedbacks = Feedbacks(project)
+    asked.gateway.observers = [asked.witness, feedbacks]
+    assert asked(path, {"model": "my-model", "stream": stream} | document).status_code == 200
+    for said in answers:
+        kept = feedbacks.keep(asked.call.id, "up", key=None, prompt=prompt, answer=said)
+        assert not kept.edited
+        assert feedbacks.keep(asked.call.id, "up", key=None, prompt=prompt, answer=said + ".").edited
+    assert feedbacks.keep(asked.call.id, "up", key=None, prompt="a b c", answer=answers[0]).edited
+
+
+def test_what_was_masked_is_recognised_as_the_client_saw_it(project: Project) -> None:
+    asked = Asked(masker=Words, settings={"mask": ("bob",)})
+    feedbacks = Feedbacks(project)
+    asked.gateway.observers = [asked.witness, feedbacks]
+    asked(COMPLETIONS, {"model": "my-model", "prompt": "hi bob"})
+    assert not feedbacks.keep(asked.call.id, "up", key=None, prompt="hi bob", answer="hi [BOB]").edited
+    assert feedbacks.keep(asked.call.id, "up", key=None, prompt="hi bob", answer="hi bob").edited
+    asked("/v1/audio/transcriptions", files={"file": ("a.wav", b"abc")}, data={"model": "my-model"})
+    assert not feedbacks.keep(asked.call.id, "up", key=None, answer="3 bytes").edited

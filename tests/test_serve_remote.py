@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="the extra isoflop[serve] is not installed")
 
 from aiohttp import web
-from gguf_models import CONTEXT, greedy, written
+from gguf_models import CONTEXT, greedy
 
 from isoflop.errors import IsoflopError
 from isoflop.serve.engines.llamacpp import CHILD
@@ -47,21 +47,14 @@ async def answered(engine: Remote, asked: Generation) -> tuple[str, list[Piece],
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("gguf", reason="the extra isoflop[gguf] is not installed")
-    pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installed")
-    return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def address(file: Path) -> Iterator[str]:
+def address(tiny_gguf: Path) -> Iterator[str]:
     """Of llama.cpp's server."""
     begin = [sys.executable, "-c", f"from {CHILD} import main; main()"]
     child = subprocess.Popen(begin, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
     asked = {
-        "path": str(file), "slots": 2, "context": None, "key": KEY, "threads": 1, "connections": 8,
+        "path": str(tiny_gguf), "slots": 2, "context": None, "key": KEY, "threads": 1, "connections": 8,
         "embedding": False, "socket": None,
     }  # fmt: skip
     child.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -72,10 +65,10 @@ def address(file: Path) -> Iterator[str]:
 
 
 def test_llama_cpp_elsewhere_answers_as_its_functions_do(
-    address: str, file: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    ids, following = greedy(file, "the day was", 30)
+    ids, following = greedy(tiny_gguf, "the day was", 30)
 
     async def asked() -> None:
         engine = Remote(address + "/v1/", key_variable=KEY_VARIABLE)

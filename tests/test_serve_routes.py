@@ -16,7 +16,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving import Echo, Words
 
 from isoflop.serve.chats import Template
-from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece
+from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Heard, Piece
 
 
 class Failing(Echo):
@@ -177,11 +177,33 @@ def test_a_sound() -> None:
         assert answer.text == "3 bytes" if expected is None else expected.items() <= answer.json().items()
     sent = {"model": "my-model", "mask": "bytes, x"}
     answer = asked("/v1/audio/transcriptions", files={"file": ("a.wav", b"abc")}, data=sent)
-    assert answer.json() == {"text": "3 [BYTES]"}
+    assert answer.json()["text"] == "3 [BYTES]"
     empty = asked("/v1/audio/transcriptions", files={"file": ("a.wav", b"")}, data={"model": "my-model"})
     refused(empty, 400, "file", "empty")
     unknown = asked("/v1/audio/transcriptions", files={"file": ("a.wav", b"x")}, data=sent | {"prompt": "x"})
     refused(unknown, 400, "prompt", code="unknown_parameter")
+
+
+class Deaf(Echo):
+    """Hears without end."""
+
+    async def transcribe(self, sound: bytes, language: str | None) -> Heard:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_sounds_count_as_tokens_by_their_seconds() -> None:
+    asked, sent = Asked(), {"model": "my-model"}
+    told = asked("/v1/audio/transcriptions", files={"file": ("a.wav", b"abc")}, data=sent).json()
+    usage = {"type": "tokens", "input_tokens": 50, "output_tokens": 0, "total_tokens": 50}
+    assert told == {"text": "3 bytes", "usage": usage}
+    assert (asked.call.prompt_tokens, asked.call.completion_tokens) == (50, 0)
+    asked("/v1/audio/transcriptions", files={"file": ("a.wav", b"")}, data=sent)
+    assert asked.call.prompt_tokens == 0  # it could not be heard
+    deaf = Asked(Deaf(), settings={"seconds": 0.05})
+    late = deaf("/v1/audio/transcriptions", files={"file": ("a.wav", b"x" * 3201)}, data=sent)
+    refused(late, 504, None, code="time_limit")
+    assert deaf.call.prompt_tokens == 11  # as its bytes make likely
 
 
 def test_tokens() -> None:

@@ -60,6 +60,8 @@ def test_the_official_client(client: openai.OpenAI) -> None:
     assert vector == [3.0, 1.0]
     heard = client.audio.transcriptions.create(model="my-model", file=("a.wav", b"abcd"))
     assert heard.text == "4 bytes"
+    assert heard.usage
+    assert (heard.usage.type, heard.usage.model_dump()["total_tokens"]) == ("tokens", 50)
 
 
 def test_the_official_client_streams(client: openai.OpenAI) -> None:

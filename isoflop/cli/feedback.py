@@ -33,12 +33,16 @@ def export(
         Path | None, typer.Option("--out", metavar="FILE", help="JSON lines; on stdout when absent.")
     ] = None,
     rating: Annotated[Rating, typer.Option(help="Which answers.")] = Rating.up,
+    edited: Annotated[
+        bool, typer.Option("--edited", help="Also with texts that are not what the model was asked and gave.")
+    ] = False,
     project: ProjectOption = DEFAULT_PROJECT,
 ) -> None:
     """Write rated answers as a data set that isoflop adapt --task generation learns from.
 
     A line is a prompt and its response, or the messages of a chat. Only ratings that came with their prompt
-    and answer can be used, as those of the page do.
+    and answer can be used, as those of the page do. Where these are not what the model was asked and gave, as
+    of answers that somebody has corrected, they are left out without --edited.
 
     Example: [bold]isoflop feedback export --out liked.jsonl --rating up --project my-project[/bold]
     """
@@ -46,21 +50,22 @@ def export(
     from isoflop.serve.feedback import export as exported
     from isoflop.store import atomic_write
 
-    found = exported(open_project(project), rating.value)
+    found = exported(open_project(project), rating.value, edited=edited)
+    less = f"{found.without} without prompt and answer, {found.edited} with other texts than answered"
     if not found.rows:
         raise ProjectError(
-            f"{project} has no answers to export: {found.ratings} are rated {rating.value}, "
-            f"{found.without} of them without prompt and answer",
-            hint="rate answers on the server's page, or send prompt and answer to /v1/feedback",
-        )
+            f"{project} has no answers to export: {found.ratings} are rated {rating.value}, of these {less}",
+            hint="take the last with --edited" if found.edited
+            else "rate answers on the server's page, or send prompt and answer to /v1/feedback",
+        )  # fmt: skip
     text = "".join(json_text.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
     if file is None:
         typer.echo(text, nl=False)
     else:
         atomic_write(file, text)
-    same = found.ratings - found.without - len(found.rows)
+    same = found.ratings - found.without - found.edited - len(found.rows)
     typer.echo(
-        f"{len(found.rows)} of {found.ratings} answers rated {rating.value}; left out: "
-        f"{found.without} without prompt and answer, {same} the same as others",
+        f"{len(found.rows)} of {found.ratings} answers rated {rating.value}; "
+        f"left out: {less}, {same} the same as others",
         err=True,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from isoflop.serve.keys import Key
+from isoflop.serve.traces import Traces
 
 # Kinds of errors that others look for.
 DISCONNECTED = "disconnected"  # the client went before its answer ended
@@ -49,6 +50,7 @@ class Call:
     )  # as the engine saw it; only where the audit log keeps texts
     answered: dict[int, str] = field(default_factory=dict)  # likewise, by the number of the answer
     compared: bool = False  # a shadow gets the same, so `answered` is kept until both are there
+    traces: Traces | None = None  # of its texts, where somebody will ask whether a text was one of them
 
     def piece(self) -> None:
         """A piece of the answer has come."""

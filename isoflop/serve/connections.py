@@ -1,7 +1,9 @@
 """Clients that hold a connection without using it.
 
 uvicorn waits without end for a request's first line and headers, of any size, and for a client to read what
-was sent to it. Here all three have an end; the guard has one for the body.
+was sent to it. Here all three have an end; the guard has one for the body. Where a body is answered before it
+is read, uvicorn closes the connection at once, and a client that is still sending finds it reset: here it is
+heard out for a while, so that it comes to read its answer.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from isoflop.serve.settings import Settings
 
 HEAD_BYTES = 65_536  # of a request's first line and headers
 UNSENT_BYTES = 16_384  # that the system holds for a client
+HEARD_OUT_BYTES = 64_000_000  # of a body that is answered already
 
 
 def bounded(settings: Settings) -> type[asyncio.Protocol]:
@@ -29,22 +32,20 @@ def bounded(settings: Settings) -> type[asyncio.Protocol]:
 
 
 class Connection(asyncio.Protocol):
-    """uvicorn's own, and two clocks."""
+    """uvicorn's own, and three clocks."""
 
     seconds: ClassVar[float]
 
     def __init__(self, **given: Any) -> None:
         uvicorns: Any = AutoHTTPProtocol
         self.inner = uvicorns(**given)
-        self.head, self.reader = (
-            Clock(),
-            Clock(),
-        )  # running while a head is to come, and while bytes wait to be read
-        self.head_bytes = 0
+        # Running while a head is to come, while bytes wait to be read, and while a client is heard out.
+        self.head, self.reader, self.parting = Clock(), Clock(), Clock()
+        self.head_bytes = self.heard_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.inner.connection_made(transport)
+        self.inner.connection_made(Parting(transport, self))
         self.head.start(self.seconds, transport.abort)
         # The system takes little ahead of the client, and what it does not take is waited for, however
         # little: so whether the client reads can be seen.
@@ -54,6 +55,11 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(1)
 
     def data_received(self, data: bytes) -> None:
+        if self.parting.running:
+            self.heard_bytes += len(data)
+            if self.heard_bytes > HEARD_OUT_BYTES:
+                self.transport.close()
+            return
         before = self.inner.cycle
         self.inner.data_received(data)
         if self.inner.cycle is not before:  # the head was complete
@@ -80,7 +86,20 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.head.stop()
         self.reader.stop()
+        self.parting.stop()
         self.inner.connection_lost(exc)
+
+    def close(self) -> None:
+        """At once, unless a client that has its whole answer may still be sending."""
+        cycle, transport = self.inner.cycle, self.transport
+        sends = cycle is not None and cycle.more_body and cycle.response_complete
+        if not sends or self.parting.running or transport.is_closing():
+            transport.close()
+            return
+        self.parting.start(self.seconds, transport.close)
+        if transport.can_write_eof():  # not by TLS
+            transport.write_eof()
+        transport.resume_reading()
 
     def _look_at_reader(self, waiting: int) -> None:
         """The client has had time to take some of the bytes that wait for it."""
@@ -89,6 +108,21 @@ class Connection(asyncio.Protocol):
             self.reader.start(self.seconds, self._look_at_reader, now)
         else:
             self.transport.abort()
+
+
+class Parting:
+    """A transport that its connection closes."""
+
+    def __init__(self, transport: Any, connection: Connection) -> None:
+        self.transport, self.connection = transport, connection
+        self.write, self.close = transport.write, connection.close
+
+    def is_closing(self) -> bool:
+        closing: bool = self.connection.parting.running or self.transport.is_closing()
+        return closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
 
 
 class Clock:

@@ -14,7 +14,17 @@ from isoflop.errors import IsoflopError
 from isoflop.serve.calls import CANARY, MAIN, Call, Observer
 from isoflop.serve.chats import Template
 from isoflop.serve.keys import Keys
-from isoflop.serve.protocol import Classifies, Embeds, Engine, Hears, RequestError, Tags, Tokenizes, Writes
+from isoflop.serve.protocol import (
+    Classifies,
+    Embeds,
+    Engine,
+    Hears,
+    RequestError,
+    Span,
+    Tags,
+    Tokenizes,
+    Writes,
+)
 from isoflop.serve.settings import Settings
 from isoflop.serve.shadowing import Shadowing
 
@@ -58,6 +68,12 @@ class Masker(Protocol):
     """Takes personal data out of texts. Whatever it raises makes the request fail."""
 
     def mask(self, text: str) -> Masked: ...
+
+    def items(self, text: str) -> Sequence[Span]:
+        """What is masked in a text, in order, by kind; none lies over another."""
+
+    def placeholder(self, kind: str, value: str) -> str:
+        """What stands for a value."""
 
     def stream(self) -> MaskStream: ...
 

@@ -7,16 +7,20 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from isoflop.errors import IsoflopError
+from isoflop.serve.borders import apart
 from isoflop.serve.calls import MASKING_FAILED, Call
 from isoflop.serve.engines.stops import Stops
 from isoflop.serve.gateway import Gateway, Masker
 from isoflop.serve.protocol import LENGTH, Piece, RequestError
+from isoflop.serve.traces import Turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Given = TypeVar("Given", str, list[str])
 
 LONG = 10_000  # characters, which take milliseconds
 
@@ -42,14 +46,35 @@ async def masked(call: Call, masker: Masker | None, text: str) -> str:
 async def asked_of(gateway: Gateway, call: Call, masker: Masker | None, text: str) -> str:
     """A text of the request as the engine may see it, which is noted for the audit log."""
     found = await masked(call, masker, text)
-    if gateway.settings.audit_text:
-        call.asked.append(found)
+    noted(gateway, call, found)
     return found
 
 
-async def aside(function: Callable[[str], T], text: str) -> T:
-    """Call it: with a long text in a thread, so that others are answered meanwhile."""
-    return await asyncio.to_thread(function, text) if len(text) > LONG else function(text)
+def noted(gateway: Gateway, call: Call, *texts: str) -> None:
+    """Texts of the request, as the engine may see them, are for the audit log."""
+    if gateway.settings.audit_text:
+        call.asked += texts
+
+
+async def masked_turns(call: Call, masker: Masker | None, turns: Sequence[Turn]) -> list[Turn]:
+    """A chat without what is masked in it, also where it goes on in the speaker's next message."""
+    if masker is None:
+        return list(turns)
+    texts = [await masked(call, masker, text) for _, text in turns]
+    for role in dict.fromkeys(role for role, _ in turns):
+        own = [i for i, (who, _) in enumerate(turns) if who == role]
+        with masking_fails():
+            left, found = await aside(partial(apart, masker), [texts[i] for i in own])
+        call.masked.update(found)
+        for i, text in zip(own, left, strict=True):
+            texts[i] = text
+    return [(role, text) for (role, _), text in zip(turns, texts, strict=True)]
+
+
+async def aside(function: Callable[[Given], T], given: Given) -> T:
+    """Call it: with a long text, or texts, in a thread, so that others are answered meanwhile."""
+    size = len(given) if isinstance(given, str) else sum(map(len, given))
+    return await asyncio.to_thread(function, given) if size > LONG else function(given)
 
 
 def check_schema(masker: Masker, schema: Any) -> None:

@@ -56,6 +56,10 @@ class RatingAnswer(BaseModel):
     object: Literal["feedback"] = "feedback"
     request_id: str
     rating: Rating
+    edited: Annotated[
+        bool,
+        Field(description="Prompt or answer are not those of this request; `feedback export` leaves it out."),
+    ]
 
 
 def feedback_router(feedbacks: Feedbacks) -> APIRouter:
@@ -78,6 +82,6 @@ def feedback_router(feedbacks: Feedbacks) -> APIRouter:
             raise RequestError(message, status=404, code="answer_not_found", param="request_id") from None
         except IsoflopError as error:  # the ledger is busy, or its disk is full
             raise EngineError("the feedback could not be kept: try again later") from error
-        return RatingAnswer(id=kept.id, request_id=kept.request_id, rating=kept.rating)
+        return RatingAnswer(id=kept.id, request_id=kept.request_id, rating=kept.rating, edited=kept.edited)
 
     return router

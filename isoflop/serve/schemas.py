@@ -311,8 +311,16 @@ class TaggedTexts(Shape):
     usage: InputUsage
 
 
+class SoundUsage(Shape):
+    type: Literal["tokens"]
+    input_tokens: int = Field(description="50 for each second of the sound.")
+    output_tokens: int
+    total_tokens: int
+
+
 class Transcription(Shape):
     text: str
+    usage: SoundUsage
 
 
 class VerboseTranscription(Shape):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 
 from isoflop.errors import IsoflopError
 
@@ -35,21 +35,19 @@ class Webhook:
         self.shown = f"{parts.scheme}://{parts.hostname}"
         self._url = url
         self._attempts, self._wait, self._timeout = attempts, wait_seconds, timeout_seconds
-        logging.getLogger("httpx").addFilter(self._shows_no_secret)
-
-    def _shows_no_secret(self, record: logging.LogRecord) -> bool:
-        return self._url not in record.getMessage()  # httpx tells every request's URL
 
     async def post(self, document: Mapping[str, Any]) -> bool:
         """Whether it arrived; after an attempt that failed it waits, twice as long each time."""
         why = ""
-        async with httpx.AsyncClient(timeout=self._timeout) as client:
+        timeout = aiohttp.ClientTimeout(self._timeout)
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as client:  # its proxies
             for attempt in range(self._attempts):
                 if attempt:
                     await asyncio.sleep(self._wait * 2 ** (attempt - 1))
                 try:
-                    status = (await client.post(self._url, json=document)).status_code
-                except httpx.HTTPError as error:
+                    async with client.post(self._url, json=document, allow_redirects=False) as response:
+                        status = response.status
+                except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
                     why = type(error).__name__  # its words may have the URL
                     continue
                 if 200 <= status < 300:

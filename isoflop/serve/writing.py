@@ -137,6 +137,8 @@ class Writing:
                 text, ending = await self._screened(index, text, ending)
             if ending:
                 self._note(index, ending)
+            if self.call.traces:
+                self.call.traces.said(index, text)
             if self.audited:
                 self.call.answered[index] = self.call.answered.get(index, "") + text
             yield index, text, [token for piece in pieces for token in piece.tokens], ending

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from called import answer
+from called import answer, conversed
 
 from e2e.commands import refused
 from isoflop.examples import read_examples, with_roles
@@ -18,10 +18,13 @@ from isoflop.tasks.generation import Generation
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     feedbacks = Feedbacks(Project(tmp_path / "home"))
-    answer(feedbacks, "r1", "r2", "r3")
+    answer(feedbacks, "r3", "r4")
+    conversed(feedbacks, "r1", "Why?", "Because. 因为")
+    conversed(feedbacks, "r2", "Who?", "Nobody.")
     feedbacks.keep("r1", "up", key=None, prompt="Why?", answer="Because. 因为")
     feedbacks.keep("r2", "down", key=None, prompt="Who?", answer="Nobody.")
     feedbacks.keep("r3", "up", key=None)
+    feedbacks.keep("r4", "up", key=None, prompt="Where?", answer="Here.")
     return tmp_path / "home"
 
 
@@ -31,7 +34,8 @@ def test_exported_and_read_as_examples(isoflop, home: Path, tmp_path: Path) -> N
     assert told.code == 0, told.err
     assert told.out == ""
     assert told.err == (
-        "1 of 2 answers rated up; left out: 1 without prompt and answer, 0 the same as others\n"
+        "1 of 3 answers rated up; left out: 1 without prompt and answer, 1 with other texts than answered, "
+        "0 the same as others\n"
     )
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
         {"prompt": "Why?", "response": "Because. 因为"}
@@ -39,6 +43,8 @@ def test_exported_and_read_as_examples(isoflop, home: Path, tmp_path: Path) -> N
     rows, columns = with_roles(read_examples([file])["train"], Generation.roles)
     assert columns == {"prompt": "prompt", "response": "response"}
     assert rows[0] == {"prompt": "Why?", "response": "Because. 因为"}
+    more = isoflop("feedback", "export", "--edited", "--project", home)
+    assert [json.loads(line)["prompt"] for line in more.out.splitlines()] == ["Why?", "Where?"]
     printed = isoflop("feedback", "export", "--rating", "down", "--project", home)
     assert json.loads(printed.out) == {"prompt": "Who?", "response": "Nobody."}
 

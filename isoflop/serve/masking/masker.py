@@ -15,6 +15,7 @@ from isoflop.serve.masking import credentials, phones
 from isoflop.serve.masking.folding import fold
 from isoflop.serve.masking.recognisers import CARD, CN_ID, EMAIL, IBAN, IPV4, IPV6, MAY_LINK, WORDS
 from isoflop.serve.masking.restoring import LITERAL, RestoreStream, restored
+from isoflop.serve.protocol import Span
 
 ALL = (  # of two that find the same, the first names it
     credentials.PEM, credentials.JWT, credentials.ISSUED, credentials.URL, credentials.NAMED,
@@ -53,6 +54,12 @@ class Masker:
         stream = self.stream()
         return Masked(stream.push(text, last=True), stream.found)
 
+    def items(self, text: str) -> list[Span]:
+        """What is masked in a whole text, in order."""
+        stream = self.stream()
+        stream.push(text, last=True)
+        return [item for item in stream.items if item.tag != LITERAL.kind]
+
     def stream(self) -> MaskStream:
         """For a text that comes in pieces."""
         return MaskStream(self)
@@ -83,6 +90,7 @@ class MaskStream:
 
     def __init__(self, masker: Masker) -> None:
         self.found: Counter[str] = Counter()
+        self.items: list[Span] = []  # of the last piece, where they are in what was left and it
         self._masker = masker
         self._before = ""  # what patterns may read of what is decided, folded
         self._held = ""  # the rest
@@ -97,7 +105,7 @@ class MaskStream:
         cut = len(read) if last else self._decided(read, begin)
         if cut == begin and not last:
             return ""
-        resume, found = list(self._resume), Counter[str]()
+        resume, items = list(self._resume), list[Span]()
         parts: list[str] = []
         at = begin + self._covered
         said = folded.end(self._covered)
@@ -107,7 +115,7 @@ class MaskStream:
             kind = self._masker.recognisers[which].kind
             first, end = folded.begin(max(start, at) - begin), folded.end(-back - begin)
             parts += held[said:first], self._masker.placeholder(kind, held[first:end])
-            found[kind] += 1
+            items.append(Span(kind, first, end))
             at, said = -back, end
         until = len(held) if last else folded.begin(cut - begin)
         if at <= cut:
@@ -115,8 +123,8 @@ class MaskStream:
         self._before, self._held = read[max(0, cut - _CONTEXT) : cut], held[until:]
         self._covered = max(0, at - cut)
         self._resume = [max(0, place - cut + len(self._before)) for place in resume]
-        del found[LITERAL.kind]
-        self.found += found
+        self.items = items
+        self.found.update(item.tag for item in items if item.tag != LITERAL.kind)
         return "".join(parts)
 
     def end(self) -> str:

@@ -253,8 +253,10 @@ function listenToRatings(turn) {
   const tell = async (more) => {
     try {
       const body = JSON.stringify({ request_id: turn.id, rating, prompt: turn.asked, answer: turn.text, ...more });
-      await ask("v1/feedback", key, { method: "POST", body });
-      kept.textContent = more ? "Thank you; your comment is kept." : "Thank you; it is kept with its prompt and answer.";
+      const { edited } = await (await ask("v1/feedback", key, { method: "POST", body })).json();
+      if (more) kept.textContent = "Thank you; your comment is kept.";
+      else if (edited) kept.textContent = "Thank you; it is kept. The answer was not whole, so no model learns from it.";
+      else kept.textContent = "Thank you; it is kept with its prompt and answer.";
     } catch (error) {
       failed(error);
     }

@@ -14,10 +14,12 @@ from isoflop.serve.calls import Call
 from isoflop.serve.drift import characters
 from isoflop.serve.forms import Form
 from isoflop.serve.gateway import Gateway, Masker, Model
-from isoflop.serve.masked import asked_of, check_schema, masker_of
+from isoflop.serve.masked import asked_of, check_schema, masked_turns, masker_of, noted
 from isoflop.serve.protocol import Generation, RequestError, Writes
 from isoflop.serve.routes import answered_by, check_texts, held
 from isoflop.serve.schemas import ObjectFormat, Sampled, SchemaFormat
+from isoflop.serve.traces import Prompt as Asked
+from isoflop.serve.traces import Turn
 from isoflop.serve.writing import SEEDS, Writing
 
 Prompt = str | tuple[int, ...]
@@ -40,6 +42,13 @@ class Asking:
         self.call.characters = characters(found)
         return found
 
+    async def masked_turns(self, turns: Sequence[Turn]) -> list[Turn]:
+        """As `masked`, a whole chat."""
+        found = await masked_turns(self.call, self.masker, turns)
+        noted(self.gateway, self.call, *(text for _, text in found))
+        self.call.characters = characters(found[-1][1])
+        return found
+
     async def masked_ids(self, ids: Sequence[int]) -> Prompt:
         """Token ids, or what is left of their text when something in it was masked."""
         if self.masker is None and not self.gateway.settings.audit_text:
@@ -47,6 +56,11 @@ class Asking:
         text = await self.engine.detokenize(ids)
         left = await self.masked(text)
         return tuple(ids) if left == text else left
+
+    def trace(self, prompts: Sequence[Asked | None]) -> None:
+        """Note the prompts as the client knows them, to recognise them in its feedback."""
+        if self.call.traces:
+            self.call.traces.asked(prompts, self.asked.n or 1)
 
     def answer(
         self, prompts: Callable[[], Awaitable[Sequence[Prompt]]], form: type[Form], *, texts: int,

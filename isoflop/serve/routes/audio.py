@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, UploadFile
@@ -16,6 +18,9 @@ from isoflop.serve.masked import masked, masker_of
 from isoflop.serve.protocol import Heard, Hears
 from isoflop.serve.routes import answered_by, documented, held
 from isoflop.serve.schemas import EXAMPLE, Transcription, VerboseTranscription
+
+TOKENS_A_SECOND = 50  # that Whisper's encoder makes of a sound, so an hour costs 180,000 of a key
+GUESSED_BYTES = 320  # of a file, for one of them: an MP3 of 128 kbit a second
 
 router = APIRouter(tags=["sound"])
 
@@ -49,14 +54,21 @@ async def transcribe(
         masker = masker_of(gateway, [kind.strip() for kind in asked.mask.split(",") if kind.strip()])
 
         async def made() -> Response:
-            heard: Heard = await engine.transcribe(sound, asked.language or None)
+            try:
+                heard: Heard = await engine.transcribe(sound, asked.language or None)
+            except asyncio.CancelledError:  # the client left, or time is up: nobody has said how long it is
+                call.prompt_tokens = math.ceil(len(sound) / GUESSED_BYTES)
+                raise
+            call.prompt_tokens = math.ceil(heard.seconds * TOKENS_A_SECOND)
             text = await masked(call, masker, heard.text)
+            if call.traces:
+                call.traces.said(0, text)
             if gateway.settings.audit_text or call.compared:
                 call.answered[0] = text
             if asked.response_format == "text":
                 return PlainTextResponse(text)
             if asked.response_format == "json":
-                return JSONResponse({"text": text})
+                return JSONResponse({"text": text, "usage": _usage(call.prompt_tokens)})
             return JSONResponse(
                 {"task": "transcribe", "language": asked.language, "duration": heard.seconds, "text": text}
             )
@@ -64,3 +76,8 @@ async def transcribe(
         return answered(call, gateway.settings.seconds, made)
 
     return answered_by(request, asked.model, Hears, answer)
+
+
+def _usage(tokens: int) -> dict[str, str | int]:
+    """What the sound costs, as OpenAI says it; its transcript costs nothing more."""
+    return {"type": "tokens", "input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens}

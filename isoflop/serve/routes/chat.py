@@ -12,6 +12,7 @@ from isoflop.serve.protocol import Writes
 from isoflop.serve.routes import documented
 from isoflop.serve.routes.asking import Asking, Prompt, asked_of_model
 from isoflop.serve.schemas import ChatCompletion, ChatRequest, Message
+from isoflop.serve.traces import Turn
 
 router = APIRouter(tags=["text"])
 EVENTS = "A chat.completion.chunk with some more of the answer, in JSON; the last is [DONE]."
@@ -20,13 +21,17 @@ EVENTS = "A chat.completion.chunk with some more of the answer, in JSON; the las
 @router.post("/v1/chat/completions", response_model=None, responses=documented(ChatCompletion, EVENTS))
 async def chat(asked: ChatRequest, request: Request) -> Answering:
     """Answer the last message of a chat."""
+    turns = [_turn(message) for message in asked.messages]
     logprobs = asked.top_logprobs or 0 if asked.logprobs or asked.top_logprobs else None
 
     def answer(answering: Asking) -> Answering:
         template = answering.model.template
+        answering.trace([turns])
 
         async def prompts() -> list[Prompt]:
-            messages = [await _plain(answering, message) for message in asked.messages]
+            names = [m.name if m.name is None else await answering.masked(m.name) for m in asked.messages]
+            said = await answering.masked_turns(turns)
+            messages = [_plain(*each) for each in zip(said, names, strict=True)]
             if template is None:
                 return [plain(messages)]
             return [await _rendered(template, messages, answering.engine)]
@@ -39,13 +44,17 @@ async def chat(asked: ChatRequest, request: Request) -> Answering:
     return asked_of_model(request, asked, answer)
 
 
-async def _plain(answering: Asking, message: Message) -> dict[str, str]:
+def _plain(said: Turn, name: str | None) -> dict[str, str]:
     """A message as templates know it: who, and one text."""
+    role, text = said
+    return {"role": role, "content": text, **({} if name is None else {"name": name})}
+
+
+def _turn(message: Message) -> Turn:
+    """Who says it, and all of its text."""
     said = message.content
     text = said if isinstance(said, str) else "".join(part.text for part in said)
-    role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": await answering.masked(message.name)}
-    return {"role": role, "content": await answering.masked(text), **named}
+    return "system" if message.role == "developer" else message.role, text
 
 
 async def _rendered(template: Template, messages: list[dict[str, str]], engine: Writes) -> Prompt:

@@ -25,6 +25,8 @@ async def complete(asked: CompletionRequest, request: Request) -> Answering:
     given, most = _listed(asked.prompt), asked.max_tokens or MAX_TOKENS
 
     def answer(answering: Asking) -> Answering:
+        answering.trace([each if isinstance(each, str) else None for each in given])
+
         async def prompts() -> list[Prompt]:
             return [
                 await (answering.masked(each) if isinstance(each, str) else answering.masked_ids(each))
