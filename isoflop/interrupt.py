@@ -11,7 +11,7 @@ from types import FrameType
 from isoflop.progress import Progress
 
 ASKING = (signal.SIGINT, signal.SIGTERM)  # what asks a process to end; a scheduler sends the latter
-TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # codes of processes that end so
 
 
 class Interrupted(KeyboardInterrupt):

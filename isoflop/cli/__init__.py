@@ -45,10 +45,8 @@ from isoflop.cli import (
     verdict,
 )
 from isoflop.errors import IsoflopError
-from isoflop.interrupt import TERMINATED, Terminated
+from isoflop.interrupt import INTERRUPTED, TERMINATED, Terminated
 from isoflop.launched import by_torchrun
-
-INTERRUPTED = 130  # 128 + SIGINT
 
 app = typer.Typer(
     no_args_is_help=True,

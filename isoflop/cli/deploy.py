@@ -10,6 +10,7 @@ import typer
 from isoflop.cli.options import DEFAULT_PROJECT, JsonOption, ProjectOption, open_project
 from isoflop.cli.serve import named, split
 from isoflop.errors import ServeError
+from isoflop.interrupt import INTERRUPTED
 from isoflop.quantities import SHARE, cell
 from isoflop.terminal import Terminal, out, table
 
@@ -100,7 +101,11 @@ def deploy(
         else:
             done = changes.promote() if promote else changes.rollback() if rollback else changes.end_shadow()
         terminal.log(f"{done.id}: {done.change} (version {done.version}), in the ledger")
-        waited = until_done(home, done, wait, terminal)
+        try:
+            waited = until_done(home, done, wait, terminal)
+        except KeyboardInterrupt:  # unlike a command that goes on, a second --rollback would undo the first
+            terminal.log("it stays deployed, and servers go on with it: isoflop deploy --status shows them")
+            raise SystemExit(INTERRUPTED) from None
         if waited.in_vain:
             changes.take_back(done, waited.why(done))
         waited.check(done)

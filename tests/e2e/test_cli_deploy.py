@@ -158,3 +158,21 @@ def test_what_cannot_be_is_told(isoflop: Isoflop, tmp_path: Path) -> None:
         refused(isoflop("deploy", *words, *at), "one thing at a time")
     refused(isoflop("deploy", "http://127.0.0.1:1", "--project", tmp_path / "new"), "no project here")
     assert json.loads(isoflop("deploy", "--json", *at).out)[0]["deployment"]["version"] == 1
+
+
+def test_who_stops_waiting_is_told_that_it_stays(
+    isoflop: Isoflop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed again, a rollback would undo itself."""
+    home = Home(tmp_path / "project", "one", "two")
+    home.deploy("one")
+    home.deploy("two")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("isoflop.serve.deploying.waiting.wait", interrupted)
+    answer = isoflop("deploy", "--rollback", "--project", home.project.folder)
+    assert answer.code == 130
+    assert "it stays deployed" in answer.err
+    assert "the same command" not in answer.err
