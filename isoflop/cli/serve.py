@@ -37,6 +37,7 @@ def serve(
     open: given.Open = False,
     slots: given.Slots = 8,
     context: given.Context = None,
+    engine: given.EngineName = None,
     threads: given.Threads = None,
     max_concurrent: given.MaxConcurrent = 64,
     max_prompt_tokens: given.MaxPromptTokens = None,
@@ -68,12 +69,17 @@ def serve(
     """
     with extra("serve"):
         import isoflop.serve.running  # noqa: F401  all of what the extra has is imported by it
+        from isoflop.serve.engines.opening import VLLM
         from isoflop.serve.objectives import objectives
         from isoflop.serve.opening import Limits, Opening
         from isoflop.serve.settings import Settings
 
     if audit_full not in (REFUSE, CONTINUE):
         raise ServeError(f"--audit-full is {audit_full!r}", hint=f"write {REFUSE} or {CONTINUE}")
+    if engine not in (None, VLLM):
+        raise ServeError(
+            f"--engine is {engine!r}", hint=f"write {VLLM}, or leave it out: it is chosen by what MODEL is"
+        )
     settings = Settings(
         host=host, port=port, open=open, body_bytes=max_body, prompt_tokens=max_prompt_tokens,
         completion_tokens=max_completion_tokens, answers=max_answers, concurrent=max_concurrent,
@@ -87,7 +93,7 @@ def serve(
         SHARE.read("--max-loss-increase", max_loss_increase), force,
     )  # fmt: skip
     promised = objectives(pairs(objective or [], "--objective"))
-    _run(named(models), project, settings, limits, Opening(threads, slots, context), promised)
+    _run(named(models), project, settings, limits, Opening(threads, slots, context, engine), promised)
 
 
 def _run(
@@ -107,7 +113,7 @@ def _run(
     terminal = Terminal()
     home = open_project(project) if project.exists() or not settings.open else None
     gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
-    served = artifacts(models, home, opening.threads, limits, terminal)
+    served = artifacts(models, home, opening, limits, terminal)
     log = Audit(settings.audit, settings) if settings.audit else None
     try:
         around = watched(gateway, home, log, promised, os.environ.get(WEBHOOK))

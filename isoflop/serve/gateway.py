@@ -12,12 +12,23 @@ from isoflop.errors import IsoflopError
 from isoflop.serve.calls import Call, Observer
 from isoflop.serve.chats import Template
 from isoflop.serve.keys import Keys
-from isoflop.serve.protocol import Classifies, Embeds, Engine, Hears, RequestError, Tags, Tokenizes, Writes
+from isoflop.serve.protocol import (
+    Classifies,
+    Embeds,
+    Engine,
+    Hears,
+    RequestError,
+    Scores,
+    Tags,
+    Tokenizes,
+    Writes,
+)
 from isoflop.serve.settings import Settings
 
 ABILITIES: dict[Any, str] = {
     Tokenizes: "has no tokenizer to ask",
     Writes: "does not write text",
+    Scores: "does not tell how likely a given text is",
     Embeds: "does not embed texts",
     Classifies: "does not classify texts",
     Tags: "does not tag texts",

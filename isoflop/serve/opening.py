@@ -35,33 +35,34 @@ class Opening(NamedTuple):
     threads: int | None  # None: as many as the machine has
     slots: int  # requests that each computes at the same time
     context: int | None  # tokens of each; None: what the model was made for
+    by: str | None = None  # the engine that was named; None: the one that suits
 
     async def engine(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
         return await opened_engine(
-            where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable
-        )
+            where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable,
+            by=self.by,
+        )  # fmt: skip
 
 
 def artifacts(
-    named: Mapping[str, str], project: Project | None, threads: int | None, limits: Limits, progress: Progress
+    named: Mapping[str, str], project: Project | None, how: Opening, limits: Limits, progress: Progress
 ) -> dict[str, str]:
-    """What each model is served as: of the project's own, what `choose` takes; others as they are named.
+    """What each model is served as: of the project's own, what `choose` takes; others as they are named, and
+    all where an engine was named.
 
     Raises as `choose` does.
     """
-    return {name: _artifact(where, project, threads, limits, progress) for name, where in named.items()}
+    return {name: _artifact(where, project, how, limits, progress) for name, where in named.items()}
 
 
-def _artifact(
-    where: str, project: Project | None, threads: int | None, limits: Limits, progress: Progress
-) -> str:
+def _artifact(where: str, project: Project | None, how: Opening, limits: Limits, progress: Progress) -> str:
     if "://" in where or project is None:
         return where
     if not Path(where).resolve().is_relative_to(project.folder.resolve() / "artifacts"):
         return where
     choice = choose(
-        project, Path(where), threads=threads, max_bytes=limits.max_bytes, progress=progress,
-        max_loss_increase=limits.max_loss_increase, force=limits.force,
+        project, Path(where), threads=how.threads, max_bytes=limits.max_bytes, force=limits.force,
+        max_loss_increase=limits.max_loss_increase, alone=how.by is not None, progress=progress,
     )  # fmt: skip
     progress.log(f"{where}: {choice.why}")
     return str(project.folder / choice.path)

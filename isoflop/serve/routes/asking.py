@@ -70,7 +70,7 @@ class Asking:
             if self.masker and plan.schema:
                 await asyncio.to_thread(check_schema, self.masker, plan.schema)
             found = await prompts()
-            await self._check_sizes(found, param)
+            await self.check_sizes(found, param)
             return [replace(plan, prompt=prompt) for prompt in found]
 
         usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -112,7 +112,8 @@ class Asking:
             )  # fmt: skip
         return schema
 
-    async def _check_sizes(self, prompts: Sequence[Prompt], param: str) -> None:
+    async def check_sizes(self, prompts: Sequence[Prompt], param: str) -> None:
+        """Raises RequestError for one that is longer than this server takes."""
         limit = self.gateway.settings.prompt_tokens
         if limit is None:
             return  # the engine says what it cannot hold

@@ -9,8 +9,10 @@ from starlette.requests import Request
 
 from isoflop.serve.answering import Answering
 from isoflop.serve.forms import CompletionForm
+from isoflop.serve.protocol import RequestError
 from isoflop.serve.routes import documented
 from isoflop.serve.routes.asking import Prompt, asking
+from isoflop.serve.routes.echoing import echoed
 from isoflop.serve.schemas import Completion, CompletionRequest
 
 MAX_TOKENS = 16  # as OpenAI, where a request does not say
@@ -24,6 +26,10 @@ async def complete(asked: CompletionRequest, request: Request) -> Answering:
     """Go on with a text, or with several."""
     answering = asking(request, asked)
     given = _listed(asked.prompt)
+    if asked.echo:
+        return echoed(answering, asked, given)
+    if asked.max_tokens == 0:
+        raise RequestError("max_tokens is 0, which goes with echo alone", param="max_tokens")
 
     async def prompts() -> list[Prompt]:
         return [
