@@ -34,7 +34,10 @@ from isoflop.serve.settings import Settings
 from isoflop.store import Project
 
 VERSIONS = ("1.34", "1.37")
-OURS = {"ScaledObject": ScaledObject, "ServiceMonitor": ServiceMonitor}  # kinds that are not Kubernetes' own
+OURS: dict[str, Any] = {
+    "ScaledObject": ScaledObject,
+    "ServiceMonitor": ServiceMonitor,
+}  # kinds that are not Kubernetes' own
 FULL = Deployed(
     image="registry.example.org/isoflop:1", model="/project/artifacts/a 'b\": {c}.gguf".replace(" ", "_"),
     name="models", namespace="teams", least=2, most=6, redis="redis.teams.svc:6380", postgres_port=5433,

@@ -65,7 +65,8 @@ def worse(folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in found.parameters():
-            weight += 0.5 * weight.std(unbiased=False) * torch.randn(weight.shape, generator=generator)
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(0.5 * weight.std(unbiased=False) * noise)
     save_pretrained(found, corpus_of(Project(folder)), path)
     return path
 
