@@ -22,7 +22,7 @@ pytest.importorskip("aiohttp", reason="the extra isoflop[serve] is not installed
 from vllm_like import DIES, LAST_WORDS, LOADS, pretended
 
 from isoflop.errors import ProjectError
-from isoflop.serve.engines import vllm
+from isoflop.serve.engines import vllm, vllm_child
 from isoflop.serve.engines.opening import VLLM, opened_engine
 from isoflop.serve.engines.remote import Remote
 from isoflop.serve.protocol import STOP, Ending, EngineError, Generation, Piece
@@ -100,6 +100,20 @@ def test_after_a_crash_it_begins_again(notes: Path) -> None:
         gone(begun(notes)[0]["pids"])  # what it had begun, too
         assert await text(engine) == " one two"
         assert len(begun(notes)) == 2
+
+    run(work)
+    gone(begun(notes)[1]["pids"])
+
+
+def test_what_is_between_may_be_killed(notes: Path) -> None:
+    async def work(engine: Remote) -> None:
+        (between,) = (p for p in psutil.Process().children() if vllm_child.__file__ in p.cmdline())
+        between.kill()
+        async with asyncio.timeout(SECONDS):
+            while not engine._ended():
+                await asyncio.sleep(0.01)
+        assert await text(engine) == " one two"
+        gone(begun(notes)[0]["pids"])
 
     run(work)
     gone(begun(notes)[1]["pids"])

@@ -12,9 +12,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from isoflop.errors import ProjectError
@@ -26,6 +28,7 @@ COMMAND = "vllm"
 LOAD_SECONDS = 1800.0  # in which it answers, or is given up: large models take many minutes
 TOLD_SECONDS = 15.0  # between two words on how it goes
 END_SECONDS = vllm_child.END_SECONDS + 5.0
+HEARD_SECONDS = 2.0  # in which its last words are read
 LINE = 200  # characters of its last words that are told
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class VllmProcess:
         self._folder, self._context = folder, context
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._group = 0  # of vLLM's processes
         self._last = ""  # line that it wrote
 
     async def begin(self) -> tuple[str, str]:
@@ -61,11 +65,13 @@ class VllmProcess:
         environment = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", vllm_child.__file__, start_new_session=True,  # Ctrl-C is not for it
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stdin is not None
+        assert process.stdout is not None
         self._listening = asyncio.create_task(self._listen(process))
         process.stdin.write(json.dumps({"command": words, "environment": environment}).encode() + b"\n")
+        self._group = int(await process.stdout.readline() or 0)
         address = f"http://127.0.0.1:{port}"
         await self._answers(process, address)
         return address, key
@@ -84,9 +90,16 @@ class VllmProcess:
             await asyncio.wait_for(process.wait(), END_SECONDS)
         except TimeoutError:
             process.kill()
-            await process.wait()
+        if await process.wait() < 0 and self._group:  # somebody has killed what would have ended vLLM
+            with suppress(ProcessLookupError):
+                os.killpg(self._group, signal.SIGKILL)
+        await self._heard()
+
+    async def _heard(self) -> None:
+        """Returns when all is read that was said; others than vLLM's own processes may hold its end."""
         if self._listening is not None:
-            await self._listening
+            await asyncio.wait([self._listening], timeout=HEARD_SECONDS)
+            self._listening.cancel()
 
     async def _answers(self, process: asyncio.subprocess.Process, address: str) -> None:
         """Waits until it does."""
@@ -110,8 +123,7 @@ class VllmProcess:
                 f"vLLM does not answer {seconds:.0f} s after it began to load {self._folder}",
                 hint=f"start it by hand: vllm serve {self._folder}",
             )
-        assert self._listening is not None
-        await self._listening
+        await self._heard()
         said = self._last or f"status {process.returncode}"
         return ProjectError(
             f"vLLM ended as it opened {self._folder}: {said}", hint=f"see it all: vllm serve {self._folder}"

@@ -2,7 +2,8 @@
 with its parent, however that ends.
 
 One line of JSON comes on its standard input, with the command and the variables that are only for vLLM: the
-list of processes shows neither. What vLLM says goes to its standard error. It needs Python alone.
+list of processes shows neither. One goes out, with the number of vLLM's process and group. What vLLM says
+goes to its standard error. It needs Python alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main() -> int:
         asked["command"], env=os.environ | asked["environment"], stdin=subprocess.DEVNULL,
         stdout=sys.stderr, start_new_session=True,
     )  # fmt: skip
+    print(vllm.pid, flush=True)
     threading.Thread(target=_ends_with_input, args=(vllm,), daemon=True).start()
     status = vllm.wait()
     _signal(vllm, signal.SIGKILL)  # what it left behind
