@@ -85,6 +85,12 @@ class Echo:
         finally:
             self.running -= 1
 
+    async def score(self, ids: Sequence[int], alternatives: int = 0) -> list[Token]:
+        if len(ids) > self.context + 1:
+            raise RequestError(f"the prompt has {len(ids)} tokens", code="context_length_exceeded")
+        words = [await self.detokenize([id]) for id in ids[1:]]
+        return [Token(word, -0.5, ((word, -0.5),)[:alternatives]) for word in words]
+
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         return [[float(len(t)), 1.0] for t in texts], sum(map(len, texts))
 

@@ -55,6 +55,23 @@ def test_a_text_goes_on() -> None:
     assert call.queued == 0.0
 
 
+def test_a_prompt_is_echoed_with_its_probabilities() -> None:
+    asked = Asked()
+    document = {"model": "my-model", "prompt": ["abc", "d"], "echo": True, "max_tokens": 0, "logprobs": 1}
+    found = asked(COMPLETIONS, document).json()["choices"]
+    assert [choice["text"] for choice in found] == ["abc", "d"]
+    assert found[0]["logprobs"] == {
+        "tokens": ["a", "b", "c"], "token_logprobs": [None, -0.5, -0.5],
+        "top_logprobs": [None, {"b": -0.5}, {"c": -0.5}], "text_offset": [0, 1, 2],
+    }  # fmt: skip
+    assert found[1]["logprobs"]["token_logprobs"] == [None]
+    assert (asked.call.prompt_tokens, asked.call.completion_tokens, asked.call.scored) == (4, 0, True)
+    ids = asked(COMPLETIONS, document | {"prompt": [97, 98], "logprobs": None}).json()["choices"]
+    assert [(choice["text"], choice["logprobs"]) for choice in ids] == [("ab", None)]
+    empty = asked(COMPLETIONS, document | {"prompt": ""}).json()["choices"]
+    assert [choice["logprobs"]["tokens"] for choice in empty] == [[]]
+
+
 def test_all_prompts_are_answered_at_the_same_time() -> None:
     class Meeting(Echo):
         """Nobody goes on until all four are here."""
@@ -249,7 +266,11 @@ def test_health() -> None:
         (COMPLETIONS, {"temperature": "1"}, 400, "temperature", "should be a valid number"),
         (COMPLETIONS, {"temperature": 2.1}, 400, "temperature", "less than or equal to 2"),
         (COMPLETIONS, {"top_p": 0}, 400, "top_p", "greater than 0"),
-        (COMPLETIONS, {"echo": True}, 400, "echo", "should be false"),
+        (COMPLETIONS, {"echo": True}, 400, "max_tokens", "max_tokens has to be 0"),
+        (COMPLETIONS, {"max_tokens": 0}, 400, "max_tokens", "with echo alone"),
+        (COMPLETIONS, {"echo": True, "max_tokens": 0, "stream": True}, 400, "stream", "not streamed"),
+        (COMPLETIONS, {"echo": True, "max_tokens": 0, "n": 2}, 400, "n", "answered once"),
+        (COMPLETIONS, {"echo": True, "max_tokens": 0, "prompt": "x" * 101}, 400, "prompt", "101 tokens"),
         (COMPLETIONS, {"stop": ""}, 400, "stop", "at least 1 character"),
         (COMPLETIONS, {"n": 9}, 400, "n", "8 answers"),
         (COMPLETIONS, {"n": 8, "prompt": ["x"] * 17}, 400, "prompt", "136 texts"),

@@ -5,7 +5,8 @@ ones, `engines` exports them, `evals` scores and times them, `verdict` judges th
 all that, `adapt` fits models to tasks (`sequence` to several in order), `explain` says what they go by,
 `trend` tells how the whole industry grows, and `limit` where that ends. `serve` has finished models answer
 who has one of `keys`, `deploy` changes them while it runs; `mask` takes personal data out of texts,
-`dashboard` writes what watches a server from outside, and `feedback` what its users said.
+`dashboard` writes what watches a server from outside, `manifests` what runs it on Kubernetes, and `feedback`
+what its users said.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from isoflop.cli import (
     keys,
     laws,
     limit,
+    manifests,
     mask,
     plan,
     prune,
@@ -80,6 +82,7 @@ app.add_typer(deploy.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(mask.app)
 app.add_typer(dashboard.app)
+app.add_typer(manifests.app)
 app.add_typer(feedback.app, name="feedback")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.job import pairs_row
+from isoflop.cli.live import LiveDataOption, LiveOption, ToleranceOption, WindowsOption, compare_live
 from isoflop.cli.options import DEFAULT_PROJECT, EvalTokensOption, JsonOption, ProjectOption, open_project
 from isoflop.errors import ProjectError
 from isoflop.quantities import cell
@@ -35,9 +36,9 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="Of completions; 0
 @app.command(name="eval")
 def evaluate(
     models: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="MODEL...", help="Model folders, or exports, of this project's tokenizer."),
-    ],
+    ] = None,
     project: ProjectOption = DEFAULT_PROJECT,
     tokens: EvalTokensOption = 1 << 20,
     by_document: Annotated[bool, typer.Option("--by-document", help="Perplexity of each document.")] = False,
@@ -60,6 +61,10 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Of several models, also the mean of their probabilities.")
     ] = False,
+    live: LiveOption = None,
+    windows: WindowsOption = 64,
+    data: LiveDataOption = None,
+    tolerance: ToleranceOption = "1%",
     speed: Annotated[bool, typer.Option("--speed", help="Also time its engine on this machine.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of documents, cuts, disturbances and sampling.")] = 0,
@@ -67,11 +72,19 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score model folders, or exported files in their engines, on the project's held-out text.
 
-    What was asked before of the same file is read from the ledger; speeds are measured anew.
+    What was asked before of the same file is read from the ledger; speeds are measured anew. With --live a
+    running server is compared with the ledger's row of what it runs, or of MODEL; its key is read from
+    ISOFLOP_API_KEY. The command ends with 1 where they differ.
 
-    Example: [bold]isoflop eval my-project/artifacts/model-... --speed --project my-project[/bold], or
-    [bold]isoflop eval MODEL MODEL --ensemble --by-document --project my-project[/bold]
+    Example: [bold]isoflop eval my-project/artifacts/model-... --speed --project my-project[/bold],
+    [bold]isoflop eval MODEL MODEL --ensemble --by-document --project my-project[/bold], or
+    [bold]isoflop eval --live http://127.0.0.1:8000 --project my-project[/bold]
     """
+    if live is not None:
+        compare_live(project, live, models or [], windows, data or [], tolerance, seed, json=json)
+        return
+    if not models:
+        raise ProjectError("there is no model to score", hint="name one, or a server: --live URL")
     from isoflop.engines import opened
     from isoflop.pipeline import corpus_of
     from isoflop.scoring import timed

@@ -38,6 +38,7 @@ def serve(
     open: given.Open = False,
     slots: given.Slots = 8,
     context: given.Context = None,
+    engine: given.EngineName = None,
     threads: given.Threads = None,
     max_concurrent: given.MaxConcurrent = 64,
     max_prompt_tokens: given.MaxPromptTokens = None,
@@ -70,6 +71,7 @@ def serve(
     """
     with extra("serve"):
         import isoflop.serve.running  # noqa: F401  all of what the extra has is imported by it
+        from isoflop.serve.engines.opening import VLLM
         from isoflop.serve.objectives import objectives
         from isoflop.serve.opening import Opening
         from isoflop.serve.selecting import Limits
@@ -77,6 +79,10 @@ def serve(
 
     if audit_full not in (REFUSE, CONTINUE):
         raise ServeError(f"--audit-full is {audit_full!r}", hint=f"write {REFUSE} or {CONTINUE}")
+    if engine not in (None, VLLM):
+        raise ServeError(
+            f"--engine is {engine!r}", hint=f"write {VLLM}, or leave it out: it is chosen by what MODEL is"
+        )
     settings = Settings(
         host=host, port=port, open=open, body_bytes=max_body, prompt_tokens=max_prompt_tokens,
         completion_tokens=max_completion_tokens, answers=max_answers, concurrent=max_concurrent,
@@ -90,7 +96,7 @@ def serve(
         SHARE.read("--max-loss-increase", max_loss_increase), force,
     )  # fmt: skip
     promised = objectives(pairs(objective or [], "--objective"))
-    _run(named(models or []), project, settings, limits, Opening(threads, slots, context), promised)
+    _run(named(models or []), project, settings, limits, Opening(threads, slots, context, engine), promised)
 
 
 def _run(
@@ -122,7 +128,9 @@ def _run(
         version, path = known[name].version, known[name].main.path
         terminal.log(f"{name}: {path} is served, as deployed (version {version}), not {models[name]}")
     typed = {name: where for name, where in models.items() if name not in known}
-    served = {**models, **artifacts(typed, home, opening.threads, limits, terminal)}
+    alone = opening.by is not None
+    chosen = artifacts(typed, home, opening.threads, limits, terminal, alone=alone)
+    served = {**models, **chosen}
     log = Audit(settings.audit, settings) if settings.audit else None
     try:
         around = watched(gateway, home, log, promised, os.environ.get(WEBHOOK))

@@ -22,6 +22,13 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")]
 Open = Annotated[bool, typer.Option("--open", help="No keys are needed; on this machine alone.")]
 Slots = Annotated[int, typer.Option(min=1, help="Requests that a model computes at the same time.")]
 Context = Annotated[int | None, whole("Tokens of a prompt and its answer; the model's own when absent.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="vllm: start vLLM for MODEL, a folder of a causal model; chosen by MODEL when absent.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of a model; all cores when absent.")]
 MaxConcurrent = Annotated[int, typer.Option(min=1, help="Requests at once, in all.")]
 MaxPromptTokens = Annotated[int | None, whole("Of a request; what the context holds when absent.")]

@@ -90,7 +90,7 @@ class Alerts:
         self._calls.append(Seen(now, None if call.first is None else call.first - call.began, call.failed))
         while self._calls[0].ended < now - self._how.window:
             self._calls.popleft()
-        if call.model and call.prompt_tokens:
+        if call.model and call.prompt_tokens and not call.scored:
             self._prompts.add(Prompt(call.prompt_tokens, call.characters))
 
     def rated(self, rating: str) -> None:

@@ -41,6 +41,7 @@ class Call:
     completion_tokens: int = 0
     cached_tokens: int = 0
     characters: tuple[int, ...] = ()  # of the prompt by class (drift.py), where somebody watches for drift
+    scored: bool = False  # texts of somebody's choice were scored: they are no prompts of users
     masked: Counter[str] = field(default_factory=Counter)  # items by kind
     status: int = 0  # of HTTP
     error: str = ""  # kind of what went wrong, as "rate_limit_exceeded"; "": nothing

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from isoflop.serve.protocol import Token
+from isoflop.serve.protocol import LENGTH, Token
 from isoflop.serve.sse import HOLE, around, event
 
 IMPOSSIBLE = -9999.0  # log-probability of what cannot be
@@ -87,6 +87,13 @@ class CompletionForm(Form):
 
     def delta(self, text: str | None) -> dict[str, Any]:
         return {"text": text or ""}
+
+    def echoed(self, index: int, text: str, first: str, tokens: Sequence[Token]) -> dict[str, Any]:
+        """A prompt as its own answer: nothing is told of its first token, but the text."""
+        told = self.told(tokens, len(first))
+        before = {"tokens": first, "token_logprobs": None, "top_logprobs": None, "text_offset": 0}
+        both = {name: [before[name], *values] for name, values in told.items()}
+        return {"index": index, "text": text, "logprobs": both, "finish_reason": LENGTH}
 
     def told(self, tokens: Sequence[Token], written: int) -> dict[str, Any]:
         offsets = []

@@ -20,6 +20,7 @@ from isoflop.serve.protocol import (
     Engine,
     Hears,
     RequestError,
+    Scores,
     Span,
     Tags,
     Tokenizes,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 ABILITIES: dict[Any, str] = {
     Tokenizes: "has no tokenizer to ask",
     Writes: "does not write text",
+    Scores: "does not tell how likely a given text is",
     Embeds: "does not embed texts",
     Classifies: "does not classify texts",
     Tags: "does not tag texts",

@@ -34,11 +34,13 @@ class Opening(NamedTuple):
     threads: int | None  # None: as many as the machine has
     slots: int  # requests that each computes at the same time
     context: int | None  # tokens of each; None: what the model was made for
+    by: str | None = None  # the engine that was named; None: the one that suits
 
     async def engine(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
         return await opened_engine(
-            where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable
-        )
+            where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable,
+            by=self.by,
+        )  # fmt: skip
 
 
 async def opened_models(served: Mapping[str, str], project: Project | None, how: Opens) -> dict[str, Model]:

@@ -114,6 +114,15 @@ class Writes(Tokenizes, Protocol):
 
 
 @runtime_checkable
+class Scores(Tokenizes, Protocol):
+    async def score(self, ids: Sequence[int], alternatives: int = 0) -> list[Token]:
+        """The tokens of a text but its first, each as likely as those before it make it; nothing is added.
+
+        Raises RequestError where they do not fit, EngineError where the engine failed.
+        """
+
+
+@runtime_checkable
 class Embeds(Protocol):
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """A vector of each text, and the tokens of all."""

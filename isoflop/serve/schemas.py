@@ -29,6 +29,7 @@ Never = Annotated[bool, Field(json_schema_extra={"const": False}), AfterValidato
 Id = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
 Ids = Annotated[list[Id], Field(min_length=1)]
 EXAMPLE = "my-model"
+TRUE, NONE = {"const": True}, {"const": 0}
 
 
 class Shape(BaseModel):
@@ -57,13 +58,19 @@ class Ignored(Shape):
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = Field(None, description="0 alone.")
 
 
-def _without_mask(*told: tuple[str, dict[str, Any]]) -> ConfigDict:
+def _both(**told: dict[str, Any]) -> dict[str, Any]:
+    """Of requests that have all of these so."""
+    return {"required": list(told), "properties": told}
+
+
+def _never_with_mask(*told: dict[str, Any]) -> list[dict[str, Any]]:
     """Where these are asked for, nothing can be masked: they would tell it."""
     mask = {"mask": {"type": "array", "minItems": 1}}
-    both: list[Any] = [
-        {"required": ["mask", name], "properties": {**mask, name: schema}} for name, schema in told
-    ]
-    return ConfigDict(json_schema_extra={"not": {"anyOf": both}})
+    return [_both(**mask, **one) for one in told]
+
+
+def _refused(*cases: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"not": {"anyOf": list(cases)}})
 
 
 class StreamOptions(Shape):
@@ -114,16 +121,26 @@ class Sampled(Asked, Ignored):
 
 
 class CompletionRequest(Sampled):
-    model_config = _without_mask(("logprobs", {"type": "integer"}))
+    model_config = _refused(
+        *_never_with_mask({"logprobs": {"type": "integer"}}, {"echo": TRUE}),
+        _both(echo=TRUE) | {"not": _both(max_tokens=NONE)},
+        _both(max_tokens=NONE) | {"not": _both(echo=TRUE)},
+        _both(echo=TRUE, stream=TRUE), _both(echo=TRUE, n={"type": "integer", "minimum": 2}),
+    )  # fmt: skip
 
     prompt: str | Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
         description="A text, texts, token ids, or lists of them.", examples=["Once upon a time"]
     )
-    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(None, description="16 when absent.")
+    max_tokens: Annotated[int, Field(ge=0), WHOLE] | None = Field(
+        None, description="16 when absent; 0 with echo alone."
+    )
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = Field(
         None, description="Tell each token's log-probability, and those of so many alternatives."
     )
-    echo: Never | None = Field(None, description="The prompt cannot be answered back.")
+    echo: bool | None = Field(
+        None,
+        description="Answer with the prompt and, by logprobs, how likely its tokens are; max_tokens is 0.",
+    )
     suffix: None = Field(None, description="Text cannot be put before another.")
     best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = Field(None, description="1 alone.")
 
@@ -147,8 +164,8 @@ class Message(Shape):
 
 
 class ChatRequest(Sampled):
-    model_config = _without_mask(
-        ("logprobs", {"const": True}), ("top_logprobs", {"type": "integer", "minimum": 1})
+    model_config = _refused(
+        *_never_with_mask({"logprobs": TRUE}, {"top_logprobs": {"type": "integer", "minimum": 1}})
     )
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -202,8 +219,8 @@ class InputUsage(Shape):
 
 class CompletionLogprobs(Shape):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None] = Field(description="null: of a prompt's first token.")
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

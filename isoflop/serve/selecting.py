@@ -20,17 +20,21 @@ class Limits(NamedTuple):
 
 
 def artifacts(
-    named: Mapping[str, str], project: Project | None, threads: int | None, limits: Limits, progress: Progress
-) -> dict[str, str]:
-    """What each model is served as: of the project's own, what `choose` takes; others as they are named.
+    named: Mapping[str, str], project: Project | None, threads: int | None, limits: Limits,
+    progress: Progress, *, alone: bool = False,
+) -> dict[str, str]:  # fmt: skip
+    """What each model is served as: of the project's own, what `choose` takes; others as they are named, and
+    all of them where they shall be `alone`, by an engine that somebody named.
 
     Raises as `choose` does.
     """
-    return {name: _artifact(where, project, threads, limits, progress) for name, where in named.items()}
+    return {
+        name: _artifact(where, project, threads, limits, progress, alone) for name, where in named.items()
+    }
 
 
 def _artifact(
-    where: str, project: Project | None, threads: int | None, limits: Limits, progress: Progress
+    where: str, project: Project | None, threads: int | None, limits: Limits, progress: Progress, alone: bool
 ) -> str:
     if "://" in where or project is None:
         return where
@@ -38,7 +42,7 @@ def _artifact(
         return where
     choice = choose(
         project, Path(where), threads=threads, max_bytes=limits.max_bytes, progress=progress,
-        max_loss_increase=limits.max_loss_increase, force=limits.force,
+        max_loss_increase=limits.max_loss_increase, force=limits.force, alone=alone,
     )  # fmt: skip
     progress.log(f"{where}: {choice.why}")
     return str(project.folder / choice.path)

@@ -100,6 +100,8 @@ def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
     refused(isoflop("serve", "a/m", "b/m", *at), "two models are named 'm'")
     refused(isoflop("serve", tmp_path, *at, "--audit-full", "maybe"), "'maybe'")
     refused(isoflop("serve", tmp_path, *at, "--objective", "fame=1"), "'fame'")
+    refused(isoflop("serve", tmp_path, *at, "--engine", "warp"), "--engine is 'warp'")
+    refused(isoflop("serve", tmp_path, *at, "--port", 0, "--engine", "vllm"), "is not what vLLM serves")
     answer = isoflop("serve", tmp_path, *at, "--rate-storage", "redis://:secret@host:1")
     refused(answer, "--rate-storage has a password")
     assert "secret" not in answer.err

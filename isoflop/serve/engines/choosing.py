@@ -62,9 +62,10 @@ class Choice(Record):
 
 def choose(
     project: Project, model: Path, *, threads: int | None = None, max_bytes: float | None = None,
-    max_loss_increase: float = LOSS_INCREASE, force: bool = False, progress: Progress | None = None,
+    max_loss_increase: float = LOSS_INCREASE, force: bool = False, alone: bool = False,
+    progress: Progress | None = None,
 ) -> Choice:  # fmt: skip
-    """The artifact to serve a model folder as; an export that is named is served as it is.
+    """The artifact to serve a model folder as; an export that is named is served as it is, and `alone` all.
 
     Where there are several their speeds on this machine, with `threads` (None: all cores), are those of the
     ledger, or are measured, a few seconds each. `force` serves what the ledger refuses. Raises ProjectError
@@ -72,7 +73,9 @@ def choose(
     """
     progress, path, threads = progress or Silent(), opened(model), threads or cores()
     ledger = Standing(project)
-    offers = [_offer(project, ledger, p, max_bytes, force) for p in ledger.artifacts(path)]
+    offers = [
+        _offer(project, ledger, p, max_bytes, force) for p in ([path] if alone else ledger.artifacts(path))
+    ]
     able = [offer for offer in offers if not offer.refused]
     if len(able) > 1:
         progress.log(f"choosing among {len(able)} artifacts of {path.name}")

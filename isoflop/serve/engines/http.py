@@ -22,6 +22,7 @@ from isoflop.serve.protocol import EngineError, Generation, RequestError, Token
 
 CONNECT_SECONDS = 10.0
 ALIVE_SECONDS = 5.0  # in which a server that is alive says so
+LOOK_SECONDS = 0.2  # between two looks at what is about to change
 KEPT_SECONDS = 4.0  # that an idle connection is kept: servers close theirs after 5
 SPARE = 8  # connections beside those that stream
 TOO_LONG = "context_length_exceeded"
@@ -82,6 +83,11 @@ class Http:
         async with self._asked("GET", path, timeout=aiohttp.ClientTimeout(seconds)) as response:
             return await response.json()
 
+    async def touch(self, path: str, *, seconds: float = ALIVE_SECONDS) -> None:
+        """Ask for something of which the status alone counts. Raises what `get` raises."""
+        async with self._asked("GET", path, timeout=aiohttp.ClientTimeout(seconds)):
+            pass
+
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
         async with self._asked("POST", path, json=body) as response:
             return await response.json()
@@ -124,7 +130,7 @@ def refusal(name: str, status: int, body: bytes) -> RequestError | EngineError:
     if str(code).isdecimal():  # a status, which in a stream is the only one; OpenAI's are words
         status = int(str(code))
     if status in (401, 403):
-        return EngineError(f"{name} refuses the key that this server has for it")
+        return EngineError(f"{name} refuses the key that it was given")
     if "n_prompt_tokens" in error:
         return no_room(error["n_prompt_tokens"], error.get("n_ctx"))
     if found := TOO_LARGE.search(message):
@@ -207,8 +213,15 @@ class OverHttp(ABC):
         """Whether the server was begun here, and has ended."""
 
     async def close(self) -> None:
+        """Also in the middle of beginning again: what that has begun is ended, until it gives up.
+
+        It is not cancelled, for asyncio waits forever where the beginning of a process is.
+        """
         self._open = False
         await self._ends.aclose()
+        while (reviving := self._reviving) is not None:
+            await asyncio.wait([reviving], timeout=LOOK_SECONDS)
+            await self._ends.aclose()
 
     def _revived(self) -> asyncio.Task[None] | None:
         """What begins a server again that has crashed, once for all who ask; None: it has not."""

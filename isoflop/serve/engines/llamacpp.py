@@ -21,6 +21,7 @@ from typing import Any
 from isoflop import errors
 from isoflop.engines import opened
 from isoflop.errors import CorruptError
+from isoflop.serve.engines.forced import forced
 from isoflop.serve.engines.http import LLAMA_CPP, SPARE, Http, OverHttp, sampling, tokens_of
 from isoflop.serve.engines.stops import Stops
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
@@ -46,6 +47,7 @@ class _Served(OverHttp):
     name = LLAMA_CPP.name
     _dialect = LLAMA_CPP
     _embedding: bool
+    _vocabulary: int
 
     def __init__(
         self, path: Path, *, threads: int | None = None, slots: int = 8, context: int | None = None
@@ -154,6 +156,10 @@ class LlamaCpp(_Served):
                         yield self._ending(event, STOP, queued)
                         return
             raise EngineError(f"{self.name} ended in the middle of an answer")
+
+    async def score(self, ids: Sequence[int], alternatives: int = 0) -> list[Token]:
+        async with self._free:
+            return await forced(await self._server(), ids, alternatives, self._vocabulary)
 
     async def _body(self, asked: Generation) -> dict[str, Any]:
         prompt = asked.prompt or self._first

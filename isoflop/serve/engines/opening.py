@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from isoflop.adapting.saved import is_adapted, task_name
-from isoflop.engines import GGUF, is_export, opened
+from isoflop.engines import COMPRESSED, GGUF, is_export, opened, packed_by
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.serve.engines.embedding import Embedder
 from isoflop.serve.protocol import Engine
@@ -16,6 +16,7 @@ from isoflop.tasks.protocol import DECODER, ENCODER, SPEECH
 from isoflop.workers import cores
 
 URL = re.compile(r"^(https?):/+")  # a Path has one slash of two
+VLLM = "vllm"  # the engine that is begun where it is named
 KEY_VARIABLE = "ISOFLOP_ENGINE_KEY"  # has the key of another server
 RANKING = 4  # llama.cpp's number for a pooling to one score of two texts
 LABELS, TAGS, VECTORS = ("classification", "multi-label"), ("tagging",), ("similarity", "embedding")
@@ -27,17 +28,18 @@ SERVED = (
 
 async def opened_engine(
     path: Path | str, *, threads: int | None = None, slots: int = 8, context: int | None = None,
-    key_variable: str = KEY_VARIABLE,
+    key_variable: str = KEY_VARIABLE, by: str | None = None,
 ) -> Engine:  # fmt: skip
     """An artifact's engine, started: `close` it at the end. A URL is of an OpenAI-compatible server.
 
-    After a # a URL names one of the server's models; the environment may have its key.
+    After a # a URL names one of the server's models; the environment may have its key. `by` VLLM: vLLM is
+    begun for a folder.
 
     Without `threads` it computes on all cores. `slots` requests are computed at once, of `context` tokens
     each, where the engine lets one say so. Raises ProjectError for what is not served or without its
     package, CorruptError for what cannot be opened.
     """
-    engine = _engine(str(path), threads or cores(), slots, context, key_variable)
+    engine = _engine(str(path), threads or cores(), slots, context, key_variable, by)
     try:
         await engine.start()
     except BaseException:
@@ -46,18 +48,37 @@ async def opened_engine(
     return engine
 
 
-def _engine(named: str, threads: int, slots: int, context: int | None, key_variable: str) -> Engine:
+def _engine(
+    named: str, threads: int, slots: int, context: int | None, key_variable: str, by: str | None
+) -> Engine:
     if URL.match(named):
         from isoflop.serve.engines.remote import Remote
 
         url, _, model = URL.sub(r"\1://", named).partition("#")
         return Remote(url, model=model or None, context=context, key_variable=key_variable)
     path = opened(Path(named))
+    if by == VLLM:
+        return _vllm(path, context)
     if path.suffix == GGUF:
         return _gguf(path, threads, slots, context)
     if is_adapted(path):
         return _adapted(path, threads)
     return _folder(path, threads, context)
+
+
+def _vllm(path: Path, context: int | None) -> Engine:
+    """Of what transformers or compressed-tensors have written of a model that writes."""
+    from isoflop.serve.engines.remote import Remote
+    from isoflop.serve.engines.vllm import VllmProcess
+
+    config = path / "config.json"
+    others = path.suffix == GGUF or is_adapted(path) or (is_export(path) and packed_by(path) != COMPRESSED)
+    if others or not config.is_file() or _kind(config) != DECODER:
+        raise ProjectError(
+            f"{path} is not what vLLM serves: the folder of a causal model, or its compressed-tensors export",
+            hint="name one, or leave out --engine",
+        )
+    return Remote(VllmProcess(path, context=context), context=context)
 
 
 def _gguf(path: Path, threads: int, slots: int, context: int | None) -> Engine:

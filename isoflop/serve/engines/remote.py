@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from isoflop.errors import IsoflopError
+from isoflop.serve.engines.forced import forced
 from isoflop.serve.engines.http import (
     ALIVE_SECONDS,
     LLAMA_CPP,
@@ -23,6 +24,7 @@ from isoflop.serve.engines.http import (
     sampling,
     tokens_of,
 )
+from isoflop.serve.engines.vllm import VllmProcess
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
 
 ADDED = 16  # tokens that a server may put before a prompt, and more
@@ -32,6 +34,7 @@ DIALECTS = {"vllm": VLLM, "llamacpp": LLAMA_CPP}  # by owned_by of the server's 
 
 class Remote(OverHttp):
     """Writes, at a server's address with or without `/v1`; its key is in the environment, or it needs none.
+    Or by a process of vLLM, which is begun here, and again after a crash.
 
     The server says itself what its model is called and how long its context is; `model` chooses one of
     several. start() raises IsoflopError where no such server answers. A piece is taken for one token where
@@ -42,18 +45,25 @@ class Remote(OverHttp):
     schemas = False  # before it has said what it is
 
     def __init__(
-        self, url: str, *, model: str | None = None, slots: int = 64, context: int | None = None,
-        key_variable: str = "",
+        self, where: str | VllmProcess, *, model: str | None = None, slots: int = 64,
+        context: int | None = None, key_variable: str = "",
     ) -> None:  # fmt: skip
         super().__init__(slots, context)
+        self._process = None if isinstance(where, str) else where
+        url = where if isinstance(where, str) else ""
         self._url, self._wanted, self._key_variable = url.rstrip("/").removesuffix("/v1"), model, key_variable
-        self._shown = without_password(self._url)
+        self.shown = without_password(self._url)
         self._said_context = context
+        self.about: Mapping[str, Any] = {}  # what it says of its model: of ours also the hash and engine
 
     async def _begin(self) -> None:
         key = os.environ.get(self._key_variable)
-        address = self._url if key is None else self._shown  # one of both: they are sent in the same header
-        self._http = Http(address, self._shown, key=key, connections=self.slots + SPARE)
+        if self._process is not None:
+            self._ends.push_async_callback(self._process.end)
+            self._url, key = await self._process.begin()
+            self.shown = self._url
+        address = self._url if key is None else self.shown  # one of both: they are sent in the same header
+        self._http = Http(address, self.shown, key=key, connections=self.slots + SPARE)
         self._ends.push_async_callback(self._http.close)
         try:
             about = self._chosen((await self._http.get("/v1/models", seconds=ALIVE_SECONDS))["data"])
@@ -65,9 +75,10 @@ class Remote(OverHttp):
         self._model, self._vocabulary = about["id"], meta.get("n_vocab")
         self._dialect = DIALECTS.get(about.get("owned_by", ""), OTHER)
         self.name, self.schemas = self._dialect.name, self._dialect.schema is not None
-        self.context = self._said_context or about.get("max_model_len") or meta.get("n_ctx") or 0
+        said = about.get("max_model_len") or about.get("context") or meta.get("n_ctx")
+        self.context, self.about = self._said_context or said or 0, about
         if not self.context:
-            raise IsoflopError(f"{self._shown} does not say how long its context is", hint="add --context")
+            raise IsoflopError(f"{self.shown} does not say how long its context is", hint="add --context")
         self._http.name = f"the {self.name} server"  # from here on clients hear of it: not of its address
 
     def _chosen(self, models: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,15 +86,16 @@ class Remote(OverHttp):
         if len(named) != 1:
             names = ", ".join(about["id"] for about in models) or "none"
             raise IsoflopError(
-                f"{self._shown} has these models: {names}", hint=f"name one of them: {self._shown}#MODEL"
+                f"{self.shown} has these models: {names}", hint=f"name one of them: {self.shown}#MODEL"
             )
         return named[0]
 
     def _ended(self) -> bool:
-        return False  # it is not ours to begin
+        return self._process is not None and self._process.ended()
 
     async def alive(self) -> bool:
-        return await self._answers("/v1/models")
+        """One that was begun here and crashed begins again."""
+        return self._revived() is None and not self._ended() and await self._answers("/v1/models")
 
     async def generate(self, asked: Generation) -> AsyncGenerator[Piece | Ending, None]:
         since = time.monotonic()
@@ -92,7 +104,8 @@ class Remote(OverHttp):
             counted, pending, tokens, reason = 0, 0, tuple[Token, ...](), None
             usage: Mapping[str, Any] | None = None
             body = self._body(asked) | {"max_tokens": await self._most(asked)}
-            async with aclosing(self._http.events("/v1/completions", body)) as events:
+            http = await self._server()
+            async with aclosing(http.events("/v1/completions", body)) as events:
                 async for event in events:
                     usage = event.get("usage") or usage
                     for choice in event["choices"]:
@@ -135,6 +148,32 @@ class Remote(OverHttp):
             raise no_room(tokens, self.context)
         return min(asked.max_tokens, self.context - tokens)
 
+    async def score(self, ids: Sequence[int], alternatives: int = 0) -> list[Token]:
+        async with self._free:
+            return (await self.scores([ids], alternatives))[0]
+
+    async def scores(self, texts: Sequence[Sequence[int]], alternatives: int = 0) -> list[list[Token]]:
+        """Of several texts in one request."""
+        if self._dialect is LLAMA_CPP:
+            if self._vocabulary is None:
+                raise EngineError(f"{self._http.name} does not say how many tokens it knows")
+            return [await forced(self._http, ids, alternatives, self._vocabulary) for ids in texts]
+        body = {
+            "model": self._model, "prompt": [list(ids) for ids in texts], "echo": True, "max_tokens": 0,
+            "logprobs": alternatives,
+        }  # fmt: skip
+        choices = (await self._http.post("/v1/completions", body))["choices"]
+        told = [choice.get("logprobs") or {} for choice in sorted(choices, key=lambda one: int(one["index"]))]
+        if [len(one.get("token_logprobs") or ()) for one in told] != [len(ids) for ids in texts]:
+            raise EngineError(f"{self._http.name} does not tell how likely a given text is")
+        return [list(_told_tokens(_but_first(one), alternatives)) for one in told]
+
+    async def classify(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """The labels of each text as one of our servers tells them."""
+        body = {"model": self._model, "input": list(texts)}
+        told = (await self._http.post("/v1/classify", body))["data"]
+        return [one["labels"] for one in sorted(told, key=lambda one: int(one["index"]))]
+
     def _body(self, asked: Generation) -> dict[str, Any]:
         body = {
             "model": self._model, "prompt": asked.prompt, "stream": True,
@@ -169,6 +208,11 @@ def _told_tokens(told: Mapping[str, Any] | None, alternatives: int | None) -> tu
         Token(text, logprob, _likeliest(top or {}, alternatives))
         for text, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
     )
+
+
+def _but_first(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing is told of a text's first token."""
+    return {name: (told.get(name) or [])[1:] for name in ("tokens", "token_logprobs", "top_logprobs")}
 
 
 def _likeliest(top: Mapping[str, float], count: int) -> tuple[tuple[str, float], ...]:

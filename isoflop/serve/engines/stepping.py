@@ -131,6 +131,23 @@ class Stepping:
             if not running.cancel():
                 await asyncio.wait([done])  # the slot is free when it has ended
 
+    async def score(self, ids: Sequence[int], alternatives: int = 0) -> list[Token]:
+        known = self._known(ids)
+        if len(known) > self.context + 1:  # nothing follows the last one
+            raise self._too_long(len(known))
+        given_up = threading.Event()
+        try:
+            running = self._thread.submit(self._scored, known, alternatives, given_up)
+        except RuntimeError:  # the thread has ended
+            raise EngineError(f"{self.name} is closed") from None
+        done = asyncio.wrap_future(running)
+        try:
+            return await asyncio.shield(done)
+        finally:
+            given_up.set()
+            if not running.cancel():
+                await asyncio.wait([done])
+
     def _known(self, ids: Sequence[int]) -> list[int]:
         """Raises RequestError for an id that is no token."""
         wrong = next((id for id in ids if not 0 <= id < self._steps.vocab_size), None)
@@ -152,11 +169,14 @@ class Stepping:
         if not ids:
             raise RequestError("the prompt is empty, and the model has no token that begins a text")
         if len(ids) >= self.context:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens, and the model holds {self.context} with the answer",
-                code="context_length_exceeded",
-            )
+            raise self._too_long(len(ids))
         return ids
+
+    def _too_long(self, tokens: int) -> RequestError:
+        return RequestError(
+            f"the prompt has {tokens} tokens, and the model holds {self.context} with the answer",
+            code="context_length_exceeded",
+        )
 
     # -- in the thread ----------------------------------------------------------------------------------
 
@@ -173,8 +193,11 @@ class Stepping:
                     tell(found)
         except Exception as error:  # of any library: the caller hears of it, the next request may do
             self._forget()
-            why = (str(error) or type(error).__name__).splitlines()[0]
-            tell(EngineError(f"{self.name} failed: {why}"))
+            tell(self._failure(error))
+
+    def _failure(self, error: Exception) -> EngineError:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        return EngineError(f"{self.name} failed: {why}")
 
     def _written(self, asked: Generation, ids: list[int], queued: float) -> Iterator[Piece | Ending | None]:
         """Pieces and the ending, and None in between, where it can be given up."""
@@ -199,6 +222,23 @@ class Stepping:
         if not stops.hit:
             yield from stops.rest()
         yield Ending(STOP if ended or stops.hit else LENGTH, len(ids), said, queued, kept)
+
+    def _scored(self, ids: list[int], alternatives: int, given_up: threading.Event) -> list[Token]:
+        found: list[Token] = []
+        try:
+            self._forget()
+            for start in range(0, len(ids) - 1, PART):
+                if given_up.is_set() or self._closing.is_set():
+                    raise EngineError("it was closed")
+                fed, following = ids[start : start + PART], ids[start + 1 : start + 1 + PART]
+                logits_tv = self._steps.feed(fed[: len(following)], every=True)
+                both = zip(following, logits_tv, strict=True)
+                found += [self._likely(id, logits_v, alternatives) for id, logits_v in both]
+            return found
+        except Exception as error:  # of any library: the caller hears of it, the next request may do
+            raise self._failure(error) from error
+        finally:
+            self._forget()
 
     def _begun(self, ids: Sequence[int]) -> int:
         """How many of its first tokens the engine has kept; the last one is always fed, for its logits."""
@@ -225,6 +265,9 @@ class Stepping:
     def _told(self, id: int, logits_v: NDArray[np.float32], count: int | None) -> Token | None:
         if count is None:
             return None
+        return self._likely(id, logits_v, count)
+
+    def _likely(self, id: int, logits_v: NDArray[np.float32], count: int) -> Token:
         logp, best = likeliest(logits_v, id, count)
         return Token(self._text(id), logp, tuple((self._text(other), share) for other, share in best))
 

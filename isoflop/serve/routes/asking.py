@@ -84,7 +84,7 @@ class Asking:
             if self.masker and plan.schema:
                 await asyncio.to_thread(check_schema, self.masker, plan.schema)
             found = await prompts()
-            await self._check_sizes(found, param)
+            await self.check_sizes(found, param)
             return [replace(plan, prompt=prompt) for prompt in found]
 
         if asked.temperature != 0:  # chance decides
@@ -128,7 +128,8 @@ class Asking:
             )  # fmt: skip
         return schema
 
-    async def _check_sizes(self, prompts: Sequence[Prompt], param: str) -> None:
+    async def check_sizes(self, prompts: Sequence[Prompt], param: str) -> None:
+        """Raises RequestError for one that is longer than this server takes."""
         limit = self.gateway.settings.prompt_tokens
         if limit is None:
             return  # the engine says what it cannot hold
@@ -141,12 +142,14 @@ class Asking:
                 )  # fmt: skip
 
 
-def asked_of_model(request: Request, asked: Sampled, answer: Callable[[Asking], Answering]) -> Answering:
+def asked_of_model(
+    request: Request, asked: Sampled, answer: Callable[[Asking], Answering], ability: Any = Writes
+) -> Answering:
     """The answer of the model that a request names. Raises RequestError for one that is not there or does
-    not write, and what `answer` raises."""
+    not have that ability, and what `answer` raises."""
     gateway, _ = held(request)
 
     def made(call: Call, model: Model, engine: Writes) -> Answering:
         return answer(Asking(gateway, call, asked, model, engine, masker_of(gateway, asked.mask)))
 
-    return answered_by(request, asked.model, Writes, made)
+    return answered_by(request, asked.model, ability, made)

@@ -9,8 +9,10 @@ from starlette.requests import Request
 
 from isoflop.serve.answering import Answering
 from isoflop.serve.forms import CompletionForm
+from isoflop.serve.protocol import RequestError, Scores, Writes
 from isoflop.serve.routes import documented
 from isoflop.serve.routes.asking import Asking, Prompt, asked_of_model
+from isoflop.serve.routes.echoing import echoed
 from isoflop.serve.schemas import Completion, CompletionRequest
 
 MAX_TOKENS = 16  # as OpenAI, where a request does not say
@@ -23,8 +25,12 @@ EVENTS = "A text_completion with some more of the text, in JSON; the last is [DO
 async def complete(asked: CompletionRequest, request: Request) -> Answering:
     """Go on with a text, or with several."""
     given, most = _listed(asked.prompt), asked.max_tokens or MAX_TOKENS
+    if asked.max_tokens == 0 and not asked.echo:
+        raise RequestError("max_tokens is 0, which goes with echo alone", param="max_tokens")
 
     def answer(answering: Asking) -> Answering:
+        if asked.echo:
+            return echoed(answering, asked, given)
         answering.trace([each if isinstance(each, str) else None for each in given])
 
         async def prompts() -> list[Prompt]:
@@ -35,7 +41,7 @@ async def complete(asked: CompletionRequest, request: Request) -> Answering:
 
         return answering.answer(prompts, CompletionForm, texts=len(given), most=most, logprobs=asked.logprobs)
 
-    return asked_of_model(request, asked, answer)
+    return asked_of_model(request, asked, answer, Scores if asked.echo else Writes)
 
 
 def _listed(prompt: Any) -> list[str | list[int]]:
