@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def serve(
     slots: given.Slots = 8,
     context: given.Context = None,
     threads: given.Threads = None,
+    replicas: given.ReplicaCounts = None,
     max_concurrent: given.MaxConcurrent = 64,
     max_prompt_tokens: given.MaxPromptTokens = None,
     max_completion_tokens: given.MaxCompletionTokens = None,
@@ -70,6 +72,7 @@ def serve(
         import isoflop.serve.running  # noqa: F401  all of what the extra has is imported by it
         from isoflop.serve.objectives import objectives
         from isoflop.serve.opening import Limits, Opening
+        from isoflop.serve.replicas import counts
         from isoflop.serve.settings import Settings
 
     if audit_full not in (REFUSE, CONTINUE):
@@ -80,7 +83,7 @@ def serve(
         seconds=max_seconds, mask=tuple(filter(None, (kind.strip() for kind in mask.split(",")))),
         audit=audit, audit_text=audit_text, audit_full=audit_full, certificate=certificate,
         certificate_key=certificate_key, rate_storage=_rate_storage(rate_storage), vllm_names=vllm_names,
-        drain_seconds=drain,
+        drain_seconds=drain, replicas=None if replicas is None else counts.replicas(replicas),
     )  # fmt: skip
     limits = Limits(
         None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
@@ -100,6 +103,7 @@ def _run(
     from isoflop.serve.keys import Keys
     from isoflop.serve.masking import Masker
     from isoflop.serve.opening import artifacts, opened_models
+    from isoflop.serve.replicas.cluster import Fleet
     from isoflop.serve.running import serve as run
     from isoflop.serve.screen import screen
     from isoflop.serve.watched import watched
@@ -107,6 +111,10 @@ def _run(
     terminal = Terminal()
     home = open_project(project) if project.exists() or not settings.open else None
     gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
+    fleet = None
+    if settings.replicas:
+        opening = _shared(opening, models, settings.replicas.most)
+        fleet = Fleet(opening, settings.replicas, terminal, seconds=settings.seconds)
     served = artifacts(models, home, opening.threads, limits, terminal)
     log = Audit(settings.audit, settings) if settings.audit else None
     try:
@@ -114,15 +122,27 @@ def _run(
         gateway.observers = around.observers
         if log is not None:
             terminal.log(log.policy)
-        run(
-            gateway,
-            partial(opened_models, served, home, opening),
-            lambda url: typer.echo(screen(gateway, url)),
-            more=around.routers, beside=around.alerts,
-        )  # fmt: skip
+        with fleet or nullcontext():
+            run(
+                gateway,
+                partial(opened_models, served, home, fleet or opening),
+                lambda url: typer.echo(screen(gateway, url)),
+                more=around.routers, beside=around.alerts,
+            )  # fmt: skip
     finally:
         if log is not None:
             log.close()
+
+
+def _shared(opening: Opening, models: Mapping[str, str], most: int) -> Opening:
+    """Its threads, where each of these models has so many replicas. Raises ServeError."""
+    from isoflop.serve.replicas.counts import threads_of
+    from isoflop.workers import cores
+
+    here = sum("://" not in where for where in models.values())
+    if not here:
+        raise ServeError("--replicas, and no model of this machine", hint="leave it out")
+    return opening._replace(threads=threads_of(most * here, cores(), opening.threads))
 
 
 def _rate_storage(typed: str | None) -> str:

@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from isoflop.engines import opened
 from isoflop.engines.speed import disk_bytes
 from isoflop.progress import Progress
 from isoflop.serve.chats import Template, template_of
 from isoflop.serve.engines.choosing import LOSS_INCREASE, choose
-from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine
+from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine, unstarted
 from isoflop.serve.gateway import Model
 from isoflop.serve.protocol import Engine
 from isoflop.served import KIND, Served
@@ -29,8 +29,14 @@ class Limits(NamedTuple):
     force: bool = False  # also what a gate or a verdict refused
 
 
+class Opens(Protocol):
+    """Starts the engine of a path or URL."""
+
+    async def engine(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine: ...
+
+
 class Opening(NamedTuple):
-    """How models are opened."""
+    """How models are opened in this process."""
 
     threads: int | None  # None: as many as the machine has
     slots: int  # requests that each computes at the same time
@@ -40,6 +46,9 @@ class Opening(NamedTuple):
         return await opened_engine(
             where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable
         )
+
+    def unstarted(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
+        return unstarted(str(where), **self._asdict(), key_variable=key_variable)
 
 
 def artifacts(
@@ -67,7 +76,7 @@ def _artifact(
     return str(project.folder / choice.path)
 
 
-async def opened_models(named: Mapping[str, str], project: Project | None, how: Opening) -> dict[str, Model]:
+async def opened_models(named: Mapping[str, str], project: Project | None, how: Opens) -> dict[str, Model]:
     """The models at these paths or URLs, started. Raises as `opened_engine` does, and leaves nothing open."""
     models: dict[str, Model] = {}
     try:
@@ -94,7 +103,7 @@ def _key_variable(name: str, served: Iterable[str]) -> str:
     return KEY_VARIABLE if alone and own not in os.environ else own
 
 
-async def _opened(name: str, where: str, project: Project | None, how: Opening, key_variable: str) -> Model:
+async def _opened(name: str, where: str, project: Project | None, how: Opens, key_variable: str) -> Model:
     if "://" in where:  # another server, of whose files nothing is known
         return Model(name, await how.engine(where, key_variable))
     path = opened(Path(where))
