@@ -30,7 +30,7 @@ SCRIPT = Path(__file__).with_name("replicating.py")
 SECONDS = 90  # until something must be so, on a machine that is busy
 COUNTS = Replicas(fewest=1, most=2, up_seconds=0.5, down_seconds=1.0)
 LONG = "word " * 200  # takes four seconds
-FOLDER = re.compile(r"(/[^\s=]*/isoflop-[^/]+)/session_")  # of what Ray writes
+FOLDER = re.compile(r"(/[^\s=]*/isoflop-[^/]+)/ray/session_")  # of what Ray writes
 ANY = "::ffff:"  # before an address of the old form at a socket of the new
 
 

@@ -90,13 +90,19 @@ def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> N
     from gguf_models import written
 
     folder, artifact, audit = tmp_path / "project", written(tmp_path / "model.gguf"), tmp_path / "audit.jsonl"
+    temporary = tmp_path / "t"
+    temporary.mkdir()
     key = isoflop("keys", "new", "tester", "--project", folder).out.strip()
     typed = ("serve", f"mine={artifact}", "--project", folder, "--port", 0, "--replicas", "1:1",
              "--threads", 1, "--audit", audit)  # fmt: skip
     words = [sys.executable, "-m", "isoflop", *map(str, typed)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | {"TMPDIR": str(temporary)},
     ) as process:
         try:
             assert process.stdout
@@ -117,6 +123,7 @@ def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> N
         finally:
             process.kill()
     assert (process.returncode, out) == (0, "")
+    assert list(temporary.iterdir()) == []  # no socket is left
     assert [line for line in err.splitlines() if "starting Ray" not in line and "audit" not in line] == []
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [line.get("completion_tokens", 0) > 0 for line in lines if line["event"] == "call"] == [True, True]

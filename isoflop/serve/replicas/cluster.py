@@ -34,6 +34,7 @@ STORE_BYTES = 100 << 20  # of Ray: calls are small, and are not kept
 PUSH_SECONDS = 1.0  # between two reports of how many calls wait
 HEALTH_SECONDS = 2.0
 END_SECONDS = 2.0  # that a process of Ray has to end by itself
+TEMPORARY = "/tmp" if os.path.isdir("/tmp") else None  # Ray has sockets there, whose paths must be short
 NAME = "replica"  # of the deployment in each model's application
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
@@ -119,7 +120,7 @@ class Fleet:
         )
 
     def _start(self) -> None:
-        folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="isoflop-"))  # this user's alone
+        private = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="isoflop-", dir=TEMPORARY))
         self._ends.callback(_restore, dict(os.environ))
         os.environ |= {
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -143,7 +144,8 @@ class Fleet:
         try:
             ray.init(
                 address="local", num_cpus=0, include_dashboard=False, object_store_memory=STORE_BYTES,
-                log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
+                log_to_driver=False, logging_level="ERROR",
+                _temp_dir=f"{private}/ray",  # which it opens to all
             )  # fmt: skip
         except Exception as error:  # a plain Exception, too, where it starts too slowly
             why = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -74,6 +74,9 @@ class Replica:
             told = json.dumps([type(error).__name__, error.message, error.hint])
             raise RuntimeError(CANNOT_OPEN + told) from None
 
+    async def __del__(self) -> None:  # type: ignore[misc]  # Ray Serve calls it, and waits for it
+        await self.engine.close()
+
     async def about(self) -> About:
         engine: Any = self.engine
         abilities = tuple(name for name, kind in ABILITIES.items() if isinstance(engine, kind))
