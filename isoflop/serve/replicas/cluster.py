@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 STORE_BYTES = 100 << 20  # of Ray: calls are small, and are not kept
 PUSH_SECONDS = 1.0  # between two reports of how many calls wait
 HEALTH_SECONDS = 2.0
+LOOK_SECONDS = 0.1  # between two looks at what starts
 END_SECONDS = 2.0  # that a process of Ray has to end by itself
 TEMPORARY = "/tmp" if os.path.isdir("/tmp") else None  # Ray has sockets there, whose paths must be short
 NAME = "replica"  # of the deployment in each model's application
@@ -76,19 +77,24 @@ class Fleet:
             name = f"model-{self._number}"
         made = partial(self._made, str(where), key_variable)
         slots = made().slots
+        handle = await asyncio.to_thread(self._deploy, name, made, slots)
         try:
-            engine = await asyncio.to_thread(self._deploy, name, made, slots)
+            await _ready(name)
+            about = await handle.about.remote()
         except BaseException:
-            await asyncio.to_thread(_delete, name)
+            await asyncio.to_thread(_delete, name, handle)
             raise
+        from isoflop.serve.replicas.engine import with_abilities  # only now: it imports Ray
+
+        kind = with_abilities(about.abilities)
+        engine = kind(handle, about, slots, partial(_running, name), partial(_delete, name, handle))
         await engine.start()
         return engine
 
-    def _deploy(self, name: str, made: Callable[[], Engine], slots: int) -> Engine:
-        """Raises what the engine raised as it was started."""
+    def _deploy(self, name: str, made: Callable[[], Engine], slots: int) -> DeploymentHandle[Any]:
+        """Without waiting for it."""
         from ray import serve
 
-        from isoflop.serve.replicas.engine import with_abilities
         from isoflop.serve.replicas.replica import Replica
 
         counts = self._replicas
@@ -109,15 +115,8 @@ class Fleet:
             max_constructor_retry_count=1,
             logging_config=QUIET,
         )  # fmt: skip
-        try:
-            handle = serve.run(deployment.bind(made), name=name, route_prefix=None, logging_config=QUIET)
-        except RuntimeError as error:
-            told = [each.message for each in serve.status().applications[name].deployments.values()]
-            raise _why("\n".join([str(error), *told])) from None
-        about = handle.about.remote().result()
-        return with_abilities(about.abilities)(
-            handle, about, slots, partial(_running, name), partial(_delete, name, handle)
-        )
+        target = serve.RunTarget(deployment.bind(made), name, route_prefix=None, logging_config=QUIET)
+        return serve.run_many([target], wait_for_applications_running=False)[0]
 
     def _start(self) -> None:
         private = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="isoflop-", dir=TEMPORARY))
@@ -185,6 +184,19 @@ def _end(before: set[psutil.Process]) -> None:
     psutil.wait_procs(left, timeout=END_SECONDS)
 
 
+async def _ready(name: str) -> None:
+    """Until an application's first replicas have started. Raises what an engine raised as it did."""
+    from ray import serve
+
+    while True:
+        found = (await asyncio.to_thread(serve.status)).applications.get(name)
+        if found is not None and found.status == "RUNNING":
+            return
+        if found is not None and found.status == "DEPLOY_FAILED":
+            raise _why("\n".join([found.message, *(each.message for each in found.deployments.values())]))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
 def _running(name: str) -> int:
     """Replicas of an application that answer."""
     from ray import serve
@@ -195,11 +207,10 @@ def _running(name: str) -> int:
     return sum(each.replica_states.get("RUNNING", 0) for each in application.deployments.values())
 
 
-def _delete(name: str, handle: DeploymentHandle[Any] | None = None) -> None:
+def _delete(name: str, handle: DeploymentHandle[Any]) -> None:
     from ray import serve
 
-    if handle is not None:
-        handle.shutdown()  # else it reports to Ray Serve for ever
+    handle.shutdown()  # else it reports to Ray Serve for ever
     serve.delete(name)
 
 
