@@ -116,27 +116,40 @@ def _until(so: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Server]:
+def launched(folder: Path) -> Iterator[subprocess.Popen[str]]:
     pytest.importorskip("ray", reason="the extra isoflop[replicas] is not installed")
     pytest.importorskip("grpc_reflection", reason="the extra isoflop[replicas] is not installed")
-    key, _ = Keys(Project(folder)).new("tester", scopes=("infer", "metrics"))
     typed = [sys.executable, str(SCRIPT), Settings(port=0, replicas=COUNTS).to_json(), str(folder)]
     paths = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
     with subprocess.Popen(
         typed, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths},
         start_new_session=True,
     ) as process:  # fmt: skip
-        assert process.stdout
-        lines: list[str] = []
         try:
-            for line in process.stdout:
-                lines.append(line.strip())
-                if line.startswith("python -c"):
-                    break
-            yield Server(psutil.Process(process.pid), lines, key)
+            yield process
         finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Server]:
+    key, _ = Keys(Project(folder)).new("tester", scopes=("infer", "metrics"))
+    with launched(folder) as process:
+        assert process.stdout
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if line.startswith("python -c"):
+                break
+        yield Server(psutil.Process(process.pid), lines, key)
+
+
+def _of(process: psutil.Process) -> tuple[list[psutil.Process], Path]:
+    """The server's processes, and the folder where Ray writes."""
+    processes = [process, *process.children(recursive=True)]
+    (folder,) = {found[0] for p in processes if (found := FOLDER.findall(" ".join(p.cmdline())))}
+    return processes, Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -237,9 +250,8 @@ def test_a_stream_that_has_begun_ends_with_an_error(server: Server) -> None:
 def test_the_end(tmp_path: Path) -> None:
     """Streams finish, and nothing is left of any process, also where the terminal tells all of them."""
     with started(tmp_path) as server:
-        processes = [server.process, *server.process.children(recursive=True)]
-        (folder,) = {found[0] for p in processes if (found := FOLDER.findall(" ".join(p.cmdline())))}
-        assert Path(folder).stat().st_mode & 0o077 == 0  # this user's alone
+        processes, folder = _of(server.process)
+        assert folder.stat().st_mode & 0o077 == 0  # this user's alone
         document = {"model": "echo", "prompt": LONG, "max_tokens": 500, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=document) as answer:
             lines = answer.iter_lines()
@@ -247,4 +259,14 @@ def test_the_end(tmp_path: Path) -> None:
             os.killpg(server.process.pid, signal.SIGINT)
             assert list(lines)[-2] == "data: [DONE]"
         assert psutil.wait_procs(processes, timeout=SECONDS)[1] == []
-        assert not Path(folder).exists()
+        assert not folder.exists()
+
+
+def test_the_end_before_the_start(tmp_path: Path) -> None:
+    with launched(tmp_path) as process:
+        server = psutil.Process(process.pid)
+        _until(lambda: any("ServeReplica" in "".join(p.cmdline()) for p in server.children(recursive=True)))
+        processes, folder = _of(server)
+        os.killpg(process.pid, signal.SIGINT)
+        assert psutil.wait_procs(processes, timeout=SECONDS)[1] == []
+        assert not folder.exists()
