@@ -36,8 +36,8 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"])
 # A file is one worker's: where the longest came last, a worker would end alone with one.
 LONGEST_FIRST = (
     "test_cli", "test_interrupt", "test_cluster", "test_distributed", "test_train", "test_cli_ablate",
-    "test_improve", "test_tune", "test_cluster_tune", "test_ladder", "test_graphs", "test_extend",
-    "test_engines", "test_distill",
+    "test_improve", "test_serve_replicas", "test_tune", "test_cluster_tune", "test_ladder", "test_graphs",
+    "test_extend", "test_engines", "test_distill",
 )  # fmt: skip
 
 

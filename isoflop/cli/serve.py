@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ def serve(
     context: given.Context = None,
     engine: given.EngineName = None,
     threads: given.Threads = None,
+    replicas: given.ReplicaCounts = None,
     max_concurrent: given.MaxConcurrent = 64,
     max_prompt_tokens: given.MaxPromptTokens = None,
     max_completion_tokens: given.MaxCompletionTokens = None,
@@ -74,6 +76,7 @@ def serve(
         from isoflop.serve.engines.opening import VLLM
         from isoflop.serve.objectives import objectives
         from isoflop.serve.opening import Opening
+        from isoflop.serve.replicas import counts
         from isoflop.serve.selecting import Limits
         from isoflop.serve.settings import Settings
 
@@ -83,13 +86,15 @@ def serve(
         raise ServeError(
             f"--engine is {engine!r}", hint=f"write {VLLM}, or leave it out: it is chosen by what MODEL is"
         )
+    if engine == VLLM and replicas is not None:
+        raise ServeError("--replicas and --engine vllm", hint="leave one out: a vLLM uses all GPUs it sees")
     settings = Settings(
         host=host, port=port, open=open, body_bytes=max_body, prompt_tokens=max_prompt_tokens,
         completion_tokens=max_completion_tokens, answers=max_answers, concurrent=max_concurrent,
         seconds=max_seconds, mask=tuple(filter(None, (kind.strip() for kind in mask.split(",")))),
         audit=audit, audit_text=audit_text, audit_full=audit_full, certificate=certificate,
         certificate_key=certificate_key, rate_storage=_rate_storage(rate_storage), vllm_names=vllm_names,
-        drain_seconds=drain,
+        drain_seconds=drain, replicas=None if replicas is None else counts.replicas(replicas),
     )  # fmt: skip
     limits = Limits(
         None if max_bytes is None else BYTES.read("--max-bytes", max_bytes),
@@ -110,6 +115,7 @@ def _run(
     from isoflop.serve.keys import Keys
     from isoflop.serve.masking import Masker
     from isoflop.serve.opening import opened_models
+    from isoflop.serve.replicas.cluster import Fleet
     from isoflop.serve.running import serve as run
     from isoflop.serve.screen import screen
     from isoflop.serve.selecting import artifacts
@@ -118,7 +124,6 @@ def _run(
     terminal = Terminal()
     home = open_project(project) if project.exists() or not settings.open else None
     gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
-    follower = None if home is None else Follower(home, gateway, opening)
     known = {} if home is None else deployed(home)
     if not models and not known:
         raise ServeError(
@@ -127,6 +132,12 @@ def _run(
     for name in models.keys() & known.keys():
         version, path = known[name].version, known[name].main.path
         terminal.log(f"{name}: {path} is served, as deployed (version {version}), not {models[name]}")
+    fleet = None
+    if settings.replicas:
+        main = {name: known[name].main.path for name in models or known if name in known}
+        opening = _shared(opening, {**models, **main}, settings.replicas.most)
+        fleet = Fleet(opening, settings.replicas, terminal, seconds=settings.seconds)
+    follower = None if home is None else Follower(home, gateway, fleet or opening)
     typed = {name: where for name, where in models.items() if name not in known}
     alone = opening.by is not None
     chosen = artifacts(typed, home, opening.threads, limits, terminal, alone=alone)
@@ -143,14 +154,26 @@ def _run(
                 follower.url = url
             typer.echo(screen(gateway, url))
 
-        opened = partial(opened_models, served, None, opening)
-        run(
-            gateway, opened if follower is None else partial(follower.opening, served), tell,
-            more=around.routers, beside=[each for each in (around.alerts, follower) if each is not None],
-        )  # fmt: skip
+        opened = partial(opened_models, served, None, fleet or opening)
+        with fleet or nullcontext():
+            run(
+                gateway, opened if follower is None else partial(follower.opening, served), tell,
+                more=around.routers, beside=[each for each in (around.alerts, follower) if each is not None],
+            )  # fmt: skip
     finally:
         if log is not None:
             log.close()
+
+
+def _shared(opening: Opening, models: Mapping[str, str], most: int) -> Opening:
+    """Its threads, where each of these models has so many replicas. Raises ServeError."""
+    from isoflop.serve.replicas.counts import threads_of
+    from isoflop.workers import cores
+
+    here = sum("://" not in where for where in models.values())
+    if not here:
+        raise ServeError("--replicas, and no model of this machine", hint="leave it out")
+    return opening._replace(threads=threads_of(most * here, cores(), opening.threads))
 
 
 def _rate_storage(typed: str | None) -> str:

@@ -30,6 +30,14 @@ EngineName = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of a model; all cores when absent.")]
+ReplicaCounts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN:MAX",
+        help="Serve each model by so many processes, as requests wait, through Ray Serve; the cores are "
+        "shared out among the most.",
+    ),
+]
 MaxConcurrent = Annotated[int, typer.Option(min=1, help="Requests at once, in all.")]
 MaxPromptTokens = Annotated[int | None, whole("Of a request; what the context holds when absent.")]
 MaxCompletionTokens = Annotated[int | None, whole("Of an answer; what the context holds when absent.")]

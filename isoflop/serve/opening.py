@@ -14,7 +14,7 @@ from isoflop.engines.speed import disk_bytes
 from isoflop.errors import CorruptError
 from isoflop.serve.chats import Template, template_of
 from isoflop.serve.deploying.records import named
-from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine
+from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine, unstarted
 from isoflop.serve.gateway import Model
 from isoflop.serve.protocol import Engine
 from isoflop.served import KIND, Served
@@ -41,6 +41,9 @@ class Opening(NamedTuple):
             where, threads=self.threads, slots=self.slots, context=self.context, key_variable=key_variable,
             by=self.by,
         )  # fmt: skip
+
+    def unstarted(self, where: str | Path, key_variable: str = KEY_VARIABLE) -> Engine:
+        return unstarted(str(where), **self._asdict(), key_variable=key_variable)
 
 
 async def opened_models(served: Mapping[str, str], project: Project | None, how: Opens) -> dict[str, Model]:

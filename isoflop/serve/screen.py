@@ -40,7 +40,10 @@ def _policy(gateway: Gateway) -> list[tuple[str, str]]:
     if not settings.open and gateway.keys is not None:
         folder = shlex.quote(str(gateway.keys.project.folder))
         keys = f"isoflop keys new NAME --project {folder}; then in ${KEY}"
-    return [("keys", keys), ("masked", ", ".join(settings.mask)), ("audit", str(settings.audit or ""))]
+    counts = settings.replicas
+    scaled = f"{counts.fewest} to {counts.most} of each model, as requests wait" if counts else ""
+    return [("keys", keys), ("replicas", scaled), ("masked", ", ".join(settings.mask)),
+            ("audit", str(settings.audit or ""))]  # fmt: skip
 
 
 class _Asked:

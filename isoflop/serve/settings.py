@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from isoflop.records import Record
+from isoflop.serve.replicas.counts import Replicas
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -34,4 +35,5 @@ class Settings(Record):
     audit_files: int = 10  # older ones that are kept
     certificate: Path | None = None
     certificate_key: Path | None = None
+    replicas: Replicas | None = None  # None: models are opened in this process
     drain_seconds: float = 30.0  # that answers have to end at shutdown

@@ -86,6 +86,51 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
     assert (liked["prompt"], liked["response"]) == (mail, rated["answer"])
 
 
+def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for package, extra in (("xllamacpp", "gguf"), ("ray", "replicas"), ("grpc_reflection", "replicas")):
+        pytest.importorskip(package, reason=f"the extra isoflop[{extra}] is not installed")
+    from gguf_models import written
+
+    folder, artifact, audit = tmp_path / "project", written(tmp_path / "model.gguf"), tmp_path / "audit.jsonl"
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    key = isoflop("keys", "new", "tester", "--project", folder).out.strip()
+    typed = ("serve", f"mine={artifact}", "--project", folder, "--port", 0, "--replicas", "1:1",
+             "--threads", 1, "--audit", audit)  # fmt: skip
+    words = [sys.executable, "-m", "isoflop", *map(str, typed)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | {"TMPDIR": str(temporary)},
+    ) as process:
+        try:
+            assert process.stdout
+            screen = [process.stdout.readline()]
+            while not screen[-1].startswith("python -c"):
+                screen.append(process.stdout.readline())
+            assert "replicas 1 to 1 of each model, as requests wait\n" in screen
+            assert "llama.cpp, 8 at once" in screen[1]
+            with openai.OpenAI(base_url=f"{screen[0].split()[-1]}/v1", api_key=key) as client:
+                pieces = list(client.completions.create(model="mine", prompt="a", max_tokens=8, stream=True))
+                assert pieces[-1].choices[0].finish_reason in ("stop", "length")
+                schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "boolean"}}}
+                asked = [{"role": "user", "content": "Is it?"}]
+                told = client.chat.completions.create(model="mine", messages=asked, response_format=schema)
+                assert told.choices[0].message.content in ("true", "false")
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "")
+    assert list(temporary.iterdir()) == []  # no socket is left
+    assert [line for line in err.splitlines() if "starting Ray" not in line and "audit" not in line] == []
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [line.get("completion_tokens", 0) > 0 for line in lines if line["event"] == "call"] == [True, True]
+
+
 def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
     isoflop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +147,18 @@ def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]
     refused(isoflop("serve", tmp_path, *at, "--objective", "fame=1"), "'fame'")
     refused(isoflop("serve", tmp_path, *at, "--engine", "warp"), "--engine is 'warp'")
     refused(isoflop("serve", tmp_path, *at, "--port", 0, "--engine", "vllm"), "is not what vLLM serves")
+    refused(
+        isoflop("serve", tmp_path, *at, "--engine", "vllm", "--replicas", "1:1"), "--replicas and --engine"
+    )
+    for wrong in ("3:1", "0:2", "a:b"):
+        refused(isoflop("serve", tmp_path, *at, "--replicas", wrong), "--replicas")
+    refused(isoflop("serve", tmp_path, *at, "--replicas", "1:9000"), "9000 replicas, and this machine has")
+    refused(isoflop("serve", "a=http://host", *at, "--replicas", "1:1"), "no model of this machine")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "ray", None)
+        answer = isoflop("serve", tmp_path, *at, "--port", 0, "--replicas", "1:1")
+    refused(answer, "ray is not installed")
+    assert "isoflop[replicas]" in answer.err
     answer = isoflop("serve", tmp_path, *at, "--rate-storage", "redis://:secret@host:1")
     refused(answer, "--rate-storage has a password")
     assert "secret" not in answer.err

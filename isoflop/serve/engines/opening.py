@@ -39,7 +39,13 @@ async def opened_engine(
     each, where the engine lets one say so. Raises ProjectError for what is not served or without its
     package, CorruptError for what cannot be opened.
     """
-    engine = _engine(str(path), threads or cores(), slots, context, key_variable, by)
+    return await started(
+        unstarted(str(path), threads=threads, slots=slots, context=context, key_variable=key_variable, by=by)
+    )
+
+
+async def started(engine: Engine) -> Engine:
+    """The same. What it raises leaves nothing open."""
     try:
         await engine.start()
     except BaseException:
@@ -48,9 +54,11 @@ async def opened_engine(
     return engine
 
 
-def _engine(
-    named: str, threads: int, slots: int, context: int | None, key_variable: str, by: str | None
-) -> Engine:
+def unstarted(
+    named: str, *, threads: int | None, slots: int, context: int | None, key_variable: str, by: str | None
+) -> Engine:  # fmt: skip
+    """An engine that knows its slots, and has loaded nothing. Raises as `opened_engine` does."""
+    threads = threads or cores()
     if URL.match(named):
         from isoflop.serve.engines.remote import Remote
 
