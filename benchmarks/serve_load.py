@@ -1,6 +1,6 @@
 """Our gateway under load beside llama.cpp's own server, and beside what people write around `generate`.
 
-    python benchmarks/serve_load.py RECORD MODELS [--rounds 6] [--parts streams,overhead,peers] [--threads N]
+    python benchmarks/serve_load.py RECORD MODELS [--rounds 6] [--parts streams,overhead,peers,start] [--threads N]
 
 MODELS is what benchmarks/serve_models.py has made. Peers run at the same time and are asked in turns, in rounds, by
 the same client with the same prompts; while one answers the other waits. A ratio is a mean over pairs of rounds.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sysconfig
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import keeping
 from comparing import ratio, words
-from serve_peers import Client, Peer, bare, gateway, transformers_serve, wrapper
+from serve_peers import Client, Peer, bare, gateway, new_key, transformers_serve, wrapper
 
 STREAMS = (1, 8, 32)
 TOKENS = 128  # of an answer
@@ -27,6 +28,7 @@ EACH = {1: 3, 8: 2, 32: 2}  # answers of each stream in a round
 MASKS = "card,cn_id,email,iban,ip,key,phone"
 CALLS = 40  # of a round that measures single requests
 OVER_TOKENS = 8
+STARTS = 5
 BATCHED, ALONE = 8, 3  # streams and rounds of the peers in Python
 SAME = {"samplers": ["temperature", "top_p"]}  # llama.cpp's, as the gateway asks for them
 
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
-    parser.add_argument("--parts", default="streams,overhead,peers")
+    parser.add_argument("--parts", default="streams,overhead,peers,start")
     given = parser.parse_args()
     parts = given.parts.split(",")
     if "streams" in parts:
@@ -50,6 +52,8 @@ def main() -> None:
         measure_overhead(given)
     if "peers" in parts:
         measure_peers(given)
+    if "start" in parts:
+        measure_start(given)
     keeping.write_readme(given.record, readme(given.record))
 
 
@@ -109,15 +113,27 @@ def one_round(client: Client, peer: Peer, bodies: Sequence[dict[str, Any]], stre
 
 def measure_overhead(given: argparse.Namespace) -> None:
     """One request at a time, whole answers of few tokens: what the way through the gateway takes."""
-    key = {"what": "overhead", "model": given.model, "kind": given.kind, "threads": given.threads, "rounds": given.rounds}
+    key = {
+        "what": "overhead",
+        "model": given.model,
+        "kind": given.kind,
+        "threads": given.threads,
+        "rounds": given.rounds,
+    }
     file = given.models / f"{given.model}-{given.kind}.gguf"
 
     def work() -> dict[str, Any]:
         with ExitStack() as ends:
-            client, project, how = Client(ends), given.models / "project", {"slots": 1, "threads": given.threads}
+            client, project, how = (
+                Client(ends),
+                given.models / "project",
+                {"slots": 1, "threads": given.threads},
+            )
             peers = [
                 ends.enter_context(gateway(file, project, **how)),
-                ends.enter_context(gateway(file, project, **how, name="gateway, masked", more=["--mask", MASKS])),
+                ends.enter_context(
+                    gateway(file, project, **how, name="gateway, masked", more=["--mask", MASKS])
+                ),
                 ends.enter_context(bare(file, **how)),
             ]
             texts, found = prompts(), []
@@ -174,6 +190,28 @@ def beside(client: Client, ours: Peer, theirs: Sequence[Any]) -> Iterator[dict[s
                 yield {"peer": peer.name, "error": str(error)}
 
 
+def measure_start(given: argparse.Namespace) -> None:
+    """From the start of the command's process to the first token, with files that the system has in memory."""
+    key = {"what": "start", "model": given.model, "kind": given.kind, "threads": given.threads}
+    file, project = given.models / f"{given.model}-{given.kind}.gguf", given.models / "project"
+
+    def work() -> dict[str, Any]:
+        api_key, seconds, listening = new_key(project), [], []
+        for _ in range(STARTS):
+            with ExitStack() as ends:
+                client = Client(ends)
+                began = time.monotonic()
+                peer = ends.enter_context(gateway(file, project, slots=8, threads=given.threads, key=api_key))
+                listening.append(time.monotonic() - began)
+                told = client.ask(peer, [body("Once upon a time", 1)], 1)["answers"][0]
+                if "error" in told:
+                    raise RuntimeError(told["error"])
+                seconds.append(time.monotonic() - began)
+        return {"seconds": seconds, "listening": listening}
+
+    keeping.once(given.record, key, work)
+
+
 def body(prompt: str, tokens: int = TOKENS, *, stream: bool = True) -> dict[str, Any]:
     options = {"stream_options": {"include_usage": True}} if stream else {}
     return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream, **options}
@@ -190,7 +228,7 @@ def prompts() -> Iterator[str]:
 def readme(record: Path) -> str:
     rows = keeping.read(record)
     lines = ["# The gateway under load\n", f"Machine: {keeping.machine()}.\n"]
-    for what, table in (("streams", _streams), ("overhead", _overhead), ("peers", _peers)):
+    for what, table in (("streams", _streams), ("overhead", _overhead), ("peers", _peers), ("start", _start)):
         if found := [row for row in rows if row["what"] == what]:
             lines += table(found)
     lines.append("\n    benchmarks/serve_load.py RECORD MODELS\n")
@@ -202,8 +240,10 @@ def _of(row: dict[str, Any], peer: str, value: str) -> list[float]:
 
 
 def _streams(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "| model | threads | streams | llama.cpp, tokens/s | gateway | ratio | first token ms, llama.cpp | gateway |" \
+    yield (
+        "| model | threads | streams | llama.cpp, tokens/s | gateway | ratio | first token ms, llama.cpp | gateway |"
         " CPU us a token, gateway's process | client's share of a core | same texts | load |"
+    )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         theirs, ours = (_of(row, name, "tokens_per_second") for name in ("llama.cpp", "gateway"))
@@ -224,7 +264,9 @@ def _overhead(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         base = _of(row, "llama.cpp", "whole_ms")
         added = [
-            statistics.median(ours - theirs for ours, theirs in zip(_of(row, name, "whole_ms"), base, strict=True))
+            statistics.median(
+                ours - theirs for ours, theirs in zip(_of(row, name, "whole_ms"), base, strict=True)
+            )
             for name in ("gateway", "gateway, masked")
         ]
         yield (
@@ -251,6 +293,18 @@ def _peers(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         for run in row["runs"]:
             if "error" in run:
                 yield f"{start} {run['peer']} | {run['error'][:200]} | | | {load} |"
+
+
+def _start(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "\n| model | threads | seconds to the first token, median | fastest to slowest | starts | load |"
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        seconds = sorted(row["seconds"])
+        yield (
+            f"| {row['model']}, {row['kind']} | {row['threads']} | {statistics.median(seconds):.2f} |"
+            f" {seconds[0]:.2f} to {seconds[-1]:.2f} | {len(seconds)} |"
+            f" {row['load_before']:.1f} to {row['load_after']:.1f} |"
+        )
 
 
 if __name__ == "__main__":

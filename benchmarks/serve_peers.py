@@ -61,10 +61,10 @@ def _seconds(process: psutil.Process) -> float:
 @contextmanager
 def gateway(
     model: str | Path, project: Path, *, slots: int, threads: int, context: int | None = None, name: str = "gateway",
-    more: Sequence[str] = (),
+    more: Sequence[str] = (), key: str | None = None,
 ) -> Iterator[Peer]:  # fmt: skip
-    """`isoflop serve`, closed as it is by default."""
-    key = new_key(project)
+    """`isoflop serve`, closed as it is by default; `key` None: a new one is made."""
+    key = key or new_key(project)
     line = [
         sys.executable, "-m", "isoflop", "serve", f"{NAME}={model}", "--project", str(project), "--port", "0",
         "--slots", str(slots), "--threads", str(threads), *more,
@@ -78,7 +78,16 @@ def gateway(
 
 def new_key(project: Path) -> str:
     """An API key of a project, made with it."""
-    line = [sys.executable, "-m", "isoflop", "keys", "new", f"load-{time.monotonic_ns()}", "--project", str(project)]
+    line = [
+        sys.executable,
+        "-m",
+        "isoflop",
+        "keys",
+        "new",
+        f"load-{time.monotonic_ns()}",
+        "--project",
+        str(project),
+    ]
     done = subprocess.run(line, check=True, capture_output=True, text=True)
     found = re.search(r"isk_\S+", done.stdout)
     assert found, done.stdout
@@ -102,9 +111,18 @@ def bare(file: Path, *, slots: int, threads: int, context: int | None = None) ->
 def wrapper(folder: Path, *, threads: int, locked: bool) -> Iterator[Peer]:
     """FastAPI around `generate` (serve_wrapper.py)."""
     port = free_port()
-    line = [sys.executable, str(HERE / "serve_wrapper.py"), str(folder), str(port), str(threads), str(int(locked))]
+    line = [
+        sys.executable,
+        str(HERE / "serve_wrapper.py"),
+        str(folder),
+        str(port),
+        str(threads),
+        str(int(locked)),
+    ]
     with started(line) as process:
-        peer = Peer(f"FastAPI, {'lock' if locked else 'no lock'}", f"http://127.0.0.1:{port}", KEY, NAME, process)
+        peer = Peer(
+            f"FastAPI, {'lock' if locked else 'no lock'}", f"http://127.0.0.1:{port}", KEY, NAME, process
+        )
         wait_for(peer, "/health")
         yield peer
 
@@ -131,7 +149,12 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """A process, ended with this block."""
     process = subprocess.Popen(
-        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {})
+        line,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
+        start_new_session=True,  # as the gateway's engine is: the scheduler shares by session
     )
     try:
         assert process.stdin is not None
@@ -182,7 +205,9 @@ class Client:
     def __init__(self, ends: ExitStack) -> None:
         self._process = ends.enter_context(started([sys.executable, str(HERE / "serve_client.py")]))
 
-    def ask(self, peer: Peer, bodies: Sequence[dict[str, Any]], streams: int, path: str = "/v1/completions") -> Any:
+    def ask(
+        self, peer: Peer, bodies: Sequence[dict[str, Any]], streams: int, path: str = "/v1/completions"
+    ) -> Any:
         """A round: see serve_client.answers."""
         named = [{"model": peer.model, **body} for body in bodies]
         asked = {"url": peer.url, "key": peer.key, "path": path, "bodies": named, "streams": streams}

@@ -38,9 +38,15 @@ def health() -> dict[str, str]:
 @app.post("/v1/completions")
 def complete(request: Request) -> dict[str, Any]:
     inputs = tokenizer(request.prompt, return_tensors="pt")
-    sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": request.temperature}
+        if request.temperature
+        else {"do_sample": False}
+    )
     with alone, torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=request.max_tokens, pad_token_id=tokenizer.eos_token_id, **sampling)
+        out = model.generate(
+            **inputs, max_new_tokens=request.max_tokens, pad_token_id=tokenizer.eos_token_id, **sampling
+        )
     size = inputs["input_ids"].shape[1]
     text = tokenizer.decode(out[0, size:], skip_special_tokens=True)
     usage = {"prompt_tokens": size, "completion_tokens": out.shape[1] - size, "total_tokens": out.shape[1]}

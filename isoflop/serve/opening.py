@@ -13,10 +13,10 @@ from isoflop.engines import opened
 from isoflop.engines.speed import disk_bytes
 from isoflop.progress import Progress
 from isoflop.serve.chats import Template, template_of
-from isoflop.serve.engines.choosing import LOSS_INCREASE, choose
 from isoflop.serve.engines.opening import KEY_VARIABLE, opened_engine
 from isoflop.serve.gateway import Model
 from isoflop.serve.protocol import Engine
+from isoflop.serve.settings import LOSS_INCREASE
 from isoflop.served import KIND, Served
 from isoflop.store import HASH_DIGITS, Project, content_hash
 
@@ -59,6 +59,8 @@ def _artifact(
         return where
     if not Path(where).resolve().is_relative_to(project.folder.resolve() / "artifacts"):
         return where
+    from isoflop.serve.engines.choosing import choose  # torch: a file that is named is served without it
+
     choice = choose(
         project, Path(where), threads=threads, max_bytes=limits.max_bytes, progress=progress,
         max_loss_increase=limits.max_loss_increase, force=limits.force,
@@ -98,13 +100,23 @@ async def _opened(name: str, where: str, project: Project | None, how: Opening, 
     if "://" in where:  # another server, of whose files nothing is known
         return Model(name, await how.engine(where, key_variable))
     path = opened(Path(where))
-    hash, size, template = await asyncio.to_thread(_read, path)
-    bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, hash)
-    return Model(name, await how.engine(path), hash, bpb, size, template)
+    read, engine = await asyncio.gather(  # the engine loads it meanwhile
+        asyncio.to_thread(_read, path, project), how.engine(path), return_exceptions=True
+    )
+    if isinstance(read, BaseException):
+        if not isinstance(engine, BaseException):
+            await engine.close()
+        raise read
+    if isinstance(engine, BaseException):
+        raise engine
+    hash, bpb, size, template = read
+    return Model(name, engine, hash, bpb, size, template)
 
 
-def _read(path: Path) -> tuple[str, int, Template | None]:
-    return content_hash(path)[:HASH_DIGITS], disk_bytes(path), template_of(path)
+def _read(path: Path, project: Project | None) -> tuple[str, float | None, int, Template | None]:
+    hash = content_hash(path)[:HASH_DIGITS]
+    bpb = None if project is None else _bits_per_byte(project, hash)
+    return hash, bpb, disk_bytes(path), template_of(path)
 
 
 def _bits_per_byte(project: Project, hash: str) -> float | None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,6 +28,11 @@ SPARE = 8  # connections beside those that stream
 TOO_LONG = "context_length_exceeded"
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .* (\d+)\)")  # llama.cpp, of a text for a vector
 UNABLE, UNABLE_STATUS = (404, 405, 501), 501  # statuses of what a server cannot do, and what is made of them
+
+# Where many stream, what comes within a beat is taken together: reading, parsing and sending cost more than a token.
+BEAT = 0.001  # seconds, for each answer that streams; one alone is never held
+LONGEST_BEAT = 0.03
+HELD_SHARE = 0.05  # of the time since an answer began: so late its end may be known at most
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +80,7 @@ class Http:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+        self._streaming = 0  # answers
 
     async def close(self) -> None:
         await self._session.close()
@@ -86,21 +93,48 @@ class Http:
         async with self._asked("POST", path, json=body) as response:
             return await response.json()
 
-    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer's events as they come. Closed early it closes the connection, by which the server stops.
+    async def events(
+        self, path: str, body: Mapping[str, Any], most: int
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The answer's events, those together that came together; `most`: so many come before the last.
 
-        Each has a connection of its own: after a stream llama.cpp closes it in any case, and does not say so.
+        Closed early it closes the connection, by which the server stops. Each has a connection of its own:
+        after a stream llama.cpp closes it in any case, and does not say so.
         """
-        async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
-            rest = b""
-            async for part in response.content.iter_any():
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                        event: dict[str, Any] = json.loads(data)
-                        if "error" in event:
-                            raise refusal(self.name, 500, data)
-                        yield event
+        self._streaming += 1
+        try:
+            async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
+                rest, began, left = b"", time.monotonic(), most
+                async for part in response.content.iter_any():
+                    *lines, rest = (rest + part).split(b"\n")
+                    if events := self._read(lines):
+                        yield events
+                        left -= len(events)
+                        await self._beat(response, time.monotonic() - began, most - left, left)
+        finally:
+            self._streaming -= 1
+
+    def _read(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
+        """The events of whole lines. Raises what an error among them means."""
+        found = []
+        for line in lines:
+            if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                event: dict[str, Any] = json.loads(data)
+                if "error" in event:
+                    raise refusal(self.name, 500, data)
+                found.append(event)
+        return found
+
+    async def _beat(self, response: aiohttp.ClientResponse, passed: float, came: int, left: int) -> None:
+        """Leave what comes next in the socket, for as long as two more events take at least; not past the end."""
+        each = passed / came
+        seconds = min(BEAT * (self._streaming - 1), LONGEST_BEAT, HELD_SHARE * passed, left * each)
+        transport = response.connection and response.connection.transport
+        if seconds >= 2 * each and transport is not None:
+            transport.pause_reading()
+            await asyncio.sleep(seconds)
+            if not transport.is_closing():
+                transport.resume_reading()
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, **rest: Any) -> AsyncIterator[aiohttp.ClientResponse]:
