@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from isoflop.errors import IsoflopError
+from isoflop.serve.engines.piped import answer_at
 from isoflop.serve.protocol import EngineError, Generation, RequestError, Token
 
 CONNECT_SECONDS = 10.0
@@ -29,10 +31,11 @@ TOO_LONG = "context_length_exceeded"
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .* (\d+)\)")  # llama.cpp, of a text for a vector
 UNABLE, UNABLE_STATUS = (404, 405, 501), 501  # statuses of what a server cannot do, and what is made of them
 
-# Where many stream, what comes within a beat is taken together: reading, parsing and sending cost more than a token.
+# Where many stream, what comes within a beat is taken together: to read, parse and send costs the same for
+# one token and for several.
 BEAT = 0.001  # seconds, for each answer that streams; one alone is never held
 LONGEST_BEAT = 0.03
-HELD_SHARE = 0.05  # of the time since an answer began: so late its end may be known at most
+HELD_SHARE = 0.1  # of the time since an answer began: so late its end may be known at most
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +77,14 @@ class Http:
     ) -> None:
         self.url, self.name = url, name
         kept: dict[str, Any] = {"limit": connections, "keepalive_timeout": KEPT_SECONDS}
+        self._socket, self._streaming = socket or "", 0  # answers that stream
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(socket, **kept) if socket else aiohttp.TCPConnector(**kept),
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self._streaming = 0  # answers
 
     async def close(self) -> None:
         await self._session.close()
@@ -101,18 +105,57 @@ class Http:
         Closed early it closes the connection, by which the server stops. Each has a connection of its own:
         after a stream llama.cpp closes it in any case, and does not say so.
         """
+        rest = b""
+        async with aclosing(
+            self._piped(path, body, most) if self._socket else self._parts(path, body)
+        ) as parts:
+            async for part in parts:
+                *lines, rest = (rest + part).split(b"\n")
+                if events := self._read(lines):
+                    yield events
+
+    async def _parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
+            async for part in response.content.iter_any():
+                yield part
+
+    async def _piped(self, path: str, body: Mapping[str, Any], most: int) -> AsyncGenerator[bytes, None]:
+        """From the socket, in beats."""
+        if self._session.closed:
+            raise EngineError(f"{self.name} is closed")
         self._streaming += 1
         try:
-            async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
-                rest, began, left = b"", time.monotonic(), most
-                async for part in response.content.iter_any():
-                    *lines, rest = (rest + part).split(b"\n")
-                    if events := self._read(lines):
-                        yield events
-                        left -= len(events)
-                        await self._beat(response, time.monotonic() - began, most - left, left)
+            async with answer_at(self._socket, self._request(path, body), CONNECT_SECONDS) as answer:
+                part, came, began = await answer.more(), 0, time.monotonic()
+                if answer.status != 200:
+                    raise refusal(self.name, answer.status, part + await answer.rest())
+                while part:
+                    yield part
+                    came += part.count(b"data:")
+                    if seconds := self._beat(time.monotonic() - began, came, most - came):
+                        await answer.pause(seconds)
+                    part = await answer.more()
+        except OSError as error:
+            raise EngineError(f"{self.name} does not answer ({type(error).__name__})") from error
         finally:
             self._streaming -= 1
+
+    def _request(self, path: str, body: Mapping[str, Any]) -> bytes:
+        data = json.dumps(body).encode()
+        lines = [
+            f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", "Content-Type: application/json",
+            f"Content-Length: {len(data)}", *(f"{name}: {value}" for name, value in self._headers.items()),
+        ]  # fmt: skip
+        return "\r\n".join([*lines, "", ""]).encode() + data
+
+    def _beat(self, passed: float, came: int, left: int) -> float:
+        """Seconds in which two more events come at least, and for which they may wait; 0: they may not.
+
+        Their number so far tells how fast they come. The end, where it is foreseen, is not waited for.
+        """
+        each = passed / came if came else math.inf
+        seconds = min(BEAT * (self._streaming - 1), LONGEST_BEAT, HELD_SHARE * passed, left * each)
+        return seconds if seconds >= 2 * each else 0.0
 
     def _read(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
         """The events of whole lines. Raises what an error among them means."""
@@ -124,17 +167,6 @@ class Http:
                     raise refusal(self.name, 500, data)
                 found.append(event)
         return found
-
-    async def _beat(self, response: aiohttp.ClientResponse, passed: float, came: int, left: int) -> None:
-        """Leave what comes next in the socket, for as long as two more events take at least; not past the end."""
-        each = passed / came
-        seconds = min(BEAT * (self._streaming - 1), LONGEST_BEAT, HELD_SHARE * passed, left * each)
-        transport = response.connection and response.connection.transport
-        if seconds >= 2 * each and transport is not None:
-            transport.pause_reading()
-            await asyncio.sleep(seconds)
-            if not transport.is_closing():
-                transport.resume_reading()
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, **rest: Any) -> AsyncIterator[aiohttp.ClientResponse]:
