@@ -1,7 +1,7 @@
-"""A client that asks a server many things at once and does little else: a process of its own, of serve_load.py.
+"""A client that asks a server many things at once and does little else: a process of its own.
 
-One line of JSON comes on its standard input for each round, one goes out. It takes apart nothing of an answer until
-the round is over, and says which share of a core it used.
+One line of JSON comes on its standard input for each round, one goes out. It takes apart nothing of an
+answer until the round is over, and says which share of a core it used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,8 +76,8 @@ async def answers(asked: dict[str, Any]) -> dict[str, Any]:
 def _request(where: Any, path: str, key: str, body: dict[str, Any]) -> bytes:
     data = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {key}\r\n"
+        f"Connection: close\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     return head.encode() + data
 
@@ -119,11 +118,6 @@ def unchunked(body: bytes) -> bytes:
         parts.append(body[end + 2 : end + 2 + size])
         at = end + 4 + size
     return b"".join(parts)
-
-
-def tokens_a_second(done: dict[str, Any]) -> float:
-    """Of a round."""
-    return sum(answer.get("tokens", 0) for answer in done["answers"]) / done["seconds"]
 
 
 def main() -> None:

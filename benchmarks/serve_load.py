@@ -1,9 +1,11 @@
 """Our gateway under load beside llama.cpp's own server, and beside what people write around `generate`.
 
-    python benchmarks/serve_load.py RECORD MODELS [--rounds 6] [--parts streams,overhead,peers,start] [--threads N]
+    python benchmarks/serve_load.py RECORD MODELS [--rounds 6] [--threads N]
+        [--parts streams,overhead,peers,start] [--model small-a|large] [--streams 1 8 32]
 
-MODELS is what benchmarks/serve_models.py has made. Peers run at the same time and are asked in turns, in rounds, by
-the same client with the same prompts; while one answers the other waits. A ratio is a mean over pairs of rounds.
+MODELS is what benchmarks/serve_models.py has made. Peers run at the same time and are asked in turns, in
+rounds, by the same client with the same prompts; while one answers the other waits. A ratio is a mean over
+pairs of rounds.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def main() -> None:
 
 def measure_streams(given: argparse.Namespace, streams: int) -> None:
     key = {
-        "what": "streams", "model": given.model, "kind": given.kind, "streams": streams, "threads": given.threads,
+        "what": "streams", "model": given.model, "kind": given.kind, "streams": streams,
+        "threads": given.threads,
         "rounds": given.rounds,
     }  # fmt: skip
     file = given.models / f"{given.model}-{given.kind}.gguf"
@@ -78,7 +81,7 @@ def measure_streams(given: argparse.Namespace, streams: int) -> None:
 
 
 def alternating(client: Client, peers: Sequence[Peer], streams: int, rounds: int) -> list[dict[str, Any]]:
-    """Each peer's rounds: one to get warm, then as many as were asked for, in turns that change their order."""
+    """Rounds of all peers: one to get warm, then as many as were asked for, in changing order."""
     texts = prompts()
     found = []
     for number in range(-1, rounds):
@@ -164,7 +167,8 @@ def measure_peers(given: argparse.Namespace) -> None:
                     gateway(file, given.models / "project", slots=BATCHED, threads=threads)
                 )
                 theirs = [
-                    wrapper(folder, threads=threads, locked=True), wrapper(folder, threads=threads, locked=False),
+                    wrapper(folder, threads=threads, locked=True),
+                    wrapper(folder, threads=threads, locked=False),
                     transformers_serve(folder, threads=threads, batching=False),
                     transformers_serve(folder, threads=threads, batching=True),
                 ]  # fmt: skip
@@ -191,7 +195,7 @@ def beside(client: Client, ours: Peer, theirs: Sequence[Any]) -> Iterator[dict[s
 
 
 def measure_start(given: argparse.Namespace) -> None:
-    """From the start of the command's process to the first token, with files that the system has in memory."""
+    """From the start of the command's process to the first token, with files in the system's memory."""
     key = {"what": "start", "model": given.model, "kind": given.kind, "threads": given.threads}
     file, project = given.models / f"{given.model}-{given.kind}.gguf", given.models / "project"
 
@@ -241,7 +245,8 @@ def _of(row: dict[str, Any], peer: str, value: str) -> list[float]:
 
 def _streams(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield (
-        "| model | threads | streams | llama.cpp, tokens/s | gateway | ratio | first token ms, llama.cpp | gateway |"
+        "| model | threads | streams | llama.cpp, tokens/s | gateway | ratio | first token ms, llama.cpp |"
+        " gateway |"
         " CPU us a token, gateway's process | client's share of a core | same texts | load |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -252,8 +257,9 @@ def _streams(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         share = max(_of(row, "gateway", "client_share") + _of(row, "llama.cpp", "client_share"))
         same = statistics.mean(run["same_texts"] for run in row["runs"])
         yield (
-            f"| {row['model']}, {row['kind']} | {row['threads']} | {row['streams']} | {statistics.median(theirs):,.0f} |"
-            f" {statistics.median(ours):,.0f} | {words(ratio(ours, theirs), 3)} | {first:.1f} | {ours_first:.1f} |"
+            f"| {row['model']}, {row['kind']} | {row['threads']} | {row['streams']} |"
+            f" {statistics.median(theirs):,.0f} | {statistics.median(ours):,.0f} |"
+            f" {words(ratio(ours, theirs), 3)} | {first:.1f} | {ours_first:.1f} |"
             f" {cpu:.0f} | {share:.2f} | {same:.0%} | {row['load_before']:.1f} to {row['load_after']:.1f} |"
         )
 
@@ -270,8 +276,8 @@ def _overhead(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             for name in ("gateway", "gateway, masked")
         ]
         yield (
-            f"| {row['model']}, {row['kind']} | {row['threads']} | {statistics.median(base):.2f} | {added[0]:+.2f} |"
-            f" {added[1]:+.2f} | {row['load_before']:.1f} to {row['load_after']:.1f} |"
+            f"| {row['model']}, {row['kind']} | {row['threads']} | {statistics.median(base):.2f} |"
+            f" {added[0]:+.2f} | {added[1]:+.2f} | {row['load_before']:.1f} to {row['load_after']:.1f} |"
         )
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/serve_models.py FOLDER [--steps 150]
 
-`small-a` and `small-b` have 12M parameters and know a part of the standard library's source by heart, so that the
-likeliest token leaves the others far behind: one answer can be told from a wrong one, however it was batched.
-`large` has 51M parameters as they were drawn: it is for speed alone.
+`small-a` and `small-b` have 14M parameters and know pages of the standard library's source by heart, each
+others, so that the likeliest token mostly leaves the rest far behind: an answer can be told from a wrong one,
+however it was batched. `large` has 54M parameters as they were drawn: it is for speed alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from isoflop.records import Corpus, CorpusConfig
 SOURCES = ("asyncio", "email", "unittest", "json")  # of the standard library
 VOCABULARY, CONTEXT = 4096, 512
 SMALL, LARGE = 384, 640  # widths
-LEARNED = 20_000  # tokens that the small ones know by heart
+LEARNED = 2_000  # tokens that the small ones know by heart
 ROWS, LENGTH, RATE = 4, 128, 1e-3
 KINDS = ("q8_0", "f32")
 

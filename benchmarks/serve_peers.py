@@ -60,7 +60,7 @@ def _seconds(process: psutil.Process) -> float:
 
 @contextmanager
 def gateway(
-    model: str | Path, project: Path, *, slots: int, threads: int, context: int | None = None, name: str = "gateway",
+    model: str | Path, project: Path, *, slots: int, threads: int, name: str = "gateway",
     more: Sequence[str] = (), key: str | None = None,
 ) -> Iterator[Peer]:  # fmt: skip
     """`isoflop serve`, closed as it is by default; `key` None: a new one is made."""
@@ -69,8 +69,6 @@ def gateway(
         sys.executable, "-m", "isoflop", "serve", f"{NAME}={model}", "--project", str(project), "--port", "0",
         "--slots", str(slots), "--threads", str(threads), *more,
     ]  # fmt: skip
-    if context is not None:
-        line += ["--context", str(context)]
     with started(line) as process:
         url = first_match(process, r"^url +(\S+)$")
         yield Peer(name, url, key, NAME, process)
@@ -95,10 +93,10 @@ def new_key(project: Path) -> str:
 
 
 @contextmanager
-def bare(file: Path, *, slots: int, threads: int, context: int | None = None) -> Iterator[Peer]:
-    """llama.cpp's own server, with all settings as the gateway's engine has them, but on a port of loopback."""
+def bare(file: Path, *, slots: int, threads: int) -> Iterator[Peer]:
+    """llama.cpp's own server, set up as the gateway's engine is, but on a port of loopback."""
     asked = {
-        "path": str(file), "slots": slots, "context": context, "threads": threads, "key": KEY,
+        "path": str(file), "slots": slots, "context": None, "threads": threads, "key": KEY,
         "connections": slots + 8, "embedding": False, "socket": None,
     }  # fmt: skip
     code = "from isoflop.serve.engines.llamacpp_child import main; main()"
@@ -132,8 +130,8 @@ def transformers_serve(folder: Path, *, threads: int, batching: bool) -> Iterato
     """`transformers serve` with the model loaded before."""
     port = free_port()
     line = [
-        str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port), "--host",
-        "127.0.0.1", "--device", "cpu", *(["--continuous-batching"] if batching else []),
+        str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port),
+        "--host", "127.0.0.1", "--device", "cpu", *(["--continuous-batching"] if batching else []),
     ]  # fmt: skip
     environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     with started(line, environment) as process:

@@ -2,10 +2,10 @@
 
     python benchmarks/serve_soak.py RECORD MODELS [--minutes 30] [--no-swap] [--threads N]
 
-MODELS is what benchmarks/serve_models.py has made. First each model's greedy answers are taken down, one at a time;
-then so many streams as keep `--share` of the slots busy ask for them again. An answer is right if it is one of the
-model's that was served as it began, or of the next one while a swap is under way. Memory is that of the server and
-its engine, after the first minutes: a mean of the last tenth over that of the first.
+MODELS is what benchmarks/serve_models.py has made. First each model's greedy answers are taken down; then so
+many streams as keep `--share` of the slots busy ask for them again. An answer is right if it is that of the
+model that was served as it began, or of the next one while a swap is under way. Memory is that of the server
+and its engine after the first tenth of the time: the mean of the last tenth over that of the first.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def soaked(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def references(client: Client, file: Path, asked: Sequence[str], how: dict[str, Any]) -> list[dict[str, Any]]:
-    """The model's answers, from llama.cpp without us; with how much sooner they may part at near ties."""
+    """The model's answers, from llama.cpp without us; certain where what runs beside changes nothing."""
     with bare(file, **how) as peer:
         found = client.ask(peer, [{**body(each, TOKENS), **SAME} for each in asked], 1)["answers"]
         again = client.ask(peer, [{**body(each, TOKENS), **SAME} for each in asked], SLOTS)["answers"]
@@ -118,7 +118,8 @@ class Swaps:
 def deploy(project: Path, file: Path) -> None:
     """Let the running server answer with another file under the same name, without a dropped request."""
     line = [
-        sys.executable, "-m", "isoflop", "deploy", str(file), "--name", NAME, "--project", str(project), "--force",
+        sys.executable, "-m", "isoflop", "deploy", str(file), "--name", NAME, "--project", str(project),
+        "--force",
     ]  # fmt: skip
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
@@ -151,7 +152,8 @@ def load(
     part = max(1, len(warm) // 10)
     growth = statistics.mean(warm[-part:]) / statistics.mean(warm[:part]) - 1 if warm[0] else 0.0
     return {
-        "streams": streams, "slots": SLOTS, **{kind: counts[kind] for kind in ("right", "near", "left", "wrong", "lost")},
+        "streams": streams, "slots": SLOTS,
+        **{kind: counts[kind] for kind in ("right", "near", "left", "wrong", "lost")},
         "swaps": len(swaps.done), "swap_seconds": max(swaps.done, default=0.0), "growth": growth,
         "steady": growth <= STEADY, "resident_mb": [round(each["resident"] / 1e6) for each in rounds],
         "failures": wrong,
@@ -159,7 +161,7 @@ def load(
 
 
 def judged(answer: dict[str, Any], references: Sequence[dict[str, Any]]) -> str:
-    """`near`: other than alone, of a prompt whose answer parted in the engine itself as others were computed beside it."""
+    """`near`: not as alone, but nor was llama.cpp's own when others were computed beside it."""
     if answer.get("left"):
         return "left"
     if "error" in answer:
@@ -174,9 +176,10 @@ def readme(row: dict[str, Any]) -> str:
     memory = row["resident_mb"]
     return "\n".join([
         "# A server under load for a long time\n",
-        f"Machine: {keeping.machine()}. {row['minutes']:g} minutes, {row['streams']} streams on {row['slots']} slots.\n",
-        f"- answers: {row['right']:,} right, {row['near']:,} not as alone where llama.cpp's own were not either,"
-        f" {row['left']:,} left by their client, **{row['wrong']} wrong, {row['lost']} lost**",
+        f"Machine: {keeping.machine()}. {row['minutes']:g} minutes, {row['streams']} streams on"
+        f" {row['slots']} slots.\n",
+        f"- answers: {row['right']:,} right, {row['near']:,} not as alone where llama.cpp's own were not"
+        f" either, {row['left']:,} left by their client, **{row['wrong']} wrong, {row['lost']} lost**",
         f"- swaps: {row['swaps']}, the longest {row['swap_seconds']:.1f} s",
         f"- memory after the first tenth: {row['growth']:+.1%} ({min(memory)} to {max(memory)} MB in all)\n",
         f"    {json.dumps(told)}\n",
