@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.serve.engines.http import LONGEST_BEAT, Http
+from isoflop.serve.engines.http import BEAT, HELD_SHARE, Http, beat
 from isoflop.serve.engines.piped import answer_at
 from isoflop.serve.protocol import EngineError, RequestError
 
@@ -105,20 +105,8 @@ def test_who_finds_no_room_waits(path: str) -> None:
         assert asyncio.run(main()) == b"hello"
 
 
-def test_one_alone_is_not_held_and_many_are_for_as_long_as_it_gains() -> None:
-    async def beats() -> list[float]:
-        http = Http("http://localhost", "it", key=None, connections=1)
-        found = []
-        for streams, passed, came, left in (
-            (1, 1.0, 200, 50), (32, 1.0, 200, 50), (32, 1.0, 10, 50), (32, 1.0, 200, 1), (32, 0.0, 0, 50),
-            (3, 0.1, 100, 50),
-        ):  # fmt: skip
-            http._streaming = streams
-            found.append(http._beat(passed, came, left))
-        await http.close()
-        return found
-
-    alone, many, slow, ending, starting, three = asyncio.run(beats())
-    assert (alone, slow, ending, starting) == (0.0, 0.0, 0.0, 0.0)
-    assert many == LONGEST_BEAT
-    assert three == pytest.approx(0.002)
+def test_tokens_are_held_for_as_long_as_it_gains() -> None:
+    assert beat(1.0, 200, 50) == BEAT
+    assert beat(0.1, 100, 50) == pytest.approx(0.1 * HELD_SHARE)
+    assert beat(1.0, 200, 3) == pytest.approx(3 / 200)  # the end is foreseen
+    assert beat(1.0, 200, 1) == beat(1.0, 40, 50) == beat(0.1, 10, 50) == beat(0.0, 0, 50) == 0.0

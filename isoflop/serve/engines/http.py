@@ -31,10 +31,9 @@ TOO_LONG = "context_length_exceeded"
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .* (\d+)\)")  # llama.cpp, of a text for a vector
 UNABLE, UNABLE_STATUS = (404, 405, 501), 501  # statuses of what a server cannot do, and what is made of them
 
-# Where many stream, what comes within a beat is taken together: to read, parse and send costs the same for
-# one token and for several.
-BEAT = 0.001  # seconds, for each answer that streams; one alone is never held
-LONGEST_BEAT = 0.03
+# What comes within a beat is taken together: to wake up, read and send costs the same for one token and for
+# several, and more than a small model needs for one.
+BEAT = 0.03  # seconds at most
 HELD_SHARE = 0.1  # of the time since an answer began: so late its end may be known at most
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class Http:
     ) -> None:
         self.url, self.name = url, name
         kept: dict[str, Any] = {"limit": connections, "keepalive_timeout": KEPT_SECONDS}
-        self._socket, self._streaming = socket or "", 0  # answers that stream
+        self._socket = socket or ""
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(socket, **kept) if socket else aiohttp.TCPConnector(**kept),
@@ -123,7 +122,6 @@ class Http:
         """From the socket, in beats."""
         if self._session.closed:
             raise EngineError(f"{self.name} is closed")
-        self._streaming += 1
         try:
             async with answer_at(self._socket, self._request(path, body), CONNECT_SECONDS) as answer:
                 part, came, began = await answer.more(), 0, time.monotonic()
@@ -132,13 +130,11 @@ class Http:
                 while part:
                     yield part
                     came += part.count(b"data:")
-                    if seconds := self._beat(time.monotonic() - began, came, most - came):
-                        await answer.pause(seconds)
+                    if seconds := beat(time.monotonic() - began, came, most - came):
+                        await answer.beat(seconds)
                     part = await answer.more()
         except OSError as error:
             raise EngineError(f"{self.name} does not answer ({type(error).__name__})") from error
-        finally:
-            self._streaming -= 1
 
     def _request(self, path: str, body: Mapping[str, Any]) -> bytes:
         data = json.dumps(body).encode()
@@ -147,15 +143,6 @@ class Http:
             f"Content-Length: {len(data)}", *(f"{name}: {value}" for name, value in self._headers.items()),
         ]  # fmt: skip
         return "\r\n".join([*lines, "", ""]).encode() + data
-
-    def _beat(self, passed: float, came: int, left: int) -> float:
-        """Seconds in which two more events come at least, and for which they may wait; 0: they may not.
-
-        Their number so far tells how fast they come. The end, where it is foreseen, is not waited for.
-        """
-        each = passed / came if came else math.inf
-        seconds = min(BEAT * (self._streaming - 1), LONGEST_BEAT, HELD_SHARE * passed, left * each)
-        return seconds if seconds >= 2 * each else 0.0
 
     def _read(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
         """The events of whole lines. Raises what an error among them means."""
@@ -181,6 +168,16 @@ class Http:
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
             raise EngineError(f"{self.name} does not answer ({type(error).__name__})") from error
+
+
+def beat(passed: float, came: int, left: int) -> float:
+    """Seconds in which two more events come at least, and for which they may wait; 0: they may not.
+
+    How many came in the time so far tells how fast they come. The end, where it is foreseen, does not wait.
+    """
+    each = passed / came if came else math.inf
+    seconds = min(BEAT, HELD_SHARE * passed, left * each)
+    return seconds if seconds >= 2 * each else 0.0
 
 
 def refusal(name: str, status: int, body: bytes) -> RequestError | EngineError:

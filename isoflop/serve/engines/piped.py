@@ -43,10 +43,10 @@ class Answer(asyncio.Protocol):
             found += part
         return found
 
-    async def pause(self, seconds: float) -> None:
-        """Leave what comes in the socket for so long."""
+    async def beat(self, seconds: float) -> None:
+        """Leave what comes in the socket until a beat of so many seconds ends, for all the same one."""
         self.transport.pause_reading()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds - asyncio.get_running_loop().time() % seconds)
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
