@@ -97,7 +97,7 @@ def alternating(client: Client, peers: Sequence[Peer], streams: int, rounds: int
 
 def one_round(client: Client, peer: Peer, bodies: Sequence[dict[str, Any]], streams: int) -> dict[str, Any]:
     before = peer.cpu()
-    sent = bodies if peer.name.startswith("gateway") else [{**each, **SAME} for each in bodies]
+    sent = [{**each, **SAME} for each in bodies] if peer.name == "llama.cpp" else bodies
     done = client.ask(peer, sent, streams)
     after = peer.cpu()
     if wrong := [each["error"] for each in done["answers"] if "error" in each]:
