@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from scipy import stats
 
 CLASSES = (
     "lower case", "upper case", "digits", "spaces", "punctuation", "accented letters", "Greek and Cyrillic",
@@ -92,6 +91,8 @@ def prompts_differ(false_alarms: float) -> Callable[[Sequence[Prompt], Sequence[
     def differ(reference: Sequence[Prompt], block: Sequence[Prompt]) -> Shift | None:
         columns = zip(_FEATURES, _features(reference).T, _features(block).T, strict=True)
         vary = [part for part in columns if np.ptp(np.concatenate(part[1:]))]  # the others cannot differ
+        from scipy import stats  # long to import, and without alerts nobody asks
+
         shifts = []
         for words, before, now in vary:
             p = float(stats.ks_2samp(before, now, method="asymp").pvalue)
@@ -106,6 +107,8 @@ def ratings_fall(false_alarms: float) -> Callable[[Sequence[bool], Sequence[bool
     """Whether fewer of the ratings are good ones, by Fisher's exact test."""
 
     def differ(reference: Sequence[bool], block: Sequence[bool]) -> Shift | None:
+        from scipy import stats
+
         table = [[sum(part), len(part) - sum(part)] for part in (block, reference)]
         p = float(stats.fisher_exact(table, alternative="less").pvalue)
         if p > false_alarms:

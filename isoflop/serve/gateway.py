@@ -43,6 +43,17 @@ ABILITIES: dict[Any, str] = {
 }
 
 
+_ABLE: dict[tuple[type, Any], bool] = {}  # to look for a protocol's methods takes longer than a token
+
+
+def able(engine: Engine, ability: Any) -> bool:
+    """Whether an engine has what a protocol asks for; all engines of its class do alike."""
+    kind = type(engine), ability
+    if kind not in _ABLE:
+        _ABLE[kind] = isinstance(engine, ability)
+    return _ABLE[kind]
+
+
 class Masked(Protocol):
     @property
     def text(self) -> str: ...
@@ -167,8 +178,8 @@ class Gateway:
             found, call.role = canary.model, CANARY
         call.model, call.model_hash, call.engine = found.name, found.hash, found.engine.name
         self.in_use.take(call, found.engine)
-        if not isinstance(found.engine, ability):
-            can = [other for other in self.models.values() if isinstance(other.engine, ability)]
+        if not able(found.engine, ability):
+            can = [other for other in self.models.values() if able(other.engine, ability)]
             instead = f"; {', '.join(model.name for model in can)} can" if can else ""
             raise RequestError(
                 f"the model {name} {ABILITIES[ability]}{instead}",

@@ -85,19 +85,30 @@ async def opened_model(
     if "://" in where:  # another server, of whose files nothing is known
         return Model(name, await how.engine(where, variable), path=where)
     path = opened(Path(where))
-    found, size, template = await asyncio.to_thread(_read, path)
+    read, engine = await asyncio.gather(  # the engine loads it meanwhile
+        asyncio.to_thread(_read, path, project), how.engine(path), return_exceptions=True
+    )
+    if isinstance(read, BaseException):
+        if not isinstance(engine, BaseException):
+            await engine.close()
+        raise read
+    if isinstance(engine, BaseException):
+        raise engine
+    found, bpb, size, template = read
     if hash and found != hash:
+        await engine.close()
         raise CorruptError(
             f"{path} is not what was deployed: its content's hash is {found}, not {hash}",
             hint="restore it from a copy, or deploy another",
         )
-    bpb = None if project is None else await asyncio.to_thread(_bits_per_byte, project, found)
     known_as = str(path.absolute()) if project is None else named(project, path)
-    return Model(name, await how.engine(path), found, bpb, size, template, path=known_as)
+    return Model(name, engine, found, bpb, size, template, path=known_as)
 
 
-def _read(path: Path) -> tuple[str, int, Template | None]:
-    return content_hash(path)[:HASH_DIGITS], disk_bytes(path), template_of(path)
+def _read(path: Path, project: Project | None) -> tuple[str, float | None, int, Template | None]:
+    hash = content_hash(path)[:HASH_DIGITS]
+    bpb = None if project is None else _bits_per_byte(project, hash)
+    return hash, bpb, disk_bytes(path), template_of(path)
 
 
 def _bits_per_byte(project: Project, hash: str) -> float | None:

@@ -43,8 +43,9 @@ def serve(
     check_certificate(settings)
     logging.basicConfig(level=logging.WARNING)
     with masked_logs(), listening(settings) as taken:
-        server = uvicorn.Server(config(app, settings))
-        asyncio.run(_serve(gateway, server, taken, opening, tell, beside))
+        how = config(app, settings)
+        with asyncio.Runner(loop_factory=how.get_loop_factory()) as runner:  # uvloop, where there is one
+            runner.run(_serve(gateway, uvicorn.Server(how), taken, opening, tell, beside))
 
 
 async def _serve(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isoflop.progress import Progress
-from isoflop.serve.engines.choosing import LOSS_INCREASE, choose
+from isoflop.serve.settings import LOSS_INCREASE
 from isoflop.store import Project
 
 
@@ -40,6 +40,8 @@ def _artifact(
         return where
     if not Path(where).resolve().is_relative_to(project.folder.resolve() / "artifacts"):
         return where
+    from isoflop.serve.engines.choosing import choose  # torch: a file that is named is served without it
+
     choice = choose(
         project, Path(where), threads=threads, max_bytes=limits.max_bytes, progress=progress,
         max_loss_increase=limits.max_loss_increase, force=limits.force, alone=alone,

@@ -9,6 +9,7 @@ from isoflop.records import Record
 from isoflop.serve.replicas.counts import Replicas
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOSS_INCREASE = 0.01  # share of a model's loss that what it is served as may have more, as of `improve`
 
 
 class Settings(Record):

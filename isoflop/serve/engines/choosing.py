@@ -25,10 +25,9 @@ from isoflop.pipeline import corpus_of
 from isoflop.progress import Progress, Silent
 from isoflop.records import Record
 from isoflop.serve.engines.measuring import measured, measured_adapted
+from isoflop.serve.settings import LOSS_INCREASE
 from isoflop.store import HASH_DIGITS, Project, content_hash
 from isoflop.workers import cores
-
-LOSS_INCREASE = 0.01  # share of the model's loss that an artifact may have more, as of `improve`
 
 
 class Offer(Record):

@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from isoflop.errors import IsoflopError
+from isoflop.serve.engines.piped import answer_at
 from isoflop.serve.protocol import EngineError, Generation, RequestError, Token
 
 CONNECT_SECONDS = 10.0
@@ -28,6 +31,11 @@ SPARE = 8  # connections beside those that stream
 TOO_LONG = "context_length_exceeded"
 TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large .* (\d+)\)")  # llama.cpp, of a text for a vector
 UNABLE, UNABLE_STATUS = (404, 405, 501), 501  # statuses of what a server cannot do, and what is made of them
+
+# What comes within a beat is taken together: to wake up, read and send costs the same for one token and for
+# several, and more than a small model needs for one.
+BEAT = 0.03  # seconds at most
+HELD_SHARE = 0.1  # of the time since an answer began: so late its end may be known at most
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +77,11 @@ class Http:
     ) -> None:
         self.url, self.name = url, name
         kept: dict[str, Any] = {"limit": connections, "keepalive_timeout": KEPT_SECONDS}
+        self._socket = socket or ""
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(socket, **kept) if socket else aiohttp.TCPConnector(**kept),
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -92,21 +102,64 @@ class Http:
         async with self._asked("POST", path, json=body) as response:
             return await response.json()
 
-    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer's events as they come. Closed early it closes the connection, by which the server stops.
+    async def events(
+        self, path: str, body: Mapping[str, Any], most: int
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The answer's events, those together that came together; `most`: so many come before the last.
 
-        Each has a connection of its own: after a stream llama.cpp closes it in any case, and does not say so.
+        Closed early it closes the connection, by which the server stops. Each has a connection of its own:
+        after a stream llama.cpp closes it in any case, and does not say so.
         """
-        async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
-            rest = b""
-            async for part in response.content.iter_any():
+        rest = b""
+        async with aclosing(
+            self._piped(path, body, most) if self._socket else self._parts(path, body)
+        ) as parts:
+            async for part in parts:
                 *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                        event: dict[str, Any] = json.loads(data)
-                        if "error" in event:
-                            raise refusal(self.name, 500, data)
-                        yield event
+                if events := self._read(lines):
+                    yield events
+
+    async def _parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
+            async for part in response.content.iter_any():
+                yield part
+
+    async def _piped(self, path: str, body: Mapping[str, Any], most: int) -> AsyncGenerator[bytes, None]:
+        """From the socket, in beats."""
+        if self._session.closed:
+            raise EngineError(f"{self.name} is closed")
+        try:
+            async with answer_at(self._socket, self._request(path, body), CONNECT_SECONDS) as answer:
+                part, came, began = await answer.more(), 0, time.monotonic()
+                if answer.status != 200:
+                    raise refusal(self.name, answer.status, part + await answer.rest())
+                while part:
+                    yield part
+                    came += part.count(b"data:")
+                    if seconds := beat(time.monotonic() - began, came, most - came):
+                        await answer.beat(seconds)
+                    part = await answer.more()
+        except OSError as error:
+            raise EngineError(f"{self.name} does not answer ({type(error).__name__})") from error
+
+    def _request(self, path: str, body: Mapping[str, Any]) -> bytes:
+        data = json.dumps(body).encode()
+        lines = [
+            f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", "Content-Type: application/json",
+            f"Content-Length: {len(data)}", *(f"{name}: {value}" for name, value in self._headers.items()),
+        ]  # fmt: skip
+        return "\r\n".join([*lines, "", ""]).encode() + data
+
+    def _read(self, lines: Iterable[bytes]) -> list[dict[str, Any]]:
+        """The events of whole lines. Raises what an error among them means."""
+        found = []
+        for line in lines:
+            if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                event: dict[str, Any] = json.loads(data)
+                if "error" in event:
+                    raise refusal(self.name, 500, data)
+                found.append(event)
+        return found
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, **rest: Any) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -121,6 +174,16 @@ class Http:
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
             raise EngineError(f"{self.name} does not answer ({type(error).__name__})") from error
+
+
+def beat(passed: float, came: int, left: int) -> float:
+    """Seconds in which two more events come at least, and for which they may wait; 0: they may not.
+
+    How many came in the time so far tells how fast they come. The end, where it is foreseen, does not wait.
+    """
+    each = passed / came if came else math.inf
+    seconds = min(BEAT, HELD_SHARE * passed, left * each)
+    return seconds if seconds >= 2 * each else 0.0
 
 
 def refusal(name: str, status: int, body: bytes) -> RequestError | EngineError:

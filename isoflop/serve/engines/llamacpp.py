@@ -136,25 +136,26 @@ class LlamaCpp(_Served):
             queued = time.monotonic() - since
             counted, tokens = 0, tuple[Token, ...]()
             http = await self._server()
-            async with aclosing(http.events("/completion", body)) as events:
-                async for event in events:
-                    if event["stop"]:
-                        for held in stops.rest():
-                            yield held
-                        reason = LENGTH if event["stop_type"] == "limit" else STOP
-                        yield self._ending(event, reason, queued)
-                        return
-                    if asked.logprobs is not None:
-                        tokens += tokens_of(event["completion_probabilities"], asked.logprobs)
-                    if not event["content"]:  # so far no whole character
-                        continue
-                    piece = Piece(event["content"], event["tokens_predicted"] - counted, tokens)
-                    counted, tokens = event["tokens_predicted"], ()
-                    for free in stops.push(piece):
-                        yield free
-                    if stops.hit:
-                        yield self._ending(event, STOP, queued)
-                        return
+            async with aclosing(http.events("/completion", body, asked.max_tokens)) as parts:
+                async for part in parts:
+                    for event in part:
+                        if event["stop"]:
+                            for held in stops.rest():
+                                yield held
+                            reason = LENGTH if event["stop_type"] == "limit" else STOP
+                            yield self._ending(event, reason, queued)
+                            return
+                        if asked.logprobs is not None:
+                            tokens += tokens_of(event["completion_probabilities"], asked.logprobs)
+                        if not event["content"]:  # so far no whole character
+                            continue
+                        piece = Piece(event["content"], event["tokens_predicted"] - counted, tokens)
+                        counted, tokens = event["tokens_predicted"], ()
+                        for free in stops.push(piece):
+                            yield free
+                        if stops.hit:
+                            yield self._ending(event, STOP, queued)
+                            return
             raise EngineError(f"{self.name} ended in the middle of an answer")
 
     async def score(self, ids: Sequence[int], alternatives: int = 0) -> list[Token]:

@@ -6,13 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from isoflop.adapting.saved import is_adapted, task_name
 from isoflop.engines import COMPRESSED, GGUF, is_export, opened, packed_by
 from isoflop.errors import CorruptError, ProjectError
-from isoflop.serve.engines.embedding import Embedder
 from isoflop.serve.protocol import Engine
-from isoflop.tasks.base import has_weights, kind_of
-from isoflop.tasks.protocol import DECODER, ENCODER, SPEECH
 from isoflop.workers import cores
 
 URL = re.compile(r"^(https?):/+")  # a Path has one slash of two
@@ -68,7 +64,9 @@ def unstarted(
     if by == VLLM:
         return _vllm(path, context)
     if path.suffix == GGUF:
-        return _gguf(path, threads, slots, context)
+        return _gguf(path, threads, slots, context)  # all else takes seconds to import
+    from isoflop.adapting.saved import is_adapted
+
     if is_adapted(path):
         return _adapted(path, threads)
     return _folder(path, threads, context)
@@ -76,8 +74,10 @@ def unstarted(
 
 def _vllm(path: Path, context: int | None) -> Engine:
     """Of what transformers or compressed-tensors have written of a model that writes."""
+    from isoflop.adapting.saved import is_adapted
     from isoflop.serve.engines.remote import Remote
     from isoflop.serve.engines.vllm import VllmProcess
+    from isoflop.tasks.protocol import DECODER
 
     config = path / "config.json"
     others = path.suffix == GGUF or is_adapted(path) or (is_export(path) and packed_by(path) != COMPRESSED)
@@ -102,7 +102,9 @@ def _gguf(path: Path, threads: int, slots: int, context: int | None) -> Engine:
 
 
 def _adapted(path: Path, threads: int) -> Engine:
+    from isoflop.adapting.saved import task_name
     from isoflop.serve.engines.adapted import Classifier, Tagger
+    from isoflop.serve.engines.embedding import Embedder
     from isoflop.serve.engines.whisper import Whisper
 
     task = task_name(path)
@@ -119,9 +121,12 @@ def _adapted(path: Path, threads: int) -> Engine:
 
 def _folder(path: Path, threads: int, context: int | None) -> Engine:
     """Of transformers or CTranslate2."""
+    from isoflop.serve.engines.embedding import Embedder
     from isoflop.serve.engines.faster import MODEL, FasterWhisper
     from isoflop.serve.engines.stepping import Stepping
     from isoflop.serve.engines.whisper import Whisper
+    from isoflop.tasks.base import has_weights
+    from isoflop.tasks.protocol import DECODER, ENCODER, SPEECH
 
     config = path / "config.json"
     if (path / MODEL).is_file():
@@ -143,6 +148,8 @@ def _folder(path: Path, threads: int, context: int | None) -> Engine:
 
 
 def _kind(config: Path) -> str:
+    from isoflop.tasks.base import kind_of
+
     try:
         return kind_of(json.loads(config.read_text()), config.parent)
     except json.JSONDecodeError as error:

@@ -105,17 +105,18 @@ class Remote(OverHttp):
             usage: Mapping[str, Any] | None = None
             body = self._body(asked) | {"max_tokens": await self._most(asked)}
             http = await self._server()
-            async with aclosing(http.events("/v1/completions", body)) as events:
-                async for event in events:
-                    usage = event.get("usage") or usage
-                    for choice in event["choices"]:
-                        reason = choice.get("finish_reason") or reason
-                        tokens += _told_tokens(choice.get("logprobs"), asked.logprobs)
-                        pending += 1
-                        if text := choice["text"]:
-                            size = usage["completion_tokens"] - counted if usage else pending
-                            yield Piece(text, size, tokens)
-                            counted, pending, tokens = counted + size, 0, ()
+            async with aclosing(http.events("/v1/completions", body, body["max_tokens"])) as parts:
+                async for part in parts:
+                    for event in part:
+                        usage = event.get("usage") or usage
+                        for choice in event["choices"]:
+                            reason = choice.get("finish_reason") or reason
+                            tokens += _told_tokens(choice.get("logprobs"), asked.logprobs)
+                            pending += 1
+                            if text := choice["text"]:
+                                size = usage["completion_tokens"] - counted if usage else pending
+                                yield Piece(text, size, tokens)
+                                counted, pending, tokens = counted + size, 0, ()
             if reason is None or usage is None:
                 raise EngineError(f"{self._http.name} ended in the middle of an answer")
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

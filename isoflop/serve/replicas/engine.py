@@ -139,8 +139,8 @@ class Hearing(Replicated):
 
 
 KINDS: dict[str, type[Replicated]] = {
-    "Writes": Writing, "Scores": Scoring, "Tokenizes": Tokenizing, "Embeds": Embedding, "Classifies": Classifying,
-    "Tags": Tagging, "Hears": Hearing,
+    "Writes": Writing, "Scores": Scoring, "Tokenizes": Tokenizing, "Embeds": Embedding,
+    "Classifies": Classifying, "Tags": Tagging, "Hears": Hearing,
 }  # fmt: skip
 
 
