@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,7 +63,7 @@ async def answers(asked: dict[str, Any]) -> dict[str, Any]:
             sent = _request(where, asked["path"], asked["key"], body)
             with suppress(OSError):
                 _, answer = await loop.create_connection(
-                    lambda sent=sent, leave=leave: Answer(sent, leave), where.hostname, where.port
+                    partial(Answer, sent, leave), where.hostname, where.port
                 )
                 await answer.over
                 found[number] = {"answer": answer, "left": leave is not None}

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -116,8 +117,10 @@ def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> N
             with openai.OpenAI(base_url=f"{screen[0].split()[-1]}/v1", api_key=key) as client:
                 pieces = list(client.completions.create(model="mine", prompt="a", max_tokens=8, stream=True))
                 assert pieces[-1].choices[0].finish_reason in ("stop", "length")
-                schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "boolean"}}}
-                asked = [{"role": "user", "content": "Is it?"}]
+                schema: Any = {
+                    "type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "boolean"}}
+                }  # fmt: skip
+                asked: Any = [{"role": "user", "content": "Is it?"}]
                 told = client.chat.completions.create(model="mine", messages=asked, response_format=schema)
                 assert told.choices[0].message.content in ("true", "false")
             process.send_signal(signal.SIGTERM)

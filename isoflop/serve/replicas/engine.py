@@ -61,7 +61,7 @@ class Replicated:
     async def _asked(self, what: str, *given: Any) -> Any:
         """What one of them says. Raises as its engine does, and EngineError where all tries were lost."""
         for left in reversed(range(TRIES)):
-            answer = self._handle.ask.remote(what, *given)
+            answer: Any = self._handle.ask.remote(what, *given)
             try:
                 found = await answer
             except asyncio.CancelledError:
@@ -90,7 +90,8 @@ class Writing(Tokenizing):
         """Of a replica that ends before it has written anything, another one does its work."""
         since = time.monotonic()
         for left in reversed(range(TRIES)):
-            answer, waited = self._handle.options(stream=True).write.remote(asked), None
+            answer: Any = self._handle.options(stream=True).write.remote(asked)
+            waited: float | None = None
             try:
                 async for some in answer:
                     found = cast(Some, some)
