@@ -21,9 +21,10 @@ from isoflop.errors import CorruptError, ServeError
 from isoflop.serve.deploying import following as module
 from isoflop.serve.deploying.changing import followers
 from isoflop.serve.deploying.following import Follower
-from isoflop.serve.deploying.records import SERVER, Server
+from isoflop.serve.deploying.records import SERVER, Deployment, Server, Standing
 from isoflop.serve.gateway import Gateway
 from isoflop.serve.settings import Settings
+from isoflop.store import Project
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,13 @@ def held_back(running: Running) -> Iterator[None]:
     """In this block the server does not read the ledger."""
     with pytest.MonkeyPatch.context() as patch:
         read = threading.Event()
-        patch.setattr(module, "deployed", lambda project: read.set() or {})
+
+        def nothing_new(project: Project) -> dict[str, Deployment]:
+            read.set()
+            return known
+
+        known = module.deployed(running.home.project)
+        patch.setattr(module, "deployed", nothing_new)
         assert read.wait(30)
         yield
 
@@ -129,8 +136,13 @@ def test_back_and_forth(home: Home) -> None:
         assert running.says() == "two"
         told = running.told()
         assert (told["version"], told["state"], told["main"]["path"]) == (3, "serving", "two")
-        until(lambda: [server.names[NAME].version for server in followers(home.project)] == [3], 30)
-        assert followers(home.project)[0].names[NAME].main.path == "two"
+
+        def written() -> Standing:
+            (server,) = followers(home.project)
+            return server.names[NAME]
+
+        until(lambda: (written().version, written().state) == (3, "serving"), 30)
+        assert written().main.path == "two"
     assert not home.project.all(SERVER, Server)  # it has said good-bye
 
 

@@ -114,8 +114,8 @@ def test_a_model_is_changed_while_it_serves(isoflop: Isoflop, home: Home) -> Non
         assert (runs()["main"]["path"], says() == good) == ("bad.gguf", False)
         assert isoflop("deploy", "--rollback", *at).code == 0
         assert says() == good
-        answer = httpx.get(f"{url}/admin/deployment", headers={"Authorization": f"Bearer {infer}"})
-        assert answer.status_code == 403
+        refusal = httpx.get(f"{url}/admin/deployment", headers={"Authorization": f"Bearer {infer}"})
+        assert refusal.status_code == 403
 
     answer = isoflop("deploy", folder / "bad.gguf", "--force", *at)
     assert "no server runs, and the next isoflop serve will do it" in answer.out

@@ -130,12 +130,9 @@ class Follower:
     async def _follow(self) -> None:
         while True:
             known = await self._reached(lambda: deployed(self._project))
-            for name in () if known is None else tuple(self._gateway.models):
-                if name in known:
-                    await self._heed(known[name])
-                elif (standing := self._gateway.standing[name]).token:  # it was taken back
-                    update = {"version": 0, "token": "", "state": "serving", "why": ""}
-                    self._stand(name, standing.model_copy(update=update))
+            if known is not None:
+                for name in self._gateway.models:
+                    await self._heed(name, known.get(name))
             await asyncio.sleep(LOOK)
 
     async def _tell(self) -> None:
@@ -153,9 +150,14 @@ class Follower:
 
     # -- changes ------------------------------------------------------------------------------------------
 
-    async def _heed(self, wanted: Deployment) -> None:
+    async def _heed(self, name: str, wanted: Deployment | None) -> None:
         """Do what is deployed under a name, once; what failed is tried again after a while."""
-        name, before = wanted.id, self._gateway.standing[wanted.id]
+        before = self._gateway.standing[name]
+        if wanted is None:
+            if before.token:  # it was taken back
+                update = {"version": 0, "token": "", "state": "serving", "why": ""}
+                self._stand(name, before.model_copy(update=update))
+            return
         again = before.state == "failed" and time.monotonic() - self._failed_at[name] > RETRY
         if before.token == wanted.token and not again:
             return
