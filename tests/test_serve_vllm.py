@@ -119,6 +119,17 @@ def test_what_is_between_may_be_killed(notes: Path) -> None:
     gone(begun(notes)[1]["pids"])
 
 
+def test_what_is_between_may_hang(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "END_SECONDS", 0.5)
+
+    async def work(engine: Remote) -> None:
+        (between,) = (p for p in psutil.Process().children() if vllm_child.__file__ in p.cmdline())
+        between.suspend()
+
+    run(work)
+    gone(begun(notes)[0]["pids"])
+
+
 def test_why_it_ends_at_its_start_is_told(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DIES, "1")
     with pytest.raises(ProjectError, match=f"vLLM ended as it opened .*: {LAST_WORDS}") as caught:

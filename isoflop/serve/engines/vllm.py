@@ -86,11 +86,10 @@ class VllmProcess:
             return
         assert process.stdin is not None
         process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), END_SECONDS)
-        except TimeoutError:
+        if not await _exited(process):
             process.kill()
-        if await process.wait() < 0 and self._group:  # somebody has killed what would have ended vLLM
+            await _exited(process)
+        if (process.returncode is None or process.returncode < 0) and self._group:  # it ended nothing
             with suppress(ProcessLookupError):
                 os.killpg(self._group, signal.SIGKILL)
         await self._heard()
@@ -138,6 +137,14 @@ class VllmProcess:
             for line in filter(None, (line.decode(errors="replace").strip() for line in lines)):
                 self._last = line[:LINE]
                 log.debug("vLLM: %s", line)
+
+
+async def _exited(process: asyncio.subprocess.Process) -> bool:
+    """Whether it has, after some time. asyncio's own wait() waits for whoever has its standard error, too."""
+    deadline = time.monotonic() + END_SECONDS
+    while process.returncode is None and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK_SECONDS)
+    return process.returncode is not None
 
 
 async def _healthy(http: Http) -> bool:
