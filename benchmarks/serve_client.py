@@ -62,9 +62,8 @@ async def answers(asked: dict[str, Any]) -> dict[str, Any]:
             leave = body.pop("leave", None)
             sent = _request(where, asked["path"], asked["key"], body)
             with suppress(OSError):
-                _, answer = await loop.create_connection(
-                    partial(Answer, sent, leave), where.hostname, where.port
-                )
+                made = partial(Answer, sent, leave)
+                _, answer = await loop.create_connection(made, where.hostname, where.port)
                 await answer.over
                 found[number] = {"answer": answer, "left": leave is not None}
 
