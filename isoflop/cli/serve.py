@@ -98,7 +98,7 @@ def _run(
     from isoflop.serve.audit import Audit
     from isoflop.serve.gateway import Gateway
     from isoflop.serve.keys import Keys
-    from isoflop.serve.masking import Masker
+    from isoflop.serve.masking.presidio import preferred
     from isoflop.serve.opening import artifacts, opened_models
     from isoflop.serve.running import serve as run
     from isoflop.serve.screen import screen
@@ -106,7 +106,7 @@ def _run(
 
     terminal = Terminal()
     home = open_project(project) if project.exists() or not settings.open else None
-    gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
+    gateway = Gateway({}, settings, None if home is None else Keys(home), masker=preferred())
     served = artifacts(models, home, opening.threads, limits, terminal)
     log = Audit(settings.audit, settings) if settings.audit else None
     try:

@@ -12,7 +12,6 @@ from isoflop.serve.audit import Audit
 from isoflop.serve.calls import Observer
 from isoflop.serve.feedback import Feedbacks
 from isoflop.serve.gateway import Gateway
-from isoflop.serve.masking import Masker
 from isoflop.serve.meters import Meters, metrics_router
 from isoflop.serve.objectives import Objectives
 from isoflop.serve.pages import page_router
@@ -46,7 +45,7 @@ def watched(
     observers: list[Observer] = [each for each in (audit, meters, alerts) if each is not None]
     routers = [metrics_router(meters), page_router()]
     if project is not None:
-        masker = Masker(settings.mask) if settings.mask else None
+        masker = gateway.masking(())
         feedbacks = Feedbacks(
             project, mask=None if masker is None else lambda text: masker.mask(text).text,
             listeners=[meters.rated, *([] if alerts is None else [alerts.rated])],
