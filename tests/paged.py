@@ -47,6 +47,7 @@ class Server:
     def __init__(self, engine: Doubting) -> None:
         self.engine, self.feedback, self.asked = engine, [], []  # type: ignore[var-annotated]
         self.refusal: JSONResponse | None = None  # in place of answers
+        self.edited = False  # whether feedback has other texts than were answered
         config = uvicorn.Config(self._app(), port=0, log_level="error")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -85,7 +86,7 @@ class Server:
         @app.post("/v1/feedback")
         async def feedback(request: Request) -> Any:
             self.feedback.append(await request.json())
-            return {}
+            return {"edited": self.edited}
 
         @app.post("/v1/chat/completions")
         @app.post("/v1/completions")

@@ -31,7 +31,7 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def server(running: Server) -> Server:
-    running.engine.pause, running.engine.broken, running.refusal = 0.0, False, None
+    running.engine.pause, running.engine.broken, running.refusal, running.edited = 0.0, False, None, False
     running.feedback.clear()
     running.asked.clear()
     return running
@@ -173,6 +173,13 @@ def test_thumbs_and_a_comment(page: Page, server: Server) -> None:
     page.get_by_label("Why?").press("Enter")
     expect(page.get_by_text("your comment is kept")).to_be_visible()
     assert server.feedback[1] == {**sent, "comment": "too short"}
+
+
+def test_a_rating_of_what_was_not_answered_says_so(page: Page, server: Server) -> None:
+    server.edited = True
+    say(page, "one two")
+    page.get_by_role("button", name="Good").click()
+    expect(page.get_by_text("The answer was not whole, so no model learns from it.")).to_be_visible()
 
 
 def test_the_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, server: Server) -> None:

@@ -113,7 +113,7 @@ def _run(
     from isoflop.serve.deploying.following import Follower, deployed
     from isoflop.serve.gateway import Gateway
     from isoflop.serve.keys import Keys
-    from isoflop.serve.masking import Masker
+    from isoflop.serve.masking.presidio import preferred
     from isoflop.serve.opening import opened_models
     from isoflop.serve.replicas.cluster import Fleet
     from isoflop.serve.running import serve as run
@@ -123,7 +123,7 @@ def _run(
 
     terminal = Terminal()
     home = open_project(project) if project.exists() or not settings.open else None
-    gateway = Gateway({}, settings, None if home is None else Keys(home), masker=Masker)
+    gateway = Gateway({}, settings, None if home is None else Keys(home), masker=preferred())
     known = {} if home is None else deployed(home)
     if not models and not known:
         raise ServeError(

@@ -152,8 +152,8 @@ def export(project: Project, rating: Rating = UP, *, edited: bool = False) -> Ex
     Their columns are prompt and response; messages, where one of the prompts is a chat of several turns.
     """
     rated = [f for f in project.all(KIND, Feedback) if f.rating == rating]
-    told = [f for f in rated if f.prompt and f.answer]
-    known = [(_chat(f.prompt), f.answer) for f in told if edited or not f.edited]
+    told = [(_chat(f.prompt), f.answer, f.edited) for f in rated if f.prompt and f.answer]
+    known = [(asked, answer) for asked, answer, changed in told if edited or not changed]
     pairs = list(dict.fromkeys(known))
     if all(len(asked) == 1 for asked, _ in pairs):
         rows: list[dict[str, Any]] = [

@@ -76,6 +76,9 @@ class MaskStream(Protocol):
     def end(self) -> str:
         """The rest."""
 
+    def cut(self) -> str:
+        """The rest, in place of `end` where the text was cut: without words that may be half of something."""
+
 
 class Masker(Protocol):
     """Takes personal data out of texts. Whatever it raises makes the request fail."""

@@ -123,7 +123,9 @@ class Screen:
         Of an answer that was cut, the words that could have become something to mask are left out.
         """
         with masking_fails():
-            text = self._stream.push(text) + (self._stream.end() if reason not in (None, LENGTH) else "")
+            text = self._stream.push(text)
+            if reason is not None:
+                text += self._stream.cut() if reason == LENGTH else self._stream.end()
         free = self._stops.push(Piece(text, 0))
         if reason and not self.stopped:
             free += self._stops.rest()

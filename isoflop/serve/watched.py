@@ -13,7 +13,6 @@ from isoflop.serve.by_role import ByRole
 from isoflop.serve.calls import Observer
 from isoflop.serve.feedback import Feedbacks
 from isoflop.serve.gateway import Gateway
-from isoflop.serve.masking import Masker
 from isoflop.serve.meters import Meters, metrics_router
 from isoflop.serve.objectives import Objectives
 from isoflop.serve.pages import page_router
@@ -50,7 +49,7 @@ def watched(
     gateway.shadowing.listeners = [by_role.copied]
     routers = [metrics_router(meters), page_router()]
     if project is not None:
-        masker = Masker(settings.mask) if settings.mask else None
+        masker = gateway.masking(())
         feedbacks = Feedbacks(
             project, mask=None if masker is None else lambda text: masker.mask(text).text,
             listeners=[meters.rated, *([] if alerts is None else [alerts.rated])],

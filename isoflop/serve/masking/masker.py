@@ -131,6 +131,10 @@ class MaskStream:
         """What is left, at the end of the text."""
         return self.push("", last=True)
 
+    def cut(self) -> str:
+        """What is left where the text is cut: nothing, as it may be the beginning of something to mask."""
+        return ""
+
     def _decided(self, read: str, begin: int) -> int:
         """Up to where no match can begin that further text would change."""
         size = len(read)
