@@ -25,6 +25,7 @@ from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
 from isoflop.adapting.law import CHOSEN, Price, Wanted, epochs_of, task_law
 from isoflop.adapting.loop import fine_tune, predict_all
 from isoflop.adapting.records import AdaptConfig, LawPoint
+from isoflop.adapting.usual import unlearned
 from isoflop.devices import preferred_precision
 from isoflop.metrics import METRICS, Score, scored
 
@@ -97,9 +98,12 @@ def measured(case: Case, bench: Bench, draw: int) -> dict[str, Any]:
     law = task_law(
         point, METRICS[bench.task.metrics[0]], half, PAID, Price(0.0, 1.0, {}), passes=case.passes,
         known=case.passes, default=False,
+        unlearned=unlearned(bench.task, bench.spec, bench.rows[TRAIN], some(bench.rows[TEST], TESTED, 0)),
     )  # fmt: skip
     told = law.twice_labels
-    assert told is not None, "all runs were paid for"
+    if told is None:  # all runs were paid for: they have learned nothing
+        return {"metric": law.metric, "examples": case.examples, "told": None, "why": law.sentences[0],
+                "points": [(p.examples, p.seed, p.score.value) for p in law.points]}  # fmt: skip
     score = learn(Wanted(CHOSEN, 1.0, 0), case.passes, case.examples)
     return {
         "metric": law.metric, "examples": case.examples, "now": law.now, "told": told.value, "low": told.low,
@@ -116,6 +120,12 @@ HEADER = (
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
+    if row["told"] is None:
+        return (
+            f"| {row['data']} | {row['metric']} | {row['draw']} | {row['examples']:,} |"
+            + " – |" * 4
+            + " no law |"
+        )
     cells = (
         row["data"], row["metric"], row["draw"], f"{row['examples']:,}", f"{row['now']:.4g}",
         f"{row['told']:.4g}", f"{row['low']:.4g} to {row['high']:.4g}", f"{row['found']:.4g}",
@@ -126,11 +136,14 @@ def line(row: dict[str, Any]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """The record's README."""
-    held = sum(row["held"] for row in rows)
+    told = [row for row in rows if row["told"] is not None]
+    held = sum(row["held"] for row in told)
+    silent = len(rows) - len(told)
     return "\n".join([
         "# Whether the law of a task foretells what twice the labels buy", "",
-        f"In {held} of {len(rows)} cases the run on twice the examples scored within the law's 90% "
-        "interval of a new run. The law is fitted to ten runs on an eighth to all of half of the examples; "
+        f"In {held} of {len(told)} cases the run on twice the examples scored within the law's 90% "
+        f"interval of a new run; in {silent} more its runs had learned nothing, and it told nothing. The law "
+        "is fitted to ten runs on an eighth to all of half of the examples; "
         "the run on all of them is made afterwards. Draws are of other training examples; test examples "
         "are the same.", "",
         "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|", *map(line, rows), "",

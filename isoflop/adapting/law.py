@@ -78,12 +78,13 @@ def epochs_of(passes: float, examples: int, batch: int) -> float:
 
 def task_law(
     measure: Measure, metric: Metric, examples: int, seconds: float, price: Price, *, passes: float,
-    known: float | None = None, default: bool, seed: int = 0,
+    known: float | None = None, default: bool, unlearned: float | None = None, seed: int = 0,
 ) -> TaskLaw:  # fmt: skip
     """Run what the seconds pay for, fit the law, and say what it says.
 
     `passes` is what the chosen configuration had at most, and `known` what the runs had that an ended process
     has made; `default` says that it is not full fine-tuning with default values, which is then run as well.
+    `unlearned` is the score of what has learned nothing: from there no run tells when others will.
     """
     first = [Wanted(CHOSEN, share, 0) for share in SHARES]
     first += [Wanted(who, 1.0, 0) for who in price.relative]
@@ -105,7 +106,19 @@ def task_law(
     if len({p.examples for p in points if p.who == CHOSEN}) < len(SHARES):
         sentence = "No law of the task: too few of its runs could be made."
         return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
+    best = max((p.score for p in points if p.who == CHOSEN), key=lambda score: -_error(score, metric)[0])
+    if unlearned is not None and not _above(best, unlearned, metric):
+        sentence = (
+            f"No law of the task: its runs have {metric.name} {best.value:.4g} at best, and what is usual has "
+            f"{unlearned:.4g}. They have learned nothing that a law could go on from."
+        )
+        return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
     return law_of(points, metric, passes=found, seed=seed)
+
+
+def _above(score: Score, floor: float, metric: Metric) -> bool:
+    """Whether a score is better than another, by its own interval."""
+    return score.low > floor if metric.higher_is_better else score.high < floor
 
 
 def law_of(points: Sequence[LawPoint], metric: Metric, *, passes: float, seed: int = 0) -> TaskLaw:

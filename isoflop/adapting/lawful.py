@@ -13,6 +13,7 @@ from isoflop.adapting.law import CHOSEN, DEFAULT, LEAST_STEPS, Price, Wanted, ep
 from isoflop.adapting.loop import fine_tune, predict_all
 from isoflop.adapting.pace import Seen, look
 from isoflop.adapting.records import AdaptConfig, LawPoint, TaskLaw, Trial
+from isoflop.adapting.usual import unlearned
 from isoflop.adapting.work import FINAL, Work
 from isoflop.errors import AdaptError
 from isoflop.metrics import scored
@@ -112,6 +113,7 @@ def law_of_task(
         Price(trained.seconds / learned, fixed, relative, LEAST_STEPS * config.batch),
         passes=learned / examples, known=work.record.law_passes, seed=work.seed,
         default=config.model_dump(include=values) != default_of(config).model_dump(include=values),
+        unlearned=unlearned(work.task, work.spec, work.rows[TRAIN], work.rows[TEST]),
     )  # fmt: skip
 
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoflop.metrics import METRICS, scored
 from isoflop.tasks.protocol import Spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from isoflop.tasks.protocol import Task
 
 Usual = tuple[list[Any], str]  # a prediction for each row, and what it is
 
@@ -41,3 +44,12 @@ USUAL: Mapping[str, Callable[[Spec, Dataset, Dataset], Usual]] = {  # by task
     "multi-label": shares, "image-classification": shares, "image-text": shares, "regression": mean,
     "tagging": tag, "question-answering": answer,
 }  # fmt: skip
+
+
+def unlearned(task: Task, spec: Spec, train: Dataset, rows: Dataset) -> float | None:
+    """The chief metric of who knows what is usual and reads nothing; None: the task has nothing usual."""
+    found = {**USUAL, "classification": shares}.get(task.name)  # a base may be asked for that one's labels
+    if found is None:
+        return None
+    predictions, _ = found(spec, train, rows)
+    return scored(METRICS[task.metrics[0]], predictions, task.references(spec, rows)).value
