@@ -98,7 +98,7 @@ class Fleet:
         from isoflop.serve.replicas.replica import Replica
 
         counts = self._replicas
-        deployment = serve.deployment(
+        deployment: Any = serve.deployment(
             Replica, name=NAME,
             max_ongoing_requests=slots,  # more wait here, and not where they could be lost
             max_queued_requests=-1,  # the gateway has a limit
@@ -143,7 +143,7 @@ class Fleet:
         try:
             ray.init(
                 address="local", num_cpus=0, include_dashboard=False, object_store_memory=STORE_BYTES,
-                log_to_driver=False, logging_level="ERROR",
+                log_to_driver=False, logging_level=logging.ERROR,
                 _temp_dir=f"{private}/ray",  # which it opens to all
             )  # fmt: skip
         except Exception as error:  # a plain Exception, too, where it starts too slowly
@@ -152,7 +152,7 @@ class Fleet:
                 f"Ray does not start on this machine: {why}",
                 hint="try again when it is less busy, or leave out --replicas",
             ) from None
-        if ray.util.get_node_ip_address() not in LOOPBACK:
+        if ray.util.get_node_ip_address() not in LOOPBACK:  # type: ignore[no-untyped-call]
             raise ServeError(
                 "Ray would listen to other machines", hint="install the Ray that constraints.txt names"
             )
@@ -204,13 +204,16 @@ def _running(name: str) -> int:
     application = serve.status().applications.get(name)
     if application is None:
         return 0
-    return sum(each.replica_states.get("RUNNING", 0) for each in application.deployments.values())
+    return sum(
+        count for each in application.deployments.values()
+        for state, count in each.replica_states.items() if state == "RUNNING"
+    )  # fmt: skip
 
 
 def _delete(name: str, handle: DeploymentHandle[Any]) -> None:
     from ray import serve
 
-    handle.shutdown()  # else it reports to Ray Serve for ever
+    handle.shutdown()  # type: ignore[no-untyped-call]  # else it reports to Ray Serve for ever
     serve.delete(name)
 
 

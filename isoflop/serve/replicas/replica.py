@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from isoflop.errors import IsoflopError
@@ -74,7 +75,7 @@ class Replica:
             told = json.dumps([type(error).__name__, error.message, error.hint])
             raise RuntimeError(CANNOT_OPEN + told) from None
 
-    async def __del__(self) -> None:  # type: ignore[misc]  # Ray Serve calls it, and waits for it
+    async def __del__(self) -> None:  # Ray Serve calls it, and waits for it
         await self.engine.close()
 
     async def about(self) -> About:
@@ -116,7 +117,6 @@ def _only_here() -> None:
 
     There is no setting for it; whoever calls there needs the cluster's token, too.
     """
-    from ray.serve._private import replica
-
+    replica: Any = import_module("ray.serve._private.replica")
     add = replica.add_port_to_grpc_server
     replica.add_port_to_grpc_server = lambda server, _: add(server, "127.0.0.1:0")
