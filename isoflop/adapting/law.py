@@ -109,8 +109,8 @@ def task_law(
     best = max((p.score for p in points if p.who == CHOSEN), key=lambda score: -_error(score, metric)[0])
     if unlearned is not None and not _above(best, unlearned, metric):
         sentence = (
-            f"No law of the task: its runs have {metric.name} {best.value:.4g} at best, and what is usual has "
-            f"{unlearned:.4g}. They have learned nothing that a law could go on from."
+            f"No law of the task: its runs have {metric.name} {best.value:.4g} at best, and what is usual "
+            f"has {unlearned:.4g}. They have learned nothing that a law could go on from."
         )
         return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
     return law_of(points, metric, passes=found, seed=seed)

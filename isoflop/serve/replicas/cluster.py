@@ -86,8 +86,8 @@ class Fleet:
             raise
         from isoflop.serve.replicas.engine import with_abilities  # only now: it imports Ray
 
-        kind: Any = with_abilities(about.abilities)
-        engine: Engine = kind(handle, about, slots, partial(_running, name), partial(_delete, name, handle))
+        kind = with_abilities(about.abilities)
+        engine = kind(handle, about, slots, partial(_running, name), partial(_delete, name, handle))
         await engine.start()
         return engine
 
@@ -152,8 +152,7 @@ class Fleet:
                 f"Ray does not start on this machine: {why}",
                 hint="try again when it is less busy, or leave out --replicas",
             ) from None
-        util: Any = ray.util
-        if util.get_node_ip_address() not in LOOPBACK:
+        if ray.util.get_node_ip_address() not in LOOPBACK:  # type: ignore[no-untyped-call]
             raise ServeError(
                 "Ray would listen to other machines", hint="install the Ray that constraints.txt names"
             )
@@ -202,16 +201,19 @@ def _running(name: str) -> int:
     """Replicas of an application that answer."""
     from ray import serve
 
-    application: Any = serve.status().applications.get(name)
+    application = serve.status().applications.get(name)
     if application is None:
         return 0
-    return sum(each.replica_states.get("RUNNING", 0) for each in application.deployments.values())
+    return sum(
+        count for each in application.deployments.values()
+        for state, count in each.replica_states.items() if state == "RUNNING"
+    )  # fmt: skip
 
 
-def _delete(name: str, handle: Any) -> None:
+def _delete(name: str, handle: DeploymentHandle[Any]) -> None:
     from ray import serve
 
-    handle.shutdown()  # else it reports to Ray Serve for ever
+    handle.shutdown()  # type: ignore[no-untyped-call]  # else it reports to Ray Serve for ever
     serve.delete(name)
 
 

@@ -32,17 +32,13 @@ class Replicated:
     ) -> None:  # fmt: skip
         self._handle, self._running, self._delete = handle, running, delete
         self.name, self.context, self.schemas = about.name, about.context, about.schemas
-        self._each, self.replicas = slots, running()
-
-    @property
-    def slots(self) -> int:
-        return self._each * self.replicas
+        self._each, self.slots = slots, slots * running()
 
     async def start(self) -> None:
         self._looking = asyncio.create_task(self._look())
 
     async def alive(self) -> bool:
-        return self.replicas > 0
+        return self.slots > 0
 
     async def close(self) -> None:
         self._looking.cancel()
@@ -53,7 +49,7 @@ class Replicated:
     async def _look(self) -> None:
         while True:
             try:
-                self.replicas = await asyncio.to_thread(self._running)
+                self.slots = self._each * await asyncio.to_thread(self._running)
             except (RayError, RayServeException) as error:  # what manages them begins again
                 log.warning("replicas cannot be counted: %s", type(error).__name__)
             await asyncio.sleep(LOOK_SECONDS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from isoflop.errors import IsoflopError
@@ -117,8 +118,6 @@ def _only_here() -> None:
 
     There is no setting for it; whoever calls there needs the cluster's token, too.
     """
-    import ray.serve._private.replica
-
-    replica: Any = ray.serve._private.replica
+    replica: Any = import_module("ray.serve._private.replica")
     add = replica.add_port_to_grpc_server
     replica.add_port_to_grpc_server = lambda server, _: add(server, "127.0.0.1:0")
