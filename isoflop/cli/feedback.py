@@ -54,7 +54,8 @@ def export(
     less = f"{found.without} without prompt and answer, {found.edited} with other texts than answered"
     if not found.rows:
         raise ProjectError(
-            f"{project} has no answers to export: {found.ratings} are rated {rating.value}, of these {less}",
+            f"{project} has no answers to export: {found.ratings} are rated {rating.value}"
+            + (f", of these {less}" if found.ratings else ""),
             hint="take the last with --edited" if found.edited
             else "rate answers on the server's page, or send prompt and answer to /v1/feedback",
         )  # fmt: skip

@@ -113,9 +113,10 @@ class Keys:
         live = [key for key in self.all() if key.revoked is None]
         found = [key for key in live if key.id == name_or_id] or [k for k in live if k.name == name_or_id]
         if len(found) != 1:
-            which = ", ".join(key.id for key in found) or "none"
+            which = f": {', '.join(key.id for key in found)}" if found else " that could be revoked"
             raise ServeError(
-                f"{name_or_id!r} names {len(found) or 'no'} keys of {self.project.folder}: {which}",
+                f"{name_or_id!r} names {len(found) or 'no'} {'keys' if found else 'key'} of "
+                f"{self.project.folder}{which}",
                 hint="write the id; `isoflop keys list` shows them",
             )
         revoked = found[0].model_copy(update={"revoked": _written(datetime.now(UTC))})

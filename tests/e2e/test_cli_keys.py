@@ -35,7 +35,7 @@ def test_a_key_is_made_listed_and_revoked(isoflop: Callable[..., Answer], tmp_pa
     assert keys.all()[0].hash not in shown
 
     refused(isoflop("keys", "new", "alice", *home), "has a key named 'alice' already")
-    refused(isoflop("keys", "revoke", "bob", *home), "'bob' names no keys")
+    refused(isoflop("keys", "revoke", "bob", *home), "'bob' names no key of")
     gone = isoflop("keys", "revoke", "alice", *home)
     assert (gone.code, gone.out) == (0, "")
     assert "revoked" in gone.err
