@@ -30,6 +30,9 @@ SEEDS = ((1 / 8, 1), (1 / 4, 1), (1 / 2, 1), (1 / 8, 2), (1 / 4, 2), (1.0, 1))  
 FIRST = 0.6  # of the law's seconds may be needed by what cannot be left out; more passes cost more
 LEAST_PASSES = 1.0
 LEAST_STEPS = 100  # of any run: after 37 MiniLM told spam as well as chance, after 75 at .95 (docs/LOG.md)
+LEAST_SIZES = (
+    3  # that have learned: where learning sets in between two of them no curve is seen (docs/LOG.md)
+)
 LEVEL = 0.9
 Z = 1.6449  # of a normal's central 90%
 SURE = 0.95  # share of draws from which on one thing is said to be better than another
@@ -106,13 +109,15 @@ def task_law(
     if len({p.examples for p in points if p.who == CHOSEN}) < len(SHARES):
         sentence = "No law of the task: too few of its runs could be made."
         return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
-    best = max((p.score for p in points if p.who == CHOSEN), key=lambda score: -_error(score, metric)[0])
-    if unlearned is not None and not _above(best, unlearned, metric):
-        sentence = (
-            f"No law of the task: its runs have {metric.name} {best.value:.4g} at best, and what is usual "
-            f"has {unlearned:.4g}. They have learned nothing that a law could go on from."
-        )
-        return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
+    if unlearned is not None:
+        learned = {p.examples for p in points if p.who == CHOSEN and _above(p.score, unlearned, metric)}
+        if len(learned) < LEAST_SIZES:
+            sentence = (
+                f"No law of the task: its runs on {len(learned)} of {len(SHARES)} numbers of examples have a "
+                f"better {metric.name} than what is usual ({unlearned:.4g}). The others have learned nothing "
+                "that a law could go on from."
+            )
+            return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
     return law_of(points, metric, passes=found, seed=seed)
 
 
