@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from asking import CHAT, Asked
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from serving import Words
 
@@ -40,6 +40,7 @@ def test_every_item_is_one() -> None:
     assert {item: set(MASKER.mask(item).found) for item in ITEMS} == {i: {kind} for i, kind in ITEMS.items()}
 
 
+@settings(deadline=None)
 @given(
     item=st.sampled_from(sorted(ITEMS)), cuts=st.lists(st.integers(1, 30), min_size=1, max_size=2),
     before=st.sampled_from(PROSE), after=st.sampled_from(PROSE), gaps=st.tuples(*[st.sampled_from(GAPS)] * 2),
@@ -69,6 +70,7 @@ def test_no_item_is_whole_after_its_parts_are_joined(
         assert not MASKER.mask(joined).found, joined
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("abx 1-\n", max_size=300), max_size=5))
 def test_texts_without_items_stay_as_they_are(texts: list[str]) -> None:
     clean = [MASKER.mask(text).text for text in texts]
