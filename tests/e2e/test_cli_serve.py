@@ -90,9 +90,14 @@ def test_a_model_of_the_project_is_served(isoflop, tmp_path: Path) -> None:  # t
 def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for package, extra in (("xllamacpp", "gguf"), ("ray", "replicas"), ("grpc_reflection", "replicas")):
         pytest.importorskip(package, reason=f"the extra isoflop[{extra}] is not installed")
-    from gguf_models import written
+    from gguf_models import TEXT, VOCABULARY, untrained, written
+
+    from isoflop.corpus.bpe import train_bpe
+    from isoflop.export.gguf import write_gguf
 
     folder, artifact, audit = tmp_path / "project", written(tmp_path / "model.gguf"), tmp_path / "audit.jsonl"
+    other = tmp_path / "other.gguf"
+    write_gguf(untrained().eval(), train_bpe(iter([TEXT]), VOCABULARY), 0, other, kind="f32")
     temporary = tmp_path / "t"
     temporary.mkdir()
     key = isoflop("keys", "new", "tester", "--project", folder).out.strip()
@@ -123,6 +128,13 @@ def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> N
                 asked: Any = [{"role": "user", "content": "Is it?"}]
                 told = client.chat.completions.create(model="mine", messages=asked, response_format=schema)
                 assert told.choices[0].message.content in ("true", "false")
+                likely = {"model": "mine", "prompt": TEXT[:20], "echo": True, "max_tokens": 0, "logprobs": 0}
+                before: Any = client.post("/completions", body=likely, cast_to=object)
+                deployed = isoflop("deploy", f"mine={other}", "--force", "--project", folder)
+                assert deployed.code == 0, deployed.err
+                after: Any = client.post("/completions", body=likely, cast_to=object)
+                sums = [sum(each["choices"][0]["logprobs"]["token_logprobs"][1:]) for each in (before, after)]
+                assert sums[1] < sums[0]  # it has learned nothing
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=90)
         finally:
@@ -130,8 +142,10 @@ def test_a_model_in_a_process_of_its_own_is_served(isoflop, tmp_path: Path) -> N
     assert (process.returncode, out) == (0, "")
     assert list(temporary.iterdir()) == []  # no socket is left
     assert [line for line in err.splitlines() if "starting Ray" not in line and "audit" not in line] == []
-    lines = [json.loads(line) for line in audit.read_text().splitlines()]
-    assert [line.get("completion_tokens", 0) > 0 for line in lines if line["event"] == "call"] == [True, True]
+    calls = [line for line in map(json.loads, audit.read_text().splitlines()) if line["event"] == "call"]
+    assert [call.get("completion_tokens", 0) > 0 for call in calls] == [True, True, False, False]
+    assert len({call["model_hash"] for call in calls[:3]}) == 1
+    assert calls[3]["model_hash"] != calls[0]["model_hash"]
 
 
 def test_what_cannot_be_is_told(  # type: ignore[no-untyped-def]

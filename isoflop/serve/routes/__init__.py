@@ -10,7 +10,7 @@ from isoflop.serve.answering import Answering
 from isoflop.serve.calls import MAIN, Call, call_of
 from isoflop.serve.gateway import Gateway
 from isoflop.serve.protocol import RequestError
-from isoflop.serve.schemas import Failure
+from isoflop.serve.replies import Failure
 from isoflop.serve.settings import Settings
 from isoflop.serve.shadowing import Made
 from isoflop.serve.sse import TYPE

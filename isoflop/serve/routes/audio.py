@@ -16,8 +16,9 @@ from isoflop.serve.calls import Call
 from isoflop.serve.gateway import Model
 from isoflop.serve.masked import masked, masker_of
 from isoflop.serve.protocol import Heard, Hears
+from isoflop.serve.replies import Transcription, VerboseTranscription
 from isoflop.serve.routes import answered_by, documented, held
-from isoflop.serve.schemas import EXAMPLE, Transcription, VerboseTranscription
+from isoflop.serve.schemas import EXAMPLE
 
 TOKENS_A_SECOND = 50  # that Whisper's encoder makes of a sound, so an hour costs 180,000 of a key
 GUESSED_BYTES = 320  # of a file, for one of them: an MP3 of 128 kbit a second

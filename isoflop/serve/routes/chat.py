@@ -9,9 +9,10 @@ from isoflop.serve.answering import Answering
 from isoflop.serve.chats import PLAIN_STOP, Template, plain
 from isoflop.serve.forms import ChatForm
 from isoflop.serve.protocol import Writes
+from isoflop.serve.replies import ChatCompletion
 from isoflop.serve.routes import documented
 from isoflop.serve.routes.asking import Asking, Prompt, asked_of_model
-from isoflop.serve.schemas import ChatCompletion, ChatRequest, Message
+from isoflop.serve.schemas import ChatRequest, Message
 from isoflop.serve.traces import Turn
 
 router = APIRouter(tags=["text"])

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from isoflop.serve.answering import Answering
 from isoflop.serve.forms import CompletionForm
 from isoflop.serve.protocol import RequestError, Scores, Writes
+from isoflop.serve.replies import Completion
 from isoflop.serve.routes import documented
 from isoflop.serve.routes.asking import Asking, Prompt, asked_of_model
 from isoflop.serve.routes.echoing import echoed
-from isoflop.serve.schemas import Completion, CompletionRequest
+from isoflop.serve.schemas import CompletionRequest
 
 MAX_TOKENS = 16  # as OpenAI, where a request does not say
 

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from isoflop.serve.gateway import Beside, Gateway, Model
+from isoflop.serve.replies import Deployed
 from isoflop.serve.routes import documented, held
-from isoflop.serve.schemas import Deployed
 
 router = APIRouter(tags=["operations"])
 

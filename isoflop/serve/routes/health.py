@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from isoflop.serve.protocol import Engine, RequestError
+from isoflop.serve.replies import Health
 from isoflop.serve.routes import documented, held
-from isoflop.serve.schemas import Health
 
 READY_SECONDS = 5.0  # in which an engine says that it is alive
 

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from isoflop.serve.gateway import Model
+from isoflop.serve.replies import Models, ModelTold
 from isoflop.serve.routes import documented, held
-from isoflop.serve.schemas import Models, ModelTold
 
 router = APIRouter(tags=["models"])
 

@@ -16,8 +16,9 @@ from isoflop.serve.calls import Call
 from isoflop.serve.gateway import Model
 from isoflop.serve.masked import asked_of, masker_of
 from isoflop.serve.protocol import Classifies, Embeds, Tags
+from isoflop.serve.replies import Classes, Embeddings, TaggedTexts
 from isoflop.serve.routes import answered_by, check_texts, documented, held
-from isoflop.serve.schemas import Classes, EmbeddingRequest, Embeddings, TaggedTexts, TextsRequest
+from isoflop.serve.schemas import EmbeddingRequest, TextsRequest
 
 Told = tuple[list[dict[str, Any]], int]  # what is said of each text, and the tokens of all
 

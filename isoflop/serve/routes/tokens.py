@@ -9,8 +9,9 @@ from starlette.responses import JSONResponse, Response
 from isoflop.serve.answering import Answering, answered
 from isoflop.serve.masked import asked_of, masked, masker_of
 from isoflop.serve.protocol import Tokenizes
+from isoflop.serve.replies import Detokenized, Tokens
 from isoflop.serve.routes import documented, held
-from isoflop.serve.schemas import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from isoflop.serve.schemas import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter(tags=["tokens"])
 
