@@ -101,7 +101,7 @@ def measured(case: Case, bench: Bench, draw: int) -> dict[str, Any]:
         unlearned=unlearned(bench.task, bench.spec, bench.rows[TRAIN], some(bench.rows[TEST], TESTED, 0)),
     )  # fmt: skip
     told = law.twice_labels
-    if told is None:  # all runs were paid for: they have learned nothing
+    if told is None:  # all runs were paid for: no curve goes through them
         return {"metric": law.metric, "examples": case.examples, "told": None, "why": law.sentences[0],
                 "points": [(p.examples, p.seed, p.score.value) for p in law.points]}  # fmt: skip
     score = learn(Wanted(CHOSEN, 1.0, 0), case.passes, case.examples)
@@ -142,7 +142,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join([
         "# Whether the law of a task foretells what twice the labels buy", "",
         f"In {held} of {len(told)} cases the run on twice the examples scored within the law's 90% "
-        f"interval of a new run; in {silent} more its runs had learned nothing, and it told nothing. The law "
+        f"interval of a new run; in {silent} more it told nothing, for its runs had but begun to learn. The law "
         "is fitted to ten runs on an eighth to all of half of the examples; "
         "the run on all of them is made afterwards. Draws are of other training examples; test examples "
         "are the same.", "",

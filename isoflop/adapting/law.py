@@ -109,21 +109,37 @@ def task_law(
     if len({p.examples for p in points if p.who == CHOSEN}) < len(SHARES):
         sentence = "No law of the task: too few of its runs could be made."
         return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
-    if unlearned is not None:
-        learned = {p.examples for p in points if p.who == CHOSEN and _above(p.score, unlearned, metric)}
-        if len(learned) < LEAST_SIZES:
-            sentence = (
-                f"No law of the task: its runs on {len(learned)} of {len(SHARES)} numbers of examples have a "
-                f"better {metric.name} than what is usual ({unlearned:.4g}). The others have learned nothing "
-                "that a law could go on from."
-            )
-            return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(sentence,))
+    why = _no_curve([p for p in points if p.who == CHOSEN], metric, unlearned)
+    if why:
+        return TaskLaw(metric=metric.name, passes=found, points=tuple(points), sentences=(why,))
     return law_of(points, metric, passes=found, seed=seed)
 
 
-def _above(score: Score, floor: float, metric: Metric) -> bool:
-    """Whether a score is better than another, by its own interval."""
-    return score.low > floor if metric.higher_is_better else score.high < floor
+def _no_curve(chosen: Sequence[LawPoint], metric: Metric, unlearned: float | None) -> str:
+    """Why no power law goes through these runs; "": one may.
+
+    Its gains shrink from doubling to doubling. Where one is surely greater than that before it, by the test
+    examples alone, learning sets in between two runs, and what comes after is in none of them.
+    """
+    best = min(_error(p.score, metric)[0] for p in chosen)
+    if unlearned is not None and best >= _missing(unlearned, metric):
+        return (
+            f"No law of the task: its runs have {metric.name} {_score(best, metric):.4g} at best, and what "
+            f"is usual has {unlearned:.4g}. They have learned nothing that a law could go on from."
+        )
+    sizes = sorted({p.examples for p in chosen})
+    errors = [[_error(p.score, metric) for p in chosen if p.examples == n] for n in sizes]
+    error, sd = (np.array([np.mean(column) for column in columns])
+                 for columns in zip(*(zip(*each, strict=True) for each in errors), strict=True))  # fmt: skip
+    more = (error[1:-1] - error[2:]) - (error[:-2] - error[1:-1])
+    noise = np.sqrt(sd[:-2] ** 2 + 4 * sd[1:-1] ** 2 + sd[2:] ** 2)
+    if not (more > Z * noise).any():
+        return ""
+    at = sizes[1 + int(np.argmax(more / noise))]
+    return (
+        f"No law of the task: from {at:,} examples on its runs gain more by a doubling than before. They "
+        "have just begun to learn, and no power law says how that goes on."
+    )
 
 
 def law_of(points: Sequence[LawPoint], metric: Metric, *, passes: float, seed: int = 0) -> TaskLaw:
@@ -175,10 +191,12 @@ def _error(score: Score, metric: Metric) -> tuple[float, float]:
 
     Half an example's worth stands for nothing missing; the error has at least that standard error.
     """
-    scale = ceiling(metric)
-    missing = scale - score.value if metric.higher_is_better else score.value
-    half = 0.5 * scale / score.examples
-    return max(missing, half), max((score.high - score.low) / (2 * Z), half)
+    half = 0.5 * ceiling(metric) / score.examples
+    return max(_missing(score.value, metric), half), max((score.high - score.low) / (2 * Z), half)
+
+
+def _missing(score: float, metric: Metric) -> float:
+    return ceiling(metric) - score if metric.higher_is_better else score
 
 
 def _score(error: float, metric: Metric) -> float:
