@@ -142,8 +142,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join([
         "# Whether the law of a task foretells what twice the labels buy", "",
         f"In {held} of {len(told)} cases the run on twice the examples scored within the law's 90% "
-        f"interval of a new run; in {silent} more it told nothing, for its runs had but begun to learn. The law "
-        "is fitted to ten runs on an eighth to all of half of the examples; "
+        f"interval of a new run; in {silent} more it told nothing, as they had but begun to learn. "
+        "The law is fitted to ten runs on an eighth to all of half of the examples; "
         "the run on all of them is made afterwards. Draws are of other training examples; test examples "
         "are the same.", "",
         "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|", *map(line, rows), "",
