@@ -17,8 +17,9 @@ pytest.importorskip("xllamacpp", reason="the extra isoflop[gguf] is not installe
 
 def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Result], isoflop) -> None:  # type: ignore[no-untyped-def]
     folder, result = project
-    # A type that no other test of the shared project exports: what is there is not written again.
-    answer = isoflop("export", result.model, "--type", "q5_1", "--project", folder)
+    # Tokens that no other test of the shared project calibrates by: what is there is not written again.
+    typed = ("export", result.model, "--type", "q5_1", "--calibrate", 3072, "--project", folder)
+    answer = isoflop(*typed)
     assert answer.code == 0
     assert "held-out lines with the same tokens" in answer.out
     assert "export done" in answer.err
@@ -31,7 +32,7 @@ def test_a_model_is_exported_and_scored_in_its_engine(project: tuple[Path, Resul
     assert found["loss"] == pytest.approx(result.loss, rel=0.1)
     shown = isoflop("eval", file, "--tokens", 4096, "--speed", "--project", folder)
     assert "new text, tokens/s" in shown.out
-    done = json.loads(isoflop("export", result.model, "--type", "q5_1", "--project", folder, "--json").out)
+    done = json.loads(isoflop(*typed, "--json").out)
     assert file.endswith(done["path"])
 
 
