@@ -69,6 +69,20 @@ def test_a_training_that_is_better_is_kept(home: Project, tmp_path: Path) -> Non
     assert done.test[0].value < done.baseline[0].value  # perplexity, as it is
 
 
+def test_what_has_no_time_for_a_search_has_it_for_one_training(
+    home: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "reviews.jsonl"
+    reviews(200, seed=8).to_json(path)
+    monkeypatch.setattr("isoflop.adapting.answer.SHARE", 1e-9)  # of the budget, for the search
+    done = adapt(home, tiny_bert(), "classification", [path], **ASKED)
+    assert len(done.trials) == 1
+    assert done.trials[0].curve
+    assert "the time is too short to compare: the likeliest configuration has all of it" in done.notes
+    assert done.law is not None
+    assert done.law.points == ()
+
+
 def test_a_base_under_a_new_head_has_to_learn(home: Project, tmp_path: Path) -> None:
     path = tmp_path / "reviews.jsonl"
     reviews(200, seed=7).to_json(path)

@@ -77,6 +77,28 @@ def test_probabilities_are_those_of_the_functions(
     assert alike == pytest.approx([token.logprob for token in tokens], abs=1e-3)
 
 
+def test_an_answer_that_nobody_watches_is_the_same_and_comes_whole(
+    engine: LlamaCpp, loop: asyncio.Runner
+) -> None:
+    cut = 0
+    for tokens in (1, 20, *range(40, 56)):
+        text, pieces, ending = loop.run(answered(engine, tokens=tokens, logprobs=1))
+        whole, one, end = loop.run(answered(engine, tokens=tokens, logprobs=1, whole=True))
+        assert (whole, len(one)) == (text, 1)
+        assert one[0].size == tokens
+        known = [token.text for piece in pieces for token in piece.tokens]
+        assert [token.text for token in one[0].tokens][: len(known)] == known
+        assert end._replace(queued=None, cached=0, writing=None) == Ending(
+            LENGTH, ending.prompt_tokens, tokens
+        )
+        assert ending.writing is None
+        assert (end.writing or 0) > 0
+        cut += sum(piece.size for piece in pieces) < tokens  # amid a character
+    assert cut
+    text, pieces, _ = loop.run(answered(engine, stop=(text[3:6],), whole=True))
+    assert "".join(piece.text for piece in pieces) == whole[:3]
+
+
 def test_temperature_and_top_p_mean_what_they_mean_elsewhere(engine: LlamaCpp, loop: asyncio.Runner) -> None:
     wild = loop.run(answered(engine, tokens=200, temperature=20.0, logprobs=41, seed=1))[1]
     tokens = [token for piece in wild for token in piece.tokens]

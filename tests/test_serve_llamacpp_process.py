@@ -70,6 +70,34 @@ def test_an_answer_that_is_left_frees_its_slot(engine: LlamaCpp, loop: asyncio.R
     loop.run(left())
 
 
+def test_an_answer_that_comes_whole_and_is_left_frees_its_slot(
+    engine: LlamaCpp, loop: asyncio.Runner
+) -> None:
+    async def left() -> None:
+        asked = asyncio.create_task(answered(engine, "one", tokens=10_000, temperature=1.0, whole=True))
+        while not any(slot["is_processing"] for slot in await engine._http.get("/slots")):
+            assert not asked.done()
+            await asyncio.sleep(0.001)
+        asked.cancel()
+        await asyncio.wait_for(slots_idle(engine), 60)
+        assert asked.cancelled()
+
+    loop.run(left())
+
+
+def test_its_threads_do_not_wait_for_each_other_in_a_loop_forever(
+    tiny_gguf: Path, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spin() -> str:
+        with started(tiny_gguf, loop) as engine:
+            assert engine._process is not None
+            return str(psutil.Process(engine._process.pid).environ()["GOMP_SPINCOUNT"])
+
+    assert 0 < int(spin()) < 100_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # who says so himself is heard
+    assert spin() == "7"
+
+
 def test_it_listens_to_its_parent_alone(engine: LlamaCpp, loop: asyncio.Runner) -> None:
     assert engine._process is not None
     child = psutil.Process(engine._process.pid)

@@ -8,6 +8,7 @@ and by the runs of the task's law. It can be killed at any moment: the same call
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -201,7 +202,7 @@ def _opened(work: Work) -> Seen:
 
 def _passes(work: Work, pace: Pace) -> float:
     """Over the training examples, that a trial has time for."""
-    return trial_seconds(SHARE * work.budget, 0.0) / (pace.training * len(work.rows[TRAIN]))
+    return trial_seconds(SHARE * work.budget) / (pace.training * len(work.rows[TRAIN]))
 
 
 def _cap_scored(work: Work, seen: Seen) -> None:
@@ -245,7 +246,10 @@ def _answers(work: Work, shots: int) -> tuple[tuple[Score, ...], str]:
 
 
 def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]) -> AdaptConfig:
-    """The best of the trials, those of the ledger first."""
+    """The best of the trials, those of the ledger first; or the likeliest, where there is no time for any.
+
+    Raises BudgetError where that has no time either.
+    """
     n, pace = len(work.rows[TRAIN]), seen.pace
     spent = work.record.seconds.get("search", 0.0)
     seconds = max(0.0, SHARE * (work.left + spent))  # a teacher may have had much
@@ -258,9 +262,15 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
     rates = {name: method_of(name).lr for name in seen.methods | {method or FULL}}
     tried = candidates(work.task.name, facts, rates, method=method, given=given, seed=work.seed)
     needed = pace.needed(n, tried[0][0].batch, LEAST_VALIDATION)
-    each = work.record.each or trial_seconds(seconds, needed)
-    if facts.scarce and sum(map(len, tried)) == 1:
+    if work.left < needed and not work.record.trials:
+        raise BudgetError(
+            f"{max(0.0, work.left):.1f} s are left, and one trial needs about {needed:.1f} s",
+            hint=f"give a budget of {math.ceil(work.budget - work.left + 2 * needed)} s or more (--budget), "
+            "or shorter inputs (--max-length)",
+        )
+    if not work.record.each and (seconds < needed or (facts.scarce and sum(map(len, tried)) == 1)):
         return tried[0][0]
+    each = work.record.each or trial_seconds(seconds, needed)
     most = min(MOST_VALIDATION, max(LEAST_VALIDATION, int(SCORED * each / pace.predicting)))
     most = work.record.validated or most
     work.change(

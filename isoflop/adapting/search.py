@@ -34,17 +34,8 @@ Attempt = Callable[[AdaptConfig, float, Report], Trial]  # trains for so many se
 Keep = Callable[[Trial], None]  # in the ledger
 
 
-def trial_seconds(seconds: float, needed: float, planned: int = PLANNED) -> float:
-    """Of each trial of a search: as many as planned, or fewer that have the time they need.
-
-    Raises BudgetError where not one has.
-    """
-    if seconds < needed:
-        raise BudgetError(
-            f"{seconds:.1f} s are left for the search, and one trial needs about {needed:.1f} s",
-            hint=f"give a budget of {math.ceil(needed / SHARE)} s or more (--budget), or shorter inputs "
-            "(--max-length)",
-        )
+def trial_seconds(seconds: float, needed: float = 0.0, planned: int = PLANNED) -> float:
+    """Of each trial of a search: as many as planned, or fewer that have the time they need."""
     return max(needed, seconds / (1 + EXPECTED * (planned - 1)))
 
 

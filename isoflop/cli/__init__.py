@@ -49,6 +49,7 @@ from isoflop.cli import (
 from isoflop.errors import IsoflopError
 from isoflop.interrupt import INTERRUPTED, TERMINATED, Terminated
 from isoflop.launched import by_torchrun
+from isoflop.waiting import wait_briefly
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,6 +92,7 @@ def main() -> None:
 
     A mistake of the user's exits with 2, an interruption with 130, or 143 when it was by SIGTERM.
     """
+    wait_briefly()
     if not by_torchrun():
         sys.exit(_code_of(_typed))
     from isoflop.devices import take_part

@@ -81,7 +81,8 @@ class Alerts:
         self._told: dict[str, float] = {}  # when each alert was last delivered
         self._firing: set[str] = set()  # delivered, and not yet resolved
 
-    def began(self, call: Call) -> None: ...
+    def began(self, call: Call) -> None:
+        call.characters = ()
 
     def ended(self, call: Call) -> None:
         if 400 <= call.status < 500:  # the client's own
@@ -91,7 +92,7 @@ class Alerts:
         while self._calls[0].ended < now - self._how.window:
             self._calls.popleft()
         if call.model and call.prompt_tokens and not call.scored:
-            self._prompts.add(Prompt(call.prompt_tokens, call.characters))
+            self._prompts.add(Prompt(call.prompt_tokens, call.characters or ()))
 
     def rated(self, rating: str) -> None:
         self._ratings.add(rating == UP)

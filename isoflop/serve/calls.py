@@ -40,7 +40,7 @@ class Call:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    characters: tuple[int, ...] = ()  # of the prompt by class (drift.py), where somebody watches for drift
+    characters: tuple[int, ...] | None = None  # of the prompt by class (drift.py); None: nobody asks
     scored: bool = False  # texts of somebody's choice were scored: they are no prompts of users
     masked: Counter[str] = field(default_factory=Counter)  # items by kind
     status: int = 0  # of HTTP
@@ -58,6 +58,11 @@ class Call:
         now = time.monotonic()
         self.first = now if self.first is None else self.first
         self.last = now
+
+    def wrote(self, seconds: float) -> None:
+        """The piece that came last was begun so long before."""
+        if self.first is not None and self.last is not None:
+            self.first = max(self.began, min(self.first, self.last - seconds))
 
     @property
     def failed(self) -> bool:

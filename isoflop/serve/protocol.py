@@ -26,6 +26,7 @@ class Generation:
     seed: int | None = None
     logprobs: int | None = None  # alternatives of each token that are told; None: no probabilities at all
     schema: Mapping[str, Any] | None = None  # JSON schema that the text shall fit
+    whole: bool = False  # nobody sees a piece before the last has come
 
 
 class Token(NamedTuple):
@@ -52,6 +53,7 @@ class Ending(NamedTuple):
     completion_tokens: int
     queued: float | None = None  # seconds before the engine began, where it says so
     cached: int = 0  # prompt tokens that were not computed again
+    writing: float | None = None  # seconds since its first token, where the pieces do not tell
 
 
 class Label(NamedTuple):

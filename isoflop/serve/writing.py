@@ -178,6 +178,8 @@ class Writing:
         if index % self.answers == 0:  # a prompt is counted once
             call.prompt_tokens += ending.prompt_tokens
             call.cached_tokens += ending.cached
+        if ending.writing is not None:
+            call.wrote(ending.writing)
         if ending.queued is not None:
             call.queued = max(call.queued or 0.0, ending.queued)
 

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from isoflop.errors import IsoflopError
-from isoflop.serve.engines.piped import answer_at
+from isoflop.serve.engines.piped import Answer, answer_at
 from isoflop.serve.protocol import EngineError, Generation, RequestError, Token
 
 CONNECT_SECONDS = 10.0
@@ -119,6 +119,16 @@ class Http:
                 if events := self._read(lines):
                     yield events
 
+    async def at_once(self, path: str, body: Mapping[str, Any]) -> Any:
+        """An answer that comes whole. Cancelled it closes the connection, by which the server stops."""
+        if not self._socket:
+            return await self.post(path, body)
+        async with self._opened(path, body) as answer:
+            data = await answer.rest()
+            if answer.status != 200:
+                raise refusal(self.name, answer.status, data)
+            return json.loads(data)
+
     async def _parts(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         async with self._asked("POST", path, json=body, headers={"Connection": "close"}) as response:
             async for part in response.content.iter_any():
@@ -126,19 +136,25 @@ class Http:
 
     async def _piped(self, path: str, body: Mapping[str, Any], most: int) -> AsyncGenerator[bytes, None]:
         """From the socket, in beats."""
+        async with self._opened(path, body) as answer:
+            part, came, began = await answer.more(), 0, time.monotonic()
+            if answer.status != 200:
+                raise refusal(self.name, answer.status, part + await answer.rest())
+            while part:
+                yield part
+                came += part.count(b"data:")
+                if seconds := beat(time.monotonic() - began, came, most - came):
+                    await answer.beat(seconds)
+                part = await answer.more()
+
+    @asynccontextmanager
+    async def _opened(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Answer]:
+        """The answer of a server behind a socket."""
         if self._session.closed:
             raise EngineError(f"{self.name} is closed")
         try:
             async with answer_at(self._socket, self._request(path, body), CONNECT_SECONDS) as answer:
-                part, came, began = await answer.more(), 0, time.monotonic()
-                if answer.status != 200:
-                    raise refusal(self.name, answer.status, part + await answer.rest())
-                while part:
-                    yield part
-                    came += part.count(b"data:")
-                    if seconds := beat(time.monotonic() - began, came, most - came):
-                        await answer.beat(seconds)
-                    part = await answer.more()
+                yield answer
         except OSError as error:
             raise EngineError(f"{self.name} does not answer ({type(error).__name__})") from error
 

@@ -13,7 +13,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from isoflop.serve.engines.forced import forced
 from isoflop.serve.engines.http import LLAMA_CPP, SPARE, Http, OverHttp, sampling, tokens_of
 from isoflop.serve.engines.stops import Stops
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
+from isoflop.waiting import SERVING, waiting
 from isoflop.workers import cores
 
 CHILD = "isoflop.serve.engines.llamacpp_child"
@@ -33,6 +34,9 @@ COMPLAINTS = 4096  # bytes of them that are kept
 END_SECONDS = 5.0  # that the process has to end by itself
 CACHED = "timings/cache_n"
 FINAL = ["stop", "stop_type", "tokens_predicted", "tokens_evaluated", CACHED]  # of the last event, else long
+WRITING = "timings/predicted_ms"
+WRITTEN = ["content", "completion_probabilities", WRITING]  # likewise, of an answer that is not streamed
+HALF = "\ufffd"  # what a character that was cut is read as
 # Spaces as json.dumps has them and no others: a small model, once in white space, does not find out again.
 SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -63,6 +67,7 @@ class _Served(OverHttp):
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-c", code, start_new_session=True,  # the terminal's Ctrl-C is not for it
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env=waiting(SERVING),
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
@@ -136,6 +141,11 @@ class LlamaCpp(_Served):
             queued = time.monotonic() - since
             counted, tokens = 0, tuple[Token, ...]()
             http = await self._server()
+            if not body["stream"]:
+                event = await http.at_once("/completion", body)
+                for item in self._whole(event, asked.logprobs, queued):
+                    yield item
+                return
             async with aclosing(http.events("/completion", body, asked.max_tokens)) as parts:
                 async for part in parts:
                     for event in part:
@@ -169,9 +179,13 @@ class LlamaCpp(_Served):
                 "the prompt is empty, and this model has no token to begin with", param="prompt"
             )
         body = {
-            "prompt": prompt, "n_predict": asked.max_tokens, "stream": True, "response_fields": FINAL,
+            "prompt": prompt, "n_predict": asked.max_tokens, "response_fields": FINAL,
             "timings_per_token": bool(asked.stop), **sampling(asked, self._dialect),
         }  # fmt: skip
+        # A text that ends the answer is found in its pieces, and then the rest is not written.
+        body["stream"] = not asked.whole or bool(asked.stop)
+        if not body["stream"]:
+            body["response_fields"] = [*FINAL, *WRITTEN]
         if asked.logprobs is not None:
             body["n_probs"] = max(1, asked.logprobs)
         if asked.schema is not None:
@@ -179,6 +193,18 @@ class LlamaCpp(_Served):
             await asyncio.to_thread(check_schema, schema)
             body["json_schema"] = schema
         return body
+
+    def _whole(
+        self, event: Mapping[str, Any], alternatives: int | None, queued: float
+    ) -> Iterator[Piece | Ending]:
+        """An answer that came as one."""
+        text, reason = event["content"], LENGTH if event["stop_type"] == "limit" else STOP
+        if reason == LENGTH:
+            text = text.removesuffix(HALF)
+        tokens = () if alternatives is None else tokens_of(event["completion_probabilities"], alternatives)
+        if text:
+            yield Piece(text, event["tokens_predicted"], tokens)
+        yield self._ending(event, reason, queued)._replace(writing=event[WRITING] / 1000)
 
     def _ending(self, event: Mapping[str, Any], reason: str, queued: float) -> Ending:
         cached = event[CACHED] if event["stop"] else event["timings"]["cache_n"]

@@ -39,15 +39,19 @@ class Asking:
     async def masked(self, text: str) -> str:
         """The prompt as the engine may see it; what is watched and audited of it is noted."""
         found = await asked_of(self.gateway, self.call, self.masker, text)
-        self.call.characters = characters(found)
+        self._count(found)
         return found
 
     async def masked_turns(self, turns: Sequence[Turn]) -> list[Turn]:
         """As `masked`, a whole chat."""
         found = await masked_turns(self.call, self.masker, turns)
         noted(self.gateway, self.call, *(text for _, text in found))
-        self.call.characters = characters(found[-1][1])
+        self._count(found[-1][1])
         return found
+
+    def _count(self, text: str) -> None:
+        if self.call.characters is not None:
+            self.call.characters = characters(text)
 
     async def masked_ids(self, ids: Sequence[int]) -> Prompt:
         """Token ids, or what is left of their text when something in it was masked."""
@@ -111,6 +115,7 @@ class Asking:
             seed=None if asked.seed is None else asked.seed % SEEDS,
             logprobs=logprobs,
             schema=self._schema(),
+            whole=not asked.stream,
         )
 
     def _schema(self) -> Mapping[str, Any] | None:
