@@ -41,6 +41,7 @@ from isoflop.on_node import Job, stop_file
 from isoflop.packed import TUNE, Asked, Take, folder_of, label_of
 from isoflop.places import Place
 from isoflop.progress import Progress, Silent
+from isoflop.ray_alone import LOCAL
 from isoflop.records import Corpus, Member, Run, RunConfig, Throughput, digest
 from isoflop.store import Project, disk_errors
 from isoflop.throughput import probe
@@ -52,7 +53,6 @@ FEWEST_IN_FLIGHT = 8
 LOOK_SECONDS = 5.0  # between two looks at the size of the cluster
 STORE_BYTES = 100 << 20  # of Ray on this machine: runs are records of some kilobytes
 KNOCK_SECONDS = 10.0  # for the head node to answer
-LOCAL = "local"
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from isoflop.devices import whole_machine
 from isoflop.errors import ProjectError
 from isoflop.packed import TrainAsked, TrainMembers, train_asked, train_packed
 from isoflop.progress import Progress
+from isoflop.ray_alone import LOCAL, ray_alone
 from isoflop.records import Corpus, RunConfig, Throughput
 from isoflop.throughput import machine, probe_alone, probe_packed
 from isoflop.train import Train, train
@@ -48,11 +49,12 @@ def place_at(ray: str | None, progress: Progress) -> Iterator[Place]:
     if ray is None:
         yield here()
         return
-    try:
-        from isoflop.cluster import connected
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise ProjectError("Ray is not installed here", hint="pip install 'isoflop[ray]'") from None
-    with connected(ray, progress) as place:
-        yield place
+    with ray_alone() if ray == LOCAL else nullcontext():
+        try:
+            from isoflop.cluster import connected
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise ProjectError("Ray is not installed here", hint="pip install 'isoflop[ray]'") from None
+        with connected(ray, progress) as place:
+            yield place

@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import re
-import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import psutil
 from isoflop import errors
 from isoflop.errors import ServeError
 from isoflop.progress import Progress
+from isoflop.ray_alone import ray_alone
 from isoflop.serve.engines.opening import KEY_VARIABLE
 from isoflop.serve.opening import Opening
 from isoflop.serve.protocol import Engine
@@ -120,13 +120,7 @@ class Fleet:
 
     def _start(self) -> None:
         private = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="isoflop-", dir=TEMPORARY))
-        self._ends.callback(_restore, dict(os.environ))
-        os.environ |= {
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_AUTO_CONNECT": "0",  # else what still runs as it ends would start another one
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off, Ray keeps to loopback, on Linux too
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        }  # fmt: skip
+        self._ends.enter_context(ray_alone())
         try:
             import ray
             import ray.serve
@@ -156,12 +150,6 @@ class Fleet:
             raise ServeError(
                 "Ray would listen to other machines", hint="install the Ray that constraints.txt names"
             )
-
-
-def _restore(environment: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
 
 
 def _begin() -> None:
