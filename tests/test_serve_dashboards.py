@@ -14,9 +14,12 @@ from called import Model, made
 from prometheus_client.parser import text_string_to_metric_families
 
 from isoflop.errors import FitError
+from isoflop.serve.by_role import ByRole
 from isoflop.serve.dashboards import DASHBOARD, RULES, write
+from isoflop.serve.gateway import Gateway
 from isoflop.serve.meters import Meters
 from isoflop.serve.objectives import Objectives, objectives
+from isoflop.serve.settings import Settings
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(
@@ -51,6 +54,9 @@ def test_whatever_they_name_is_measured(folder: Path) -> None:
     meters.began(call)
     meters.ended(call)
     meters.rated("up")
+    by_role = ByRole(Gateway({}, Settings(open=True)), meters)
+    by_role.ended(call)
+    by_role.copied("tiny", "same")
     measured = {
         sample.name for family in text_string_to_metric_families(meters.render("")[0].decode())
         for sample in family.samples
@@ -62,7 +68,7 @@ def test_whatever_they_name_is_measured(folder: Path) -> None:
 
 @needs_promtool
 def test_prometheus_reads_rules_and_panels(folder: Path, tmp_path: Path) -> None:
-    assert "7 rules found" in promtool("check", "rules", folder / RULES)
+    assert "8 rules found" in promtool("check", "rules", folder / RULES)
     asked = expressions(folder)
     recorded = [{"record": f"panel{i}", "expr": text} for i, text in enumerate(asked)]
     (tmp_path / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": recorded}]}))
@@ -78,6 +84,11 @@ def fast(bound: str, le: str) -> dict[str, str]:
     return {"series": f'isoflop:time_to_first_token_seconds_bucket{{{LABELS}, le="{le}"}}', "values": bound}
 
 
+def canary(outcome: str, values: str) -> dict[str, str]:
+    series = f'isoflop:role_requests_total{{{LABELS}, role="canary", outcome="{outcome}"}}'
+    return {"series": series, "values": values}
+
+
 QUIET = [  # sixty requests a minute, all well
     fast("0+60x60", "0.25"), fast("0+60x60", "+Inf"),
     {"series": f"isoflop:request_failures_total{{{ONE}}}", "values": "0x60"},
@@ -88,11 +99,13 @@ QUIET = [  # sixty requests a minute, all well
     {"series": f"isoflop:e2e_request_latency_seconds_count{{{LABELS}}}", "values": "0+60x60"},
     {"series": f'isoflop:errors_total{{{ONE}, error="masking_failed"}}', "values": "0x60"},
     {"series": f"isoflop:audit_log_writable{{{ONE}}}", "values": "1x60"},
+    canary("answered", "0+60x60"), canary("failed", "0x60"), canary("refused", "0+5x60"),
 ]  # fmt: skip
 
 BREAKS = {  # what makes an alert fire, in place of the quiet series of the same name and labels
     "IsoflopFirstTokenSlow": [fast("0+50x60", "0.25"), fast("0+60x60", "2.5")],
     "IsoflopErrors": [{"series": QUIET[2]["series"], "values": "0+2x60"}],
+    "IsoflopCanaryFails": [canary("failed", "0+2x60")],
     "IsoflopQueueGrowing": [{"series": QUIET[4]["series"], "values": "0+1x60"}],
     "IsoflopSaturated": [{"series": QUIET[5]["series"], "values": "8x60"}],
     "IsoflopNoTraffic": [{"series": QUIET[7]["series"], "values": "60x60"}],

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from isoflop.serve.calls import MASKING_FAILED
+from isoflop.serve.by_role import FAILED, REFUSED
+from isoflop.serve.calls import CANARY, MASKING_FAILED
 from isoflop.serve.objectives import Objectives
 from isoflop.store import atomic_write, disk_errors
 
@@ -36,7 +37,10 @@ def rules(promised: Objectives) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), variable_start_string="<<", variable_end_string=">>",
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    values = {**promised.model_dump(), "idle": f"{promised.idle:.0f}s", "masking_failed": MASKING_FAILED}
+    values = {
+        **promised.model_dump(), "idle": f"{promised.idle:.0f}s", "masking_failed": MASKING_FAILED,
+        "canary": CANARY, "failed": FAILED, "refused": REFUSED,
+    }  # fmt: skip
     return made.get_template("alerts.yml").render(values)
 
 
@@ -112,6 +116,21 @@ def _panels(promised: Objectives) -> list[dict[str, Any]]:
         _lines("Ratings an hour", "short", {
             "{{rating}}": "sum by (rating) (increase(isoflop:feedback_total[1h]))",
         }),
+        _lines("Requests a second, by role", "reqps", {
+            "{{model_name}} {{role}} {{outcome}}": _by_role("role_requests_total", "outcome"),
+        }),
+        _lines("Share of requests that the server fails, by role", "percentunit", {
+            "{{model_name}} {{role}}": _by_role("role_requests_total", where=f'{MODEL}, outcome="{FAILED}"')
+            + " / " + _by_role("role_requests_total", where=f'{MODEL}, outcome!="{REFUSED}"'),
+        }, promised.errors),
+        _lines("95% have their first token within, by role", "s", {
+            "{{model_name}} {{role}}":
+            f"histogram_quantile(0.95, {_by_role('role_first_token_seconds_bucket', 'le')})",
+        }, promised.first_token),
+        _lines("What a shadow answers, beside the model", "reqps", {
+            "{{model_name}} {{result}}": "sum by (model_name, result) "
+            f"(rate(isoflop:shadow_copies_total{{{MODEL}}}[$__rate_interval]))",
+        }),
         _lines("Resident memory", "bytes", {
             "{{instance}} {{part}}": "sum by (instance, part) (isoflop:resident_memory_bytes)",
         }),
@@ -122,6 +141,11 @@ def _panels(promised: Objectives) -> list[dict[str, Any]]:
 def _rate(name: str, where: str = "") -> str:
     labels = f"{{{where}}}" if where else ""
     return f"sum(rate(isoflop:{name}{labels}[$__rate_interval]))"
+
+
+def _by_role(name: str, *labels: str, where: str = MODEL) -> str:
+    by = ", ".join(("model_name", "role", *labels))
+    return f"sum by ({by}) (rate(isoflop:{name}{{{where}}}[$__rate_interval]))"
 
 
 def _sum(name: str) -> str:
