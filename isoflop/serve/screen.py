@@ -78,11 +78,20 @@ class _Asked:
             sent = f"-F file=@{SOUND} -F {shlex.quote('model=' + self.body['model'])}"
         else:
             sent = f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(self.body))}"
-        return f"curl -s {url}/v1/{self.path}{key} {sent}"
+        trusted = _trusted(settings, "--cacert ")
+        return f"curl -s {trusted}{url}/v1/{self.path}{key} {sent}"
 
     def python(self, settings: Settings, url: str) -> str:
         key = "'none'" if settings.open else f"os.environ['{KEY}']"
         given = ", ".join(f"{name}={value!r}" for name, value in self.body.items())
         client = f"openai.OpenAI(base_url='{url}/v1', api_key={key})"
         asked = self.call.format(given)
-        return f"python -c {shlex.quote(f'import openai, os; print({client}.{asked})')}"
+        trusted = _trusted(settings, "SSL_CERT_FILE=")
+        return f"{trusted}python -c {shlex.quote(f'import openai, os; print({client}.{asked})')}"
+
+
+def _trusted(settings: Settings, by: str) -> str:
+    """Names the server's certificate, which may be nobody's but its own."""
+    if settings.certificate is None:
+        return ""
+    return f"{by}{shlex.quote(str(settings.certificate))} "
