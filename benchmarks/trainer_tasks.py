@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
-PACE = 3  # steps whose time is measured
+PACE, PACE_SECONDS = 3, 2.0  # steps whose time is measured, and how long that takes at least
 MARGIN = 0.95  # of the time, that steps are planned for
 HEADED = (
     "classification",
@@ -78,6 +78,24 @@ class ByHand(Trainer):  # type: ignore[misc]
         return self.task.loss(self.task.logits(model, inputs), inputs, LossOptions()).mean()
 
 
+class Paced(TrainerCallback):  # type: ignore[misc]
+    """Ends a training as soon as its pace is known: the first step is not like the others."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ended.append(time.monotonic())
+        control.should_training_stop |= (
+            len(self.ended) >= PACE and self.ended[-1] - self.ended[0] > PACE_SECONDS
+        )
+
+    @property
+    def each(self) -> float:
+        """Seconds of a step."""
+        return (self.ended[-1] - self.ended[0]) / (len(self.ended) - 1)
+
+
 class InTime(TrainerCallback):  # type: ignore[misc]
     """Ends a training when its time is over, whatever was planned."""
 
@@ -95,7 +113,7 @@ def adapted_by_hand(
     began = time.monotonic()
     features = encoded(task, base, spec, rows)
 
-    def train(steps: int, folder: str) -> tuple[nn.Module, int]:
+    def train(steps: int, callback: TrainerCallback, folder: str) -> tuple[nn.Module, int]:
         torch.manual_seed(seed)
         model = WAYS[way](task, task.build(base, spec))
         options = TrainingArguments(
@@ -103,7 +121,7 @@ def adapted_by_hand(
             remove_unused_columns=False, dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = ByHand(
-            model, options, train_dataset=features, callbacks=[InTime(began + seconds)],
+            model, options, train_dataset=features, callbacks=[callback],
             data_collator=lambda some: task.collate(base, spec, some),
         )  # fmt: skip
         trainer.task = task
@@ -111,13 +129,13 @@ def adapted_by_hand(
         return model.eval(), trainer.state.global_step
 
     with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        train(PACE, str(Path(folder, "pace")))
-        each = (time.monotonic() - start) / PACE
         epochs = TrainingArguments(folder).num_train_epochs
         wanted = math.ceil(len(features) / TrainingArguments(folder).per_device_train_batch_size) * epochs
+        paced = Paced()
+        train(int(wanted), paced, str(Path(folder, "pace")))
         left = MARGIN * (began + seconds - time.monotonic())
-        return train(max(1, min(int(wanted), int(left / each))), str(Path(folder, "whole")))
+        steps = max(1, min(int(wanted), int(left / paced.each)))
+        return train(steps, InTime(began + seconds), str(Path(folder, "whole")))
 
 
 def encoded(task: Task, base: Base, spec: Spec, rows: Dataset) -> Dataset:

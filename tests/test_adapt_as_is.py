@@ -12,8 +12,9 @@ from tiny import reviews, tiny_bert
 
 from isoflop.adapting.answer import adapt
 from isoflop.adapting.methods import AS_IS, METHODS
-from isoflop.adapting.records import Adapted
+from isoflop.adapting.records import AdaptConfig, Adapted
 from isoflop.adapting.saved import load_adapted
+from isoflop.adapting.work import Work
 from isoflop.errors import AdaptError
 from isoflop.store import Project
 from isoflop.tasks import load_base, task_of
@@ -81,6 +82,27 @@ def test_what_has_no_time_for_a_search_has_it_for_one_training(
     assert "the time is too short to compare: the likeliest configuration has all of it" in done.notes
     assert done.law is not None
     assert done.law.points == ()
+
+
+def test_time_that_would_not_do_for_a_law_is_trained(
+    home: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "reviews.jsonl"
+    reviews(400, seed=9).to_json(path)
+    lefts: list[float] = []
+    train = Work.train
+
+    def watched(work: Work, config: AdaptConfig, seconds: float) -> None:
+        lefts.append(seconds)
+        train(work, config, seconds)
+
+    monkeypatch.setattr(Work, "train", watched)
+    for share in (0.2, 0.9):  # of the budget, for the law
+        monkeypatch.setattr("isoflop.adapting.answer.LAW", share)
+        monkeypatch.setattr("isoflop.adapting.answer.law_is_paid", lambda *_: share > 0.5)  # noqa: B023
+        adapt(home, tiny_bert(), "classification", [path], seed=int(10 * share), **ASKED)
+    assert lefts[0] > ASKED["budget_seconds"] / 4
+    assert all(left < lefts[0] / 4 for left in lefts[1:])
 
 
 def test_a_base_under_a_new_head_has_to_learn(home: Project, tmp_path: Path) -> None:

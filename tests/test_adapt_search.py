@@ -13,7 +13,7 @@ from datasets import Dataset
 from isoflop.adapting.candidates import RULES, Facts, candidates, rule_for
 from isoflop.adapting.inputs import some
 from isoflop.adapting.methods import METHODS
-from isoflop.adapting.pace import length_for
+from isoflop.adapting.pace import _each, length_for
 from isoflop.adapting.records import AdaptConfig, Point, Trial
 from isoflop.adapting.search import Report, Search, trial_seconds
 from isoflop.errors import AdaptError
@@ -184,6 +184,22 @@ def test_a_loss_is_searched_downwards() -> None:
 def test_a_budget_has_as_many_trials_as_have_the_time_they_need() -> None:
     assert trial_seconds(70.0, 1.0) == pytest.approx(20.0)
     assert trial_seconds(70.0, 30.0) == 30.0
+
+
+@pytest.mark.parametrize(
+    ("told", "each"),
+    [
+        ([0.5, 0.2], 0.2 / 4),  # the first time is not like the second
+        ([0.5, 0.02, 0.9, 0.16], 0.16 / 32),  # what takes no time says little
+        ([2.0], 2.0 / 4),  # and what takes long is not asked twice
+        ([0.01, 0.01, 0.02, 0.02], 0.02 / 32),
+    ],
+)
+def test_the_seconds_of_an_example(told: list[float], each: float) -> None:
+    left = iter(told)
+    batches: Any = lambda count: {"size": count}  # noqa: E731
+    assert _each(lambda batch: next(left), (4, 32), batches) == pytest.approx(each)
+    assert not list(left)
 
 
 class Reading:

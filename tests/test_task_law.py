@@ -160,6 +160,10 @@ def test_too_little_time_for_a_law_is_said() -> None:
     law = task_law(measured([], 1.0), ACCURACY, ALL, 100.0, price, passes=3.0, default=False)
     assert not law.points
     assert law.sentences[0].startswith("No law of the task: its runs need about 3125 s")
+    needed = price.least_seconds(ALL)
+    for seconds, paid in ((0.99 * needed, False), (1.01 * needed, True)):
+        law = task_law(measured([], 1.0), ACCURACY, ALL, seconds, price, passes=3.0, default=False)
+        assert bool(law.points) == paid
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from isoflop.adapting.inputs import (
     tell_unreadable,
     tell_unseen,
 )
-from isoflop.adapting.lawful import law_of_task
+from isoflop.adapting.lawful import law_is_paid, law_of_task
 from isoflop.adapting.methods import FULL, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
 from isoflop.adapting.prompting import prompted, takes_shots
@@ -153,7 +153,8 @@ def _answer(
         work.notes.append("the time is too short to compare: the likeliest configuration has all of it")
     held = len(work.rows[TEST]) + ((1 if alone else 2) + seen.ready) * len(work.rows[VALIDATION])
     after = seen.pace.predicting * held + 2 * seen.pace.opening
-    after += LAW * work.budget if law and not alone else 0.0
+    if law and not alone and law_is_paid(work, best, others, seen, LAW * work.budget):
+        after += LAW * work.budget
     needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
     if work.record.final is None and (alone or work.left - after > needed):
         try:

@@ -63,6 +63,14 @@ class Price:
         trained = self.per_example * max(self.least, wanted.share * examples * passes)
         return (trained + self.fixed) * self.relative.get(wanted.who, 1.0)
 
+    def first(self) -> list[Wanted]:
+        """The runs that cannot be left out."""
+        return [Wanted(CHOSEN, share, 0) for share in SHARES] + [Wanted(who, 1.0, 0) for who in self.relative]
+
+    def least_seconds(self, examples: int) -> float:
+        """Without which there is no law."""
+        return sum(self.of(wanted, examples, LEAST_PASSES) for wanted in self.first()) / FIRST
+
     def passes(self, asked: Sequence[Wanted], examples: int, seconds: float, most: float) -> float:
         """With which the runs take that time together."""
 
@@ -89,11 +97,10 @@ def task_law(
     has made; `default` says that it is not full fine-tuning with default values, which is then run as well.
     `unlearned` is the score of what has learned nothing: from there no run tells when others will.
     """
-    first = [Wanted(CHOSEN, share, 0) for share in SHARES]
-    first += [Wanted(who, 1.0, 0) for who in price.relative]
+    first = price.first()
     found = known or price.passes(first, examples, FIRST * seconds, passes)
     if found < min(LEAST_PASSES, passes):
-        needed = sum(price.of(w, examples, LEAST_PASSES) for w in first) / FIRST
+        needed = price.least_seconds(examples)
         sentence = (
             f"No law of the task: its runs need about {needed:.0f} s, and {seconds:.0f} s were left for them."
         )

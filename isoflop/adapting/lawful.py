@@ -87,6 +87,15 @@ def default_of(config: AdaptConfig) -> AdaptConfig:
     return AdaptConfig(task=config.task, seed=config.seed, precision=config.precision)
 
 
+def law_is_paid(work: Work, best: AdaptConfig, others: Sequence[Base], seen: Seen, seconds: float) -> bool:
+    """Whether so many seconds will do for a law, as far as the trials tell."""
+    trial = next(trial for trial in work.record.trials if trial.config == best)
+    fixed = seen.pace.opening + seen.pace.predicting * (len(work.rows[VALIDATION]) + len(work.rows[TEST]))
+    relative = {str(base.folder): 1.0 for base in others}
+    price = Price(trial.seconds / trial.curve[-1].examples, fixed, relative, LEAST_STEPS * best.batch)
+    return price.least_seconds(len(work.rows[TRAIN])) <= seconds
+
+
 def law_of_task(
     work: Work, config: AdaptConfig, name: str, others: Sequence[Base], seen: Seen, scoring: float
 ) -> TaskLaw:

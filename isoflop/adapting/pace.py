@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from isoflop.adapting.methods import METHODS
+from isoflop.adapting.objective import Batch
 from isoflop.adapting.parts import CHECKPOINTS, new_parameters
 from isoflop.adapting.running import moved
 from isoflop.devices import device_for, preferred_precision
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LOOKED_AT, MORE = 4, 32  # examples; more where these take no time worth speaking of
-QUICK = 0.1  # seconds
+QUICK, SLOW = 0.1, 1.0  # seconds
 SAMPLED = 200  # examples whose lengths are counted
 SHORTEST = 128  # tokens
 OF_WHOLE_TEXTS = ("classification", "multi-label", "regression")
@@ -59,9 +62,12 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     began = time.monotonic()
     model = task.build(base, spec).to(device_for())
     opening = time.monotonic() - began
-    training, predicting, seconds = _timed(task, base, spec, model, rows, LOOKED_AT)
-    if seconds < QUICK and len(rows) > LOOKED_AT:
-        training, predicting, _ = _timed(task, base, spec, model, rows, MORE)
+    batch_of = cache(lambda count: _batch(task, base, spec, rows.select(range(count))))
+    counts = dict.fromkeys(min(count, len(rows)) for count in (LOOKED_AT, MORE))
+    training, predicting = (
+        _each(call, counts, batch_of)
+        for call in (partial(_trained, task, model), partial(_predicted, task, base, spec, model))
+    )
     params = sum(p.numel() for p in model.parameters())
     scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
     headed = bool(new_parameters(model, base.folder))
@@ -76,21 +82,28 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     )
 
 
-def _timed(
-    task: Task, base: Base, spec: Spec, model: torch.nn.Module, rows: Dataset, most: int
-) -> tuple[float, float, float]:
-    """Seconds of training and of predicting an example, and of the training step of these rows."""
-    some = rows.select(range(min(most, len(rows))))
-    columns = task.encode(base, spec, some[:])
+def _batch(task: Task, base: Base, spec: Spec, rows: Dataset) -> Batch:
+    columns = task.encode(base, spec, rows[:])
     features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     features = [{name: value for name, value in f.items() if name != "cut"} for f in features]
-    batch = moved(task.collate(base, spec, features), device_for())
-    _trained(task, model, batch)  # the first time of a size is not like the others
-    seconds = _trained(task, model, batch)
-    began = time.monotonic()
-    with torch.no_grad():
-        task.predict(model.eval(), base, spec, batch)
-    return seconds / len(some), (time.monotonic() - began) / len(some), seconds
+    return moved(task.collate(base, spec, features), device_for())
+
+
+def _each(call: Callable[[Batch], float], counts: Iterable[int], batch_of: Callable[[int], Batch]) -> float:
+    """Seconds an example: of the first of these counts that takes time worth speaking of, else of the last.
+
+    The first time of a size is not like the others; where it takes long it is near enough.
+    """
+    each = 0.0
+    for count in counts:
+        batch = batch_of(count)
+        seconds = call(batch)
+        if seconds < SLOW:
+            seconds = call(batch)
+        each = seconds / count
+        if seconds >= QUICK:
+            break
+    return each
 
 
 def length_for(task: Task, base: Base, spec: Spec, rows: Dataset, passes: float) -> int:
@@ -110,11 +123,19 @@ def length_for(task: Task, base: Base, spec: Spec, rows: Dataset, passes: float)
     return length
 
 
-def _trained(task: Task, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
+def _trained(task: Task, model: torch.nn.Module, batch: Batch) -> float:
     """Seconds of a batch's gradients, in the precision that is tried."""
     began = time.monotonic()
     with Precision(preferred_precision(), device_for(), []).autocast():
         loss = task.loss(task.logits(model.train(), batch), batch, LossOptions()).mean()
     torch.autograd.backward(loss)
     model.zero_grad(set_to_none=True)
+    return time.monotonic() - began
+
+
+@torch.no_grad()
+def _predicted(task: Task, base: Base, spec: Spec, model: torch.nn.Module, batch: Batch) -> float:
+    """Seconds of a batch's answers, in the precision of the weights, as they are scored at the end."""
+    began = time.monotonic()
+    task.predict(model.eval(), base, spec, batch)
     return time.monotonic() - began
