@@ -97,7 +97,10 @@ def test_stops_do_not_cut_what_is_to_be_masked(stream: bool) -> None:
     assert text_of(asked, {"stop": "@"}, stream) == ("Write to [EMAIL]", STOP)
     assert text_of(asked, {"stop": "["}, stream) == ("Write to ", STOP)
     assert asked.call.prompt_tokens == 7  # as the engine says
-    assert [each.stop for each in engine.asked] == [(), ()]
+    assert text_of(asked, {}, stream)[0] == "Write to [EMAIL]"
+    assert [each.stop for each in engine.asked] == [(), (), ()]
+    # Where a stop may be found here, the engine tells what it writes as it goes.
+    assert [each.whole for each in engine.asked] == [False, False, not stream]
 
 
 @pytest.mark.parametrize("stream", [False, True])

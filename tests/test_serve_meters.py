@@ -58,6 +58,20 @@ def test_times_and_sizes_of_answers() -> None:
     assert below(found, "request_generation_tokens", "20.0") == 2
 
 
+def test_an_answer_that_came_as_one_began_before() -> None:
+    call = made(first=0.5, seconds=0.5)
+    call.last = call.first
+    call.wrote(0.3)
+    assert call.first == pytest.approx(call.began + 0.2)
+    call.wrote(0.1)  # another of its answers, which began later
+    assert call.first == pytest.approx(call.began + 0.2)
+    call.wrote(9.0)
+    assert call.first == call.began
+    nothing = made(first=None)
+    nothing.wrote(0.3)
+    assert nothing.first is None
+
+
 def test_tokens_cache_keys_and_masks() -> None:
     call = made(cached_tokens=3)
     call.masked.update({"email": 2, "phone": 1})

@@ -83,6 +83,8 @@ class Asking:
             raise RequestError("log-probabilities tell what is masked: leave them out", param="logprobs")
         stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
         plan = self._plan(most, logprobs, stop if self.masker else (*stops, *stop))
+        # Behind a mask the client's stops are found here, in pieces: after one nothing more is written.
+        plan = replace(plan, whole=not asked.stream and not (self.masker and stops))
 
         async def ready() -> list[Generation]:
             if self.masker and plan.schema:
@@ -115,7 +117,6 @@ class Asking:
             seed=None if asked.seed is None else asked.seed % SEEDS,
             logprobs=logprobs,
             schema=self._schema(),
-            whole=not asked.stream,
         )
 
     def _schema(self) -> Mapping[str, Any] | None:
