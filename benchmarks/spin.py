@@ -1,6 +1,6 @@
 """A training step while threads wait for each other in a loop, for long or briefly, on free cores and shared.
 
-    python benchmarks/spin.py RECORD [--rounds 5] [--looks 100 1000 3000 10000 30000 100000] [--seconds 3]
+    python benchmarks/spin.py RECORD [--rounds 5] [--looks 1000 3000 10000 30000 100000] [--seconds 3]
 
 Each measurement is a process of its own, for GNU's OpenMP reads GOMP_SPINCOUNT when it is loaded; "as it is"
 has none. Half of them share the machine with a process that computes in one thread without an end. Ratios are
@@ -23,9 +23,9 @@ from typing import Any
 import keeping
 from comparing import ratio, words
 
-from isoflop.waiting import POLICY, SERVING, SPIN, TRAINING
+from isoflop.waiting import LOOKS, POLICY, SPIN
 
-LOOKS = (100, 1000, SERVING, 10_000, TRAINING, 100_000)
+TRIED = (1000, 3000, 10_000, LOOKS, 100_000)
 AS_IS = 0  # nothing is said
 WIDTH, ROWS, LENGTH, VOCABULARY = 256, 8, 64, 4096  # of the model that learns
 WARM = 5  # steps
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("record", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--looks", type=int, nargs="+", default=LOOKS)
+    parser.add_argument("--looks", type=int, nargs="+", default=TRIED)
     parser.add_argument("--seconds", type=float, default=3.0)
     given = parser.parse_args()
     for number in range(given.rounds):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from isoflop.waiting import POLICY, SERVING, SPIN, TRAINING, wait_briefly, waiting
+from isoflop.waiting import LOOKS, POLICY, SPIN, wait_briefly, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -19,18 +19,17 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_nothing_is_said_they_wait_briefly() -> None:
-    assert waiting(SERVING)[SPIN] == str(SERVING)
+    assert waiting()[SPIN] == str(LOOKS)
     assert SPIN not in os.environ
     wait_briefly()
-    assert os.environ[SPIN] == str(TRAINING)
-    assert waiting(SERVING)[SPIN] == str(SERVING)  # what we said ourselves binds nobody
+    assert os.environ[SPIN] == str(LOOKS)
 
 
 @pytest.mark.parametrize(("name", "said"), [(SPIN, "7"), (SPIN, "INFINITY"), (POLICY, "active")])
 def test_the_user_is_heard(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
     monkeypatch.setenv(name, said)
     wait_briefly()
-    assert waiting(SERVING) == dict(os.environ)
+    assert waiting() == dict(os.environ)
     assert os.environ[name] == said
     assert (name == POLICY) == (SPIN not in os.environ)
 
@@ -42,4 +41,4 @@ def test_the_command_line_says_so_before_torch_is_there() -> None:
         "cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(TRAINING), "False"]
+    assert done.stdout.split() == [str(LOOKS), "False"]

@@ -21,7 +21,7 @@ from isoflop.tasks.protocol import Base, LossOptions, Spec, Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LOOKED_AT, MORE = 4, 32  # examples; more where these take no time worth speaking of
+LOOKED_AT, MORE = 2, 32  # examples; more where these take no time worth speaking of
 QUICK, SLOW = 0.1, 1.0  # seconds
 SAMPLED = 200  # examples whose lengths are counted
 SHORTEST = 128  # tokens

@@ -27,7 +27,7 @@ from isoflop.metrics import METRICS, scored
 from isoflop.progress import Progress, Silent
 
 REHEARSED = 3  # steps that the first plan is made from
-REPLANNED = 10  # steps after which it is made again, from real ones
+REPLANNED = 10  # steps after which it is made again, from real ones; and after twice, four times ... as many
 PREDICTED = 32  # examples of a batch that is only scored
 CHECKPOINT_SECONDS = 20.0
 STAGE = "adapt"
@@ -91,7 +91,9 @@ class Clock:
 
     @property
     def pace(self) -> Pace:
-        return Pace(float(np.mean(self.steps)), float(np.mean(self.scorings)))
+        enough = len(self.steps) >= REHEARSED + REPLANNED
+        steps = self.steps[REHEARSED:] if enough else self.steps  # the first are slower than the others
+        return Pace(float(np.mean(steps)), float(np.mean(self.scorings)))
 
 
 @dataclass
@@ -263,7 +265,8 @@ class Running:
         place = self.place
         if self.clock.limit is None or place.step >= place.total:
             return
-        if place.step in (REPLANNED, place.scored_at + 1):
+        tens, rest = divmod(place.step, REPLANNED)
+        if place.step == place.scored_at + 1 or (not rest and tens & (tens - 1) == 0):
             self._plan()
         elif self.clock.left < sum(self.clock.pace):
             place.total = place.step

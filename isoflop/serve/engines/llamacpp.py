@@ -25,7 +25,7 @@ from isoflop.serve.engines.forced import forced
 from isoflop.serve.engines.http import LLAMA_CPP, SPARE, Http, OverHttp, sampling, tokens_of
 from isoflop.serve.engines.stops import Stops
 from isoflop.serve.protocol import LENGTH, STOP, Ending, EngineError, Generation, Piece, RequestError, Token
-from isoflop.waiting import SERVING, waiting
+from isoflop.waiting import waiting
 from isoflop.workers import cores
 
 CHILD = "isoflop.serve.engines.llamacpp_child"
@@ -67,7 +67,7 @@ class _Served(OverHttp):
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-c", code, start_new_session=True,  # the terminal's Ctrl-C is not for it
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env=waiting(SERVING),
+            env=waiting(),
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
