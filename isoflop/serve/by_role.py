@@ -11,12 +11,11 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from isoflop.serve.calls import SHADOW, Call
+from isoflop.serve.calls import FAILED, GOOD, REFUSED, SHADOW, Call
 from isoflop.serve.gateway import Gateway
 from isoflop.serve.meters import COUNTING, FIRST, OURS, WHOLE, Meters
 from isoflop.serve.shadowing import RESULTS
 
-GOOD, FAILED, REFUSED = "answered", "failed", "refused"  # the last by the client's own fault
 ROLE = ("model_name", "role")
 
 

@@ -16,6 +16,7 @@ from isoflop.serve.traces import Traces
 DISCONNECTED = "disconnected"  # the client went before its answer ended
 MASKING_FAILED = "masking_failed"
 GATED = "unavailable"  # a gate refused it
+GOOD, FAILED, REFUSED = "answered", "failed", "refused"  # what became of a call; the last by its own fault
 MAIN, CANARY, SHADOW = "main", "canary", "shadow"  # what a model answers as
 
 

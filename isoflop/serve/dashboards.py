@@ -9,8 +9,7 @@ from typing import Any
 
 import jinja2
 
-from isoflop.serve.by_role import FAILED, REFUSED
-from isoflop.serve.calls import CANARY, MASKING_FAILED
+from isoflop.serve.calls import CANARY, FAILED, MASKING_FAILED, REFUSED
 from isoflop.serve.objectives import Objectives
 from isoflop.store import atomic_write, disk_errors
 

@@ -90,7 +90,7 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
 def test_interrupted_it_goes_on(  # type: ignore[no-untyped-def]
     isoflop, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = words(data, tmp_path / "home", "--budget", "6s", "--no-law", "--set", "batch=8", "--json")
+    asked = words(data, tmp_path / "home", "--budget", "15s", "--no-law", "--set", "batch=8", "--json")
     calls: list[Any] = []
     real = fine_tune
 
