@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def _measured(looks: int, busy: bool, seconds: float) -> dict[str, Any]:
     if looks != AS_IS:
         environment[SPIN] = str(looks)
     line = [sys.executable, "-c", f"import spin; print(spin.step_seconds({seconds}))"]
-    with _beside() if busy else _nothing():
+    with _beside() if busy else nullcontext():
         done = subprocess.run(
             line, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
@@ -69,11 +69,6 @@ def _beside() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def step_seconds(seconds: float) -> float:

@@ -69,8 +69,7 @@ RULES: tuple[Rule, ...] = (
          ("full",), (20, 60, 6), 32, 100),
     Rule("text for text", lambda f: f.text_out,
          ("full", "lora"), (1, 3, 1 / 3), 16, 10),
-    Rule("a trial has no time for half a pass: nothing is searched, nor dropped of what is seen so seldom; "
-         "more steps do more for it than larger batches",
+    Rule("a trial has no time for half a pass: nothing is searched, nor dropped of what is seen so seldom",
          lambda f: f.scarce,
          ("full",), (2,), 8, 10, values={"dropout": 0.0}),
     Rule("a small base, below 60 million parameters", lambda f: f.params < 60e6,
