@@ -140,6 +140,7 @@ class Bench:
             "zero_shot": done.baseline[0].model_dump(mode="json") if done.baseline else None,
             "zero_shot_says": done.baseline_says,
             "few_shot": done.few_shot[0].model_dump(mode="json") if done.few_shot else None,
+            "ngrams": done.ngrams.apart[0].model_dump(mode="json") if done.ngrams else None,
             "doublings": law.doublings.model_dump(mode="json") if law and law.doublings else None,
         }  # fmt: skip
 
@@ -203,8 +204,8 @@ def text_of(row: dict[str, Any]) -> str:
 # -- the table ----------------------------------------------------------------------------------------
 
 HEADER = (
-    "data", "metric", "seed", "zero-shot", "few-shot", "isoflop adapt", "90% interval", "its method",
-    "minutes", "doublings of labels",
+    "data", "metric", "seed", "zero-shot", "few-shot", "n-grams", "isoflop adapt", "90% interval",
+    "its method", "minutes", "doublings of labels",
 )  # fmt: skip
 BESIDE = ("best by hand", "ours - theirs", "90% interval", "p")
 BY_HAND = ", and the best of three runs by hand in the same time"
@@ -216,6 +217,7 @@ def line(ours: dict[str, Any], pair: dict[str, Any] | None) -> str:
     cells = [
         ours["data"], score["metric"], ours["seed"],
         *(f"{s['value']:.4g}" if s else "–" for s in (zero, few)),
+        f"{ours['ngrams']['first']:.4g}" if ours["ngrams"] else "–",
         f"{score['value']:.4g}", f"{score['low']:.4g} to {score['high']:.4g}", ours["method"],
         f"{ours['seconds'] / 60:.1f}",
         f"{more['value']:+.2f} [{more['low']:+.2f}, {more['high']:+.2f}]" if more else "–",

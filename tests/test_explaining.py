@@ -19,7 +19,7 @@ from tiny import BAD, GOOD, PLAIN, tiny_bert, tiny_qwen3
 from torch import nn
 
 from isoflop.adapting.inputs import Sources
-from isoflop.adapting.records import AdaptConfig, Adapted, TaskLaw
+from isoflop.adapting.records import AdaptConfig, Adapted, Peer, TaskLaw
 from isoflop.adapting.saved import save_adapted
 from isoflop.errors import AdaptError
 from isoflop.explaining.attributions import attribute, attribute_image, output, tokens_of
@@ -32,7 +32,7 @@ from isoflop.explaining.records import Attribution, Explained, Word
 from isoflop.explaining.robustness import robustness
 from isoflop.explaining.slices import slices
 from isoflop.explaining.words import joined, words_of
-from isoflop.metrics import METRICS, scored
+from isoflop.metrics import METRICS, compared, scored
 from isoflop.plots.explaining import LINE, attribution_data, save_attributions, save_heats
 from isoflop.plots.glyphs import faces_for, written
 from isoflop.progress import Silent
@@ -399,6 +399,10 @@ def test_the_card_is_read_back_with_its_numbers(
         validation=(), test=scores, baseline=(scores[0].model_copy(update={"value": 0.1234}),),
         baseline_says="the commonest label", seconds={}, flops=1e12, model="m",
         law=TaskLaw(metric="macro_f1", passes=3, sentences=("Twice the labels would buy 0.01.",)),
+        ngrams=Peer(
+            says="n-grams", examples=300, test=scores,
+            apart=(compared(METRICS["accuracy"], predictions, predictions, references),),
+        ),
     )  # fmt: skip
     write_card(tmp_path / "README.md", "reviews", found, adapted)
     read = ModelCard.load(tmp_path / "README.md")
@@ -412,6 +416,7 @@ def test_the_card_is_read_back_with_its_numbers(
         assert f"| {score.metric} | {score.value:.4f} | {score.low:.4f} to {score.high:.4f} |" in read.text
     for words in (
         "lora r=8", "0.1234", "the commonest label", "Twice the labels would buy 0.01.", "text: body",
+        "N-grams, of 300 of the training examples", "| +0.0000 | +0.0000 to +0.0000 |",
         "2 of 62 rows", "shop south \\| east", "attributions.png", "| typos | 10% |",
         "true-positive rate of bad",
         f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isoflop.adapting import ngrams
 from isoflop.adapting.bases import check_scratch, folder_of, from_scratch, with_image
 from isoflop.adapting.candidates import Facts, candidates
 from isoflop.adapting.inputs import (
@@ -32,10 +33,10 @@ from isoflop.adapting.lawful import law_is_paid, law_of_task
 from isoflop.adapting.methods import FULL, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
 from isoflop.adapting.prompting import prompted, takes_shots
-from isoflop.adapting.records import AdaptConfig, Adapted, Taught
+from isoflop.adapting.records import AdaptConfig, Adapted
 from isoflop.adapting.search import SHARE, Search, trial_seconds
 from isoflop.adapting.smaller import smaller
-from isoflop.adapting.taught import Lesson, learned_from
+from isoflop.adapting.taught import learned_from
 from isoflop.adapting.work import BASE, BEST, FINAL, KIND, Adapting, Work
 from isoflop.devices import preferred_precision
 from isoflop.errors import AdaptError, BudgetError
@@ -49,7 +50,7 @@ from isoflop.tasks.text import check_kind
 
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
-BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first twice where it takes prompts
+BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first again where it takes prompts, and for n-grams
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
@@ -155,6 +156,8 @@ def _answer(
     after = seen.pace.predicting * held + 2 * seen.pace.opening
     if law and not alone and law_is_paid(work, best, others, seen, LAW * work.budget):
         after += LAW * work.budget
+    if work.task.name in ngrams.TASKS:
+        after += BASELINE * work.budget
     needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
     if work.record.final is None and (alone or work.left - after > needed):
         try:
@@ -163,7 +166,9 @@ def _answer(
             if alone:
                 raise
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
-    chosen = _chosen(work, seen, lesson)
+    chosen = _chosen(work, seen)
+    taught = lesson.beside(work, chosen.made) if lesson is not None else None
+    peer = ngrams.beside(work, chosen.made, BASELINE * work.budget)
     if chosen.name == BASE:
         best, law = work.as_is, False  # it has learned from no examples
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
@@ -179,8 +184,8 @@ def _answer(
         baseline=work.record.baseline, baseline_says=work.record.baseline_says,
         few_shot=work.record.few_shot, few_shot_says=work.record.few_shot_says,
         seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
-        flops=sum(trial.flops for trial in trials) + (chosen.taught.flops if chosen.taught else 0.0),
-        taught=chosen.taught,
+        flops=sum(trial.flops for trial in trials) + (taught.flops if taught else 0.0),
+        taught=taught, ngrams=peer,
     )  # fmt: skip
 
 
@@ -295,11 +300,11 @@ class _Chosen(NamedTuple):
     name: str
     validation: tuple[Score, ...]
     test: tuple[Score, ...]
-    seconds: float  # of the scores on the test examples
-    taught: Taught | None  # a teacher beside it
+    made: list[Any]  # its predictions of the test examples
+    seconds: float  # that they and their scores took
 
 
-def _chosen(work: Work, seen: Seen, lesson: Lesson | None) -> _Chosen:
+def _chosen(work: Work, seen: Seen) -> _Chosen:
     """Which model is better on the validation examples; the base is one where it needs no training."""
     with work.part("score"):
         models = {BASE: work.save_base()} if seen.ready else {}
@@ -315,6 +320,4 @@ def _chosen(work: Work, seen: Seen, lesson: Lesson | None) -> _Chosen:
         began = time.monotonic()
         made = work.predicted(models[best], work.rows[TEST])
         test = work.scores(made, work.rows[TEST])
-        seconds = time.monotonic() - began
-        taught = lesson.beside(work, made) if lesson is not None else None
-    return _Chosen(best, scores[best], test, seconds, taught)
+    return _Chosen(best, scores[best], test, made, time.monotonic() - began)

@@ -105,6 +105,15 @@ class Taught(Record):
     apart: tuple[Comparison, ...]  # how much the student is above it
 
 
+class Peer(Record):
+    """What is made of the same examples without a pretrained model, on the same test examples."""
+
+    says: str  # what it is
+    examples: int  # that it learned from
+    test: tuple[Score, ...]
+    apart: tuple[Comparison, ...]  # how much the adapted model is above it
+
+
 class Adapted(Record):
     """An adapted model: where it is, how it was found, and what it scores on examples not chosen by."""
 
@@ -131,3 +140,4 @@ class Adapted(Record):
     notes: tuple[str, ...] = ()
     law: TaskLaw | None = None
     taught: Taught | None = None
+    ngrams: Peer | None = None  # of tasks that give a text a label or a number

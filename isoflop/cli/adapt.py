@@ -267,6 +267,8 @@ def _show(done: Adapted) -> None:
     )  # fmt: skip
     for says in filter(None, (done.baseline_says, done.few_shot_says)):
         typer.echo(f"the base, {says}")
+    if done.ngrams:
+        _show_comparison(done.ngrams.apart, f"{done.ngrams.says}, of {done.ngrams.examples:,} examples")
     if done.taught:
         _show_comparison(done.taught.apart, f"its teacher {done.taught.path}")
     for sentence in done.law.sentences if done.law else ():

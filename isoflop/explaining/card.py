@@ -52,6 +52,7 @@ def card(name: str, found: Explained, adapted: Adapted | None = None, *, method:
         method=method, found=found, licence=licence or NO_LICENCE, baseline=bool(baseline),
         options=_options(adapted), level=_level(found),
         scores=[_score_row(score, baseline) for score in found.scores],
+        ngrams=[(c.metric, _number(c.first), *_change(c)) for c in _ngrams(adapted)],
         law=() if adapted is None or adapted.law is None else adapted.law.sentences,
         slices=[_slice_row(s) for s in found.slices.slices[:SHOWN]] if found.slices else [],
         robustness=[
@@ -93,6 +94,10 @@ def _what(found: Explained, adapted: Adapted | None) -> str:
     named = f", with the labels {', '.join(labels[:20])}" if 1 < len(labels) <= 20 else ""
     base = "/".join(Path(adapted.base_path).parts[-2:])  # a folder is often called "model", or by its size
     return f"`{base}`, adapted to {found.task}{named}."
+
+
+def _ngrams(adapted: Adapted | None) -> tuple[Comparison, ...]:
+    return () if adapted is None or adapted.ngrams is None else adapted.ngrams.apart
 
 
 def _options(adapted: Adapted | None) -> str:

@@ -16,7 +16,7 @@ from isoflop.adapting.records import Adapted
 from isoflop.adapting.work import KIND, Adapting
 from isoflop.store import Project
 
-for extra in ("optuna", "peft"):  # here, so that importing them is no part of a budget
+for extra in ("optuna", "peft", "sklearn.linear_model"):  # here: to import them is no part of a budget
     pytest.importorskip(extra, reason="the extra isoflop[adapt] is not installed")
 
 
@@ -63,6 +63,8 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     assert [s.metric for s in done.few_shot] == [s.metric for s in done.baseline]
     assert done.law is not None
     assert done.law.sentences
+    assert done.ngrams is not None
+    assert [c.second for c in done.ngrams.apart] == [s.value for s in done.test]
 
     again = isoflop(*asked)
     assert "nothing to do" in again.err
@@ -70,6 +72,7 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     assert "label is the column 'verdict'" in again.out
     assert "Scores on test examples" in again.out
     assert "few-shot" in again.out
+    assert "Above n-grams of characters" in again.out
     assert all(sentence in again.out for sentence in done.law.sentences)
 
     said = isoflop("apply", folder, "--text", "the day was bright", "--text", "a cruel walk")
