@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 from disks import Disk
 from filelock import FileLock
-from finished import Home
+from finished import BUDGET, LADDER_SHARE, Home
 from postgres import PASSWORD, Server
 
 from isoflop.corpus import build_corpus
@@ -140,9 +140,9 @@ def nodes() -> Iterator[Nodes]:
     started.shutdown()  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def connection(nodes: Nodes) -> Iterator[None]:
-    """This process is connected to the nodes."""
+    """This process is connected to the nodes; their processes are kept from one test to the next."""
     from isoflop.cluster import connected
 
     with connected(nodes.address, Silent()):
@@ -155,7 +155,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, sources: tuple[str, ...]) 
     from isoflop import run
 
     config = CorpusConfig(vocab_size=512, heldout_share=0.1)
-    job = partial(run, sources, budget="1.6e12flops", ladder_share=0.5, corpus_config=config)
+    job = partial(run, sources, budget=BUDGET, ladder_share=LADDER_SHARE, corpus_config=config)
     done = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         done = done.parent  # of all workers

@@ -7,4 +7,6 @@ from pathlib import Path
 from isoflop.records import Corpus
 from isoflop.store import Project
 
+BUDGET, LADDER_SHARE, LADDER = "1e12flops", 0.75, "7.5e11flops"  # of the job: about the least
+
 Home = tuple[Project, Corpus, Path]  # the project, its corpus, its final model

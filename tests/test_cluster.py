@@ -120,6 +120,29 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+# The first two, before this process is connected.
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    with (
+        pytest.raises(ProjectError, match="the Ray cluster at nowhere cannot be reached"),
+        connected("nowhere", Silent()),
+    ):
+        pass
+
+
+def test_a_machine_on_which_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with (
+        pytest.raises(ProjectError, match=r"Ray does not start on this machine: The current .* startup\.$"),
+        connected("local", Silent()),
+    ):
+        pass
+
+
 def test_a_killed_node_costs_what_was_done_since_the_last_checkpoint(
     nodes: Nodes, connection: None, ladder: Ladder, corpus: Corpus, expected: list[tuple[str, float]],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
@@ -355,23 +378,3 @@ def test_ctrl_c_saves_the_members_and_ends(nodes: Nodes, sources: tuple[str, ...
     assert said.strip().splitlines()[-1] == "interrupted; the same command goes on from here"
     states = [checkpoint.load(folder.parent, Silent()) for folder in runs.glob("*/.lock")]
     assert all(state is not None and 0 < state["done_steps"] < 10**6 for state in states)
-
-
-def test_a_cluster_that_is_not_there() -> None:
-    with (
-        pytest.raises(ProjectError, match="the Ray cluster at nowhere cannot be reached"),
-        connected("nowhere", Silent()),
-    ):
-        pass
-
-
-def test_a_machine_on_which_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(**_: object) -> None:
-        raise Exception("The current node timed out during startup.\nMore.")
-
-    monkeypatch.setattr(ray, "init", slow)
-    with (
-        pytest.raises(ProjectError, match=r"Ray does not start on this machine: The current .* startup\.$"),
-        connected("local", Silent()),
-    ):
-        pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +25,23 @@ for package in ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"):
 KINDS = [(to, kind) for to in ("onnx", "openvino") for kind in FORMATS[to].kinds]
 
 
+def once(trace: Callable[..., Any]) -> Callable[..., Any]:
+    """The first call's answer, whatever is asked later."""
+    made: list[Any] = []
+
+    def traced(*model: Any, **options: Any) -> Any:
+        made[:] = made or [trace(*model, **options)]
+        return made[0]
+
+    return traced
+
+
 @pytest.fixture(scope="module")
 def exports(home: Home) -> dict[tuple[str, str], Export]:
-    return {(to, kind): export(*home, to=to, kind=kind) for to, kind in KINDS}
+    """All are of one model, whose graph is traced once: that takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", once(torch.onnx.export))
+        return {(to, kind): export(*home, to=to, kind=kind) for to, kind in KINDS}
 
 
 def test_keys_and_values_change_nothing() -> None:

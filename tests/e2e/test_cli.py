@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from finished import BUDGET, LADDER, LADDER_SHARE
 from postgres import Server
 
 from e2e.commands import refused
@@ -46,7 +47,7 @@ def test_every_option_is_explained() -> None:
 def test_run_prints_one_json_object(isoflop, project: Job, sources: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
     folder, result = project
     answer = isoflop(
-        "run", *sources, "--budget", "1.6e12flops", "--ladder-share", 0.5, "--vocab", 512, "--heldout", 0.1,
+        "run", *sources, "--budget", BUDGET, "--ladder-share", LADDER_SHARE, "--vocab", 512, "--heldout", 0.1,
         "--project", folder, "--json",
     )  # fmt: skip
     assert answer.code == 0, answer.err
@@ -60,7 +61,7 @@ def test_run_prints_one_json_object(isoflop, project: Job, sources: tuple[str, .
 
 @pytest.mark.parametrize(
     "words",
-    [("ls",), ("fit",), ("plan", "--budget", "1e12flops"), ("sweep", "--budget", "8e11flops", "--dry-run")],
+    [("ls",), ("fit",), ("plan", "--budget", "1e12flops"), ("sweep", "--budget", LADDER, "--dry-run")],
 )
 def test_parts_print_tables_and_json(isoflop, project: Job, words: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
     folder = project[0]
@@ -116,7 +117,7 @@ def test_a_budget_too_small_for_a_ladder(isoflop, project: Job) -> None:  # type
 
 @pytest.mark.parametrize("within", [0.05, 7])
 def test_a_ladder_that_does_not_grow_has_no_width_to_end_at(isoflop, project: Job, within: float) -> None:  # type: ignore[no-untyped-def]
-    words = ("sweep", "--budget", "8e11flops", "--project", project[0], "--within", within)
+    words = ("sweep", "--budget", LADDER, "--project", project[0], "--within", within)
     refused(isoflop(*words), "--within is for a ladder that grows, and no --target was given")
 
 
