@@ -35,7 +35,7 @@ STRENGTH = 100.0  # inverse of the regularization's: long texts have many weak f
 FIRST = 500  # texts that are learned from at first
 READ = 40_000  # characters of a text
 HELD = 20_000_000  # characters of all texts; each becomes some 50 bytes of features
-GROWS = 2.5  # times as long, at most, for twice the texts
+GROWS = 1.3  # power of their number by which the time for texts grows, at most
 SURE = 0.95  # share of resamples in which one is better
 
 
@@ -47,8 +47,8 @@ class Answers(NamedTuple):
 def by_ngrams(task: Task, spec: Spec, train: Dataset, rows: Dataset, *, seconds: float, seed: int) -> Answers:
     """What n-grams of training texts say of rows.
 
-    It learns from 500 texts drawn at random, then from twice as many, and so on while there are more and
-    about so many seconds suffice.
+    It learns from 500 texts drawn at random, and then from as many as there are and about so many seconds
+    suffice for.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -61,11 +61,12 @@ def by_ngrams(task: Task, spec: Spec, train: Dataset, rows: Dataset, *, seconds:
             analyzer="char_wb", ngram_range=SIZES, sublinear_tf=True, max_features=most, dtype=np.float32
         )
         models = _models(task, spec, vectors.fit_transform(texts), drawn)
-        took = time.monotonic() - began
-        enough = size >= len(train) or 2 * sum(map(len, texts)) > HELD
-        if enough or time.monotonic() + GROWS * took > ends:
+        now, room = time.monotonic(), HELD / max(1, sum(map(len, texts)))
+        time_for = max(0.0, (ends - now) / (now - began)) ** (1 / GROWS)
+        larger = min(int(size * min(time_for, room)), len(train))
+        if larger < 2 * size and (larger < len(train) or len(train) <= size):  # not worth it
             return Answers(_said(task, models, vectors.transform(_texts(rows))), len(drawn))
-        size *= 2
+        size = larger
 
 
 def beside(work: Work, own: Sequence[Any], seconds: float) -> Peer | None:
