@@ -187,18 +187,19 @@ def test_a_budget_has_as_many_trials_as_have_the_time_they_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "each"),
+    ("told", "enough", "each"),
     [
-        ([0.5, 0.2], 0.2 / 4),  # the first time is not like the second
-        ([0.5, 0.02, 0.9, 0.16], 0.16 / 32),  # what takes no time says little
-        ([2.0], 2.0 / 4),  # and what takes long is not asked twice
-        ([0.01, 0.01, 0.02, 0.02], 0.02 / 32),
+        ([0.5, 0.2], 0.1, 0.2 / 4),  # the first time is not like the second
+        ([0.5, 0.02, 0.9, 0.16], 0.1, 0.16 / 32),  # what takes no time says little
+        ([2.0], 0.1, 2.0 / 4),  # and what takes long is not asked twice
+        ([0.01, 0.01, 0.02, 0.02], 0.1, 0.02 / 32),
+        ([0.5, 0.3, 0.9, 0.8], 1.0, 0.8 / 32),  # who writes takes as long for many as for few
     ],
 )
-def test_the_seconds_of_an_example(told: list[float], each: float) -> None:
+def test_the_seconds_of_an_example(told: list[float], enough: float, each: float) -> None:
     left = iter(told)
     batches: Any = lambda count: {"size": count}  # noqa: E731
-    assert _each(lambda batch: next(left), (4, 32), batches) == pytest.approx(each)
+    assert _each(lambda batch: next(left), (4, 32), batches, enough) == pytest.approx(each)
     assert not list(left)
 
 

@@ -25,6 +25,7 @@ LOOKED_AT, MORE = 2, 32  # examples; more where these take no time worth speakin
 QUICK, SLOW = 0.1, 1.0  # seconds
 SAMPLED = 200  # examples whose lengths are counted
 SHORTEST = 128  # tokens
+WRITING = ("translation", "summarisation", "code", "speech")  # together many answers take as long as two
 OF_WHOLE_TEXTS = ("classification", "multi-label", "regression")
 PROBE = "probe"  # which has nothing to train without a new head
 LEAST_STEPS = 12  # of a trial worth its name, rehearsals among them
@@ -64,9 +65,12 @@ def look(task: Task, base: Base, spec: Spec, rows: Dataset) -> Seen:
     opening = time.monotonic() - began
     batch_of = cache(lambda count: _batch(task, base, spec, rows.select(range(count))))
     counts = dict.fromkeys(min(count, len(rows)) for count in (LOOKED_AT, MORE))
-    training, predicting = (
-        _each(call, counts, batch_of)
-        for call in (partial(_trained, task, model), partial(_predicted, task, base, spec, model))
+    training = _each(partial(_trained, task, model), counts, batch_of, QUICK)
+    predicting = _each(
+        partial(_predicted, task, base, spec, model),
+        counts,
+        batch_of,
+        SLOW if task.name in WRITING else QUICK,
     )
     params = sum(p.numel() for p in model.parameters())
     scratch = not any(file for form in CHECKPOINTS for file in base.folder.rglob(form))
@@ -89,8 +93,10 @@ def _batch(task: Task, base: Base, spec: Spec, rows: Dataset) -> Batch:
     return moved(task.collate(base, spec, features), device_for())
 
 
-def _each(call: Callable[[Batch], float], counts: Iterable[int], batch_of: Callable[[int], Batch]) -> float:
-    """Seconds an example: of the first of these counts that takes time worth speaking of, else of the last.
+def _each(
+    call: Callable[[Batch], float], counts: Iterable[int], batch_of: Callable[[int], Batch], enough: float
+) -> float:
+    """Seconds an example: of the first of these counts that takes `enough` of them, else of the last.
 
     The first time of a size is not like the others; where it takes long it is near enough.
     """
@@ -101,7 +107,7 @@ def _each(call: Callable[[Batch], float], counts: Iterable[int], batch_of: Calla
         if seconds < SLOW:
             seconds = call(batch)
         each = seconds / count
-        if seconds >= QUICK:
+        if seconds >= enough:
             break
     return each
 
