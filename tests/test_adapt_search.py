@@ -30,6 +30,7 @@ def test_the_rules_look_at_data_base_and_time() -> None:
         "scratch": Facts(10_000, 10, 100_000, True, False, 9.0),
         "images": Facts(10_000, 10, 100_000, True, False, 9.0, "image", "bf16"),
         "speech": Facts(1_000, 0, 40_000_000, False, True, 3.0, "audio"),
+        "slow speech": Facts(1_000, 0, 40_000_000, False, True, 0.3, "audio"),
         "texts": Facts(10_000, 0, 100_000_000, False, True, 2.0),
         "slow": Facts(10_000, 2, 100_000_000, False, False, 0.1),
         "small": Facts(10_000, 2, 20_000_000, False, False, 9.0),
@@ -41,7 +42,8 @@ def test_the_rules_look_at_data_base_and_time() -> None:
     assert "probe" in rules["few"].methods
     assert rules["tiny"].factors == rules["scratch"].factors
     assert rules["speech"].methods == ("full", "decoder")
-    assert (rules["slow"].methods, len(rules["slow"].factors)) == (("full",), 1)  # nothing to search
+    for name in ("slow", "slow speech"):
+        assert (rules[name].methods, len(rules[name].factors)) == (("full",), 1)  # nothing to search
     assert set(rules["texts"].methods) == {"full", "lora"}
     assert all(method in METHODS for rule in RULES for method in rule.methods)
 
