@@ -212,10 +212,11 @@ def _passes(work: Work, pace: Pace) -> float:
 
 
 def _cap_scored(work: Work, seen: Seen) -> None:
-    """As many test examples as can be scored in their share of the budget, and no more of validation."""
-    most = work.record.tested or max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
-    work.change(tested=most)
-    for split in (VALIDATION, TEST):
+    """As many test examples as can be scored in their share of the budget, and half as many of validation,
+    which are scored twice."""
+    tested = work.record.tested or max(LEAST_TEST, int(SCORING * work.budget / seen.pace.predicting))
+    work.change(tested=tested)
+    for split, most in ((VALIDATION, max(LEAST_TEST, tested // 2)), (TEST, tested)):
         there = len(work.rows[split])
         work.rows[split] = some(work.rows[split], most, work.seed)
         if most < there:
