@@ -100,9 +100,9 @@ def task_law(
     first = price.first()
     found = known or price.passes(first, examples, FIRST * seconds, passes)
     if found < min(LEAST_PASSES, passes):
-        needed = price.least_seconds(examples)
+        needed, left = price.least_seconds(examples), max(0.0, seconds)
         sentence = (
-            f"No law of the task: its runs need about {needed:.0f} s, and {seconds:.0f} s were left for them."
+            f"No law of the task: its runs need about {needed:.0f} s, and {left:.0f} s were left for them."
         )
         return TaskLaw(metric=metric.name, passes=0.0, sentences=(sentence,))
     groups = [first, [Wanted(DEFAULT, share, 0) for share in SHARES] if default else []]
