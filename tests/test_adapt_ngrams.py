@@ -14,7 +14,7 @@ from datasets import Dataset
 pytest.importorskip("sklearn", reason="the extra isoflop[adapt] is not installed")
 
 from isoflop.adapting import ngrams
-from isoflop.adapting.ngrams import beside, by_ngrams
+from isoflop.adapting.ngrams import beside, by_ngrams, learned
 from isoflop.metrics import METRICS, scored
 from isoflop.tasks import task_of
 from isoflop.tasks.protocol import Spec
@@ -115,8 +115,9 @@ def test_who_is_beaten_is_told(better: bool) -> None:
         scores=lambda made, some: (scored(METRICS["macro_f1"], made, task.references(spec, some)),),
     )  # fmt: skip
     right = np.eye(3)[task.references(spec, rows)]
-    peer = beside(work, list(np.full((80, 3), 1 / 3) if better else right), 60.0)
-    assert peer is not None
+    found = learned(work, 60.0)
+    assert found is not None
+    peer = beside(work, found, list(np.full((80, 3), 1 / 3) if better else right))
     assert peer.examples == 300
     assert (peer.apart[0].difference < 0) is better
     assert len(work.notes) == better
@@ -124,4 +125,4 @@ def test_who_is_beaten_is_told(better: bool) -> None:
 
 
 def test_other_tasks_have_no_use_for_them() -> None:
-    assert beside(SimpleNamespace(task=task_of("tagging")), [], 1.0) is None  # type: ignore[arg-type]
+    assert learned(SimpleNamespace(task=task_of("tagging")), 1.0) is None  # type: ignore[arg-type]

@@ -147,6 +147,7 @@ def _answer(
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     _baseline(work)
+    simple = ngrams.learned(work, BASELINE * work.budget)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
     alone = not work.record.trials  # there was no time for a search, nor is there for a law
@@ -156,8 +157,6 @@ def _answer(
     after = seen.pace.predicting * held + 2 * seen.pace.opening
     if law and not alone and law_is_paid(work, best, others, seen, LAW * work.budget):
         after += LAW * work.budget
-    if work.task.name in ngrams.TASKS:
-        after += BASELINE * work.budget
     needed = seen.pace.needed(len(work.rows[TRAIN]), best.batch, len(work.rows[VALIDATION]))
     if work.record.final is None and (alone or work.left - after > needed):
         try:
@@ -167,8 +166,9 @@ def _answer(
                 raise
             work.notes.append(f"the long training failed, and a trial is kept: {error.message}")
     chosen = _chosen(work, seen)
-    taught = lesson.beside(work, chosen.made) if lesson is not None else None
-    peer = ngrams.beside(work, chosen.made, BASELINE * work.budget)
+    with work.part("score"):
+        taught = None if lesson is None else lesson.beside(work, chosen.made)
+        peer = None if simple is None else ngrams.beside(work, simple, chosen.made)
     if chosen.name == BASE:
         best, law = work.as_is, False  # it has learned from no examples
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None

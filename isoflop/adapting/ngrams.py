@@ -50,9 +50,9 @@ def by_ngrams(task: Task, spec: Spec, train: Dataset, rows: Dataset, *, seconds:
     It learns from 500 texts drawn at random, and then from as many as there are and about so many seconds
     suffice for.
     """
+    ends, size = time.monotonic() + seconds, FIRST
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    ends, size = time.monotonic() + seconds, FIRST
     most = max(1000, min(FEATURES, WEIGHTS // max(1, len(spec.labels))))
     while True:
         began, drawn = time.monotonic(), some(train, size, seed)
@@ -69,16 +69,18 @@ def by_ngrams(task: Task, spec: Spec, train: Dataset, rows: Dataset, *, seconds:
         size = larger
 
 
-def beside(work: Work, own: Sequence[Any], seconds: float) -> Peer | None:
-    """N-grams on the test examples, and how much a model's own predictions of them are above theirs.
-
-    None for a task that has no use for them.
-    """
+def learned(work: Work, seconds: float) -> Answers | None:
+    """N-grams' predictions of the test examples. None: the task has no use for them."""
     if work.task.name not in TASKS:
         return None
-    rows = work.rows[TEST]
+    train, rows = work.rows[TRAIN], work.rows[TEST]
     with work.part("n-grams"):
-        found = by_ngrams(work.task, work.spec, work.rows[TRAIN], rows, seconds=seconds, seed=work.seed)
+        return by_ngrams(work.task, work.spec, train, rows, seconds=seconds, seed=work.seed)
+
+
+def beside(work: Work, found: Answers, own: Sequence[Any]) -> Peer:
+    """N-grams' scores, and how much a model's own predictions of the test examples are above theirs."""
+    rows = work.rows[TEST]
     references = work.task.references(work.spec, rows)
     apart = tuple(compared(METRICS[name], found.predictions, own, references) for name in work.task.metrics)
     peer = Peer(
