@@ -9,12 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 import torch.distributed as dist
 from disks import Disk
 from filelock import FileLock
@@ -52,6 +54,16 @@ def same_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isoflop.devices.preferred_precision", lambda: "float32")
         yield
+
+
+@pytest.fixture
+def own_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Budgets are of this thread's own seconds, however busy the machine and other tests' threads are."""
+    monkeypatch.setattr(time, "monotonic", time.thread_time)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -165,12 +165,9 @@ def test_two_stacks_are_not_made_smaller(tmp_path: Path) -> None:
 
 
 def test_adapting_with_a_teacher_says_how_far_the_student_is_from_it(
-    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, tmp_path: Path, own_time: None
 ) -> None:
     pytest.importorskip("optuna", reason="the extra isoflop[adapt] is not installed")
-    import time
-
-    monkeypatch.setattr(time, "monotonic", time.process_time)
     folder, data = tmp_path / "teacher", tmp_path / "reviews.jsonl"
     save_adapted(folder, teacher.task, teacher.base, teacher.spec, LONG, teacher.model)
     reviews(300, seed=3).to_json(data)

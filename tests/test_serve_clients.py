@@ -245,6 +245,7 @@ def test_a_client_that_reads_slowly_gets_everything() -> None:
                 if time.monotonic() - began < 4 * HASTY.read_seconds:
                     time.sleep(0.02)
         assert found >= 40 * len(PIECE)
+        until(lambda: heard.over)
         assert [c.error for c in heard.over] == [""]
 
 

@@ -288,10 +288,14 @@ def _search(work: Work, seen: Seen, method: str | None, given: Mapping[str, Any]
         tried, given, seconds=seconds, each=each, higher=work.metric.higher_is_better,
         done=work.record.trials,
     )  # fmt: skip
-    search.run(
-        lambda config, seconds, report: work.attempt(config, validation, seconds, report),
-        lambda trial: work.change(trials=(*work.record.trials, trial)), work.progress,
-    )  # fmt: skip
+    try:
+        search.run(
+            lambda config, seconds, report: work.attempt(config, validation, seconds, report),
+            lambda trial: work.change(trials=(*work.record.trials, trial)), work.progress,
+        )  # fmt: skip
+    except BudgetError:  # the machine is slower than it was when it was timed
+        work.change(trials=())
+        return tried[0][0]
     return search.best.config
 
 

@@ -230,7 +230,7 @@ def _doublings(
     draws = chosen.law.value(chosen.draws[0], np.log([[examples]]) - chosen.centre[:, None])[:, 0]
     reached = np.concatenate([chosen.value(examples)[0], draws])
     needed = np.concatenate(base.needed(reached))
-    row = np.log2(bounded(needed) / examples)
+    row = np.log2(np.maximum(1.0, bounded(needed)) / examples)  # one of them is the least
     return drawn(row, LEVEL), float(np.isnan(needed[1:]).mean())
 
 

@@ -11,6 +11,7 @@ finished trials is told to it again.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +66,16 @@ class Search:
         progress.start(STAGE, self.seconds, "s")
         first: AdaptError | BudgetError | None = None
         while (config := self._next()) is not None and self._affords_one_more():
+            began = time.monotonic()
             try:
                 self._try(attempt, config)
             except (AdaptError, BudgetError) as error:
                 first = first or error
-                self.trials.append(failed(config, error.message))
+                self.trials.append(failed(config, error.message, time.monotonic() - began))
             except (MemoryError, RuntimeError) as error:
                 if type(error) is RuntimeError and "memory" not in str(error):  # torch has no class for it
                     raise
-                self.trials.append(failed(config, "there is too little memory"))
+                self.trials.append(failed(config, "there is too little memory", time.monotonic() - began))
             keep(self.trials[-1])
             progress.update(STAGE, min(self.spent, self.seconds), said(self.trials[-1]))
             progress.log(f"tried {said(self.trials[-1])}")
@@ -153,10 +155,10 @@ class _Judge:
         return self.pruned
 
 
-def failed(config: AdaptConfig, why: str) -> Trial:
-    """A trial that could not be trained."""
+def failed(config: AdaptConfig, why: str, seconds: float) -> Trial:
+    """A trial that could not be trained, and the seconds that it took to see so."""
     return Trial(
-        config=config, curve=(), score=math.nan, seconds=0.0, flops=0.0, params_trained=0, stopped=why
+        config=config, curve=(), score=math.nan, seconds=seconds, flops=0.0, params_trained=0, stopped=why
     )
 
 

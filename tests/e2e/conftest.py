@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from e2e.commands import Answer
 from isoflop.cli import main
@@ -28,14 +25,3 @@ def isoflop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
         return Answer(code, out, err)
 
     return call
-
-
-@pytest.fixture
-def own_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Budgets are of this process's own seconds, however busy the machine is; threads that wait for each
-    other would use them up."""
-    monkeypatch.setattr(time, "monotonic", time.process_time)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
