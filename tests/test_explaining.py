@@ -399,7 +399,7 @@ def test_the_card_is_read_back_with_its_numbers(
         validation=(), test=scores, baseline=(scores[0].model_copy(update={"value": 0.1234}),),
         baseline_says="the commonest label", seconds={}, flops=1e12, model="m",
         law=TaskLaw(metric="macro_f1", passes=3, sentences=("Twice the labels would buy 0.01.",)),
-        ngrams=Peer(
+        peer=Peer(
             says="n-grams", examples=300, test=scores,
             apart=(compared(METRICS["accuracy"], predictions, predictions, references),),
         ),
@@ -416,7 +416,7 @@ def test_the_card_is_read_back_with_its_numbers(
         assert f"| {score.metric} | {score.value:.4f} | {score.low:.4f} to {score.high:.4f} |" in read.text
     for words in (
         "lora r=8", "0.1234", "the commonest label", "Twice the labels would buy 0.01.", "text: body",
-        "N-grams, of 300 of the training examples", "| +0.0000 | +0.0000 to +0.0000 |",
+        "N-grams, of 300 of the training examples", "| the peer | ", "| +0.0000 | +0.0000 to +0.0000 |",
         "2 of 62 rows", "shop south \\| east", "attributions.png", "| typos | 10% |",
         "true-positive rate of bad",
         f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",

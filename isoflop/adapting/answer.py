@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isoflop.adapting import ngrams
 from isoflop.adapting.bases import check_scratch, folder_of, from_scratch, with_image
 from isoflop.adapting.candidates import Facts, candidates
 from isoflop.adapting.inputs import (
@@ -29,11 +28,13 @@ from isoflop.adapting.inputs import (
     tell_unreadable,
     tell_unseen,
 )
+from isoflop.adapting.joined import save_peer
 from isoflop.adapting.lawful import law_is_paid, law_of_task
 from isoflop.adapting.methods import FULL, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
+from isoflop.adapting.peers import Learned, beside, best_step, learned
 from isoflop.adapting.prompting import prompted, takes_shots
-from isoflop.adapting.records import AdaptConfig, Adapted
+from isoflop.adapting.records import AdaptConfig, Adapted, Peer
 from isoflop.adapting.search import SHARE, Search, trial_seconds
 from isoflop.adapting.smaller import smaller
 from isoflop.adapting.taught import learned_from
@@ -50,7 +51,7 @@ from isoflop.tasks.text import check_kind
 
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
-BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first again where it takes prompts, and for n-grams
+BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first again where it takes prompts, and for its peer
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
@@ -64,7 +65,7 @@ def adapt(
     method: str | None = None, columns: Mapping[str, str] | None = None, validation: Sequence[Path] = (),
     test: Sequence[Path] = (), set: Mapping[str, Any] | None = None, max_length: int | None = None,
     also: Sequence[Path] = (), image_model: Path | None = None, law: bool = True,
-    teacher: Path | None = None, keep_layers: int | None = None, seed: int = 0,
+    teacher: Path | None = None, keep_layers: int | None = None, peer: bool = True, seed: int = 0,
     progress: Progress | None = None,
 ) -> Adapted:  # fmt: skip
     """Adapt a base to a task within a budget; the answer is also in the ledger.
@@ -77,7 +78,8 @@ def adapt(
     one learns; `keep_layers` of the base's layers are taken, evenly spread, where it shall be smaller.
 
     Where no method is named, a base that answers the task without training is kept as it is unless a training
-    is better on the validation examples.
+    is better on the validation examples; and where there is no teacher either, the model answers together
+    with its `peer` (n-grams, or a memory of the examples: `peers`) if that is better on them.
 
     Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.
@@ -108,7 +110,7 @@ def adapt(
     hash, *hashes = (_hash(path) for path in (opened.folder, *(o.folder for o in others), image) if path)
     id = digest([
         hash, hashes, task, digests, dict(columns or {}), budget_seconds, method, given, opened.max_length,
-        law, seed, *([_hash(teacher)] if teacher is not None else []),
+        law, seed, *([_hash(teacher)] if teacher is not None else []), *([] if peer else ["alone"]),
     ])  # fmt: skip
     done = project.get(ADAPTED, id, Adapted)
     if done is not None:
@@ -121,7 +123,7 @@ def adapt(
     record = project.get(KIND, id, Adapting) or Adapting(id=id, max_length=max_length)
     work = Work(project, record, found, opened, spec, rows, budget_seconds, seed, notes, progress)
     work.count("read", time.monotonic() - began)
-    answer = _answer(work, others, method, given, law, teacher)
+    answer = _answer(work, others, method, given, law, teacher, joins=peer and not (method or teacher))
     done = answer.model_copy(update={
         "base": hash, "base_path": str(opened.folder), "data": digests, "columns": names,
     })  # fmt: skip
@@ -137,17 +139,17 @@ def _hash(folder: Path) -> str:
 
 def _answer(
     work: Work, others: Sequence[Base], method: str | None, given: Mapping[str, Any], law: bool,
-    teacher: Path | None,
+    teacher: Path | None, *, joins: bool,
 ) -> Adapted:  # fmt: skip
-    """All but what the answer says of its inputs."""
+    """All but what the answer says of its inputs. `joins`: its peer may answer with the model."""
     seen = _opened(work)
     if method is not None:
         seen = seen._replace(ready=False)  # whoever names a method wants what it makes
     _cap_scored(work, seen)
+    simple = learned(work, BASELINE * work.budget)
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     _baseline(work)
-    simple = ngrams.learned(work, BASELINE * work.budget)
     best = work.record.best or _search(work, seen, method, given)
     work.change(best=best)
     alone = not work.record.trials  # there was no time for a search, nor is there for a law
@@ -168,7 +170,7 @@ def _answer(
     chosen = _chosen(work, seen)
     with work.part("score"):
         taught = None if lesson is None else lesson.beside(work, chosen.made)
-        peer = None if simple is None else ngrams.beside(work, simple, chosen.made)
+        chosen, peer = (chosen, None) if simple is None else _with_peer(work, chosen, simple, joins)
     if chosen.name == BASE:
         best, law = work.as_is, False  # it has learned from no examples
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None
@@ -185,7 +187,7 @@ def _answer(
         few_shot=work.record.few_shot, few_shot_says=work.record.few_shot_says,
         seconds=work.record.seconds, model=model, notes=tuple(work.notes), law=found,
         flops=sum(trial.flops for trial in trials) + (taught.flops if taught else 0.0),
-        taught=taught, ngrams=peer,
+        taught=taught, peer=peer,
     )  # fmt: skip
 
 
@@ -305,7 +307,8 @@ class _Chosen(NamedTuple):
     name: str
     validation: tuple[Score, ...]
     test: tuple[Score, ...]
-    made: list[Any]  # its predictions of the test examples
+    held: list[Any]  # its predictions of the validation examples
+    made: list[Any]  # of the test examples
     seconds: float  # that they and their scores took
 
 
@@ -315,7 +318,8 @@ def _chosen(work: Work, seen: Seen) -> _Chosen:
         models = {BASE: work.save_base()} if seen.ready else {}
         models |= {name: model for name in (FINAL, BEST) if (model := work.saved(name)) is not None}
         rows = work.rows[VALIDATION]
-        scores = {name: work.scores(work.predicted(model, rows), rows) for name, model in models.items()}
+        held = {name: work.predicted(model, rows) for name, model in models.items()}
+        scores = {name: work.scores(predictions, rows) for name, predictions in held.items()}
         sign = 1 if work.metric.higher_is_better else -1
         best = max(scores, key=lambda name: sign * scores[name][0].value)
         if best == BASE:
@@ -325,4 +329,19 @@ def _chosen(work: Work, seen: Seen) -> _Chosen:
         began = time.monotonic()
         made = work.predicted(models[best], work.rows[TEST])
         test = work.scores(made, work.rows[TEST])
-    return _Chosen(best, scores[best], test, made, time.monotonic() - began)
+    return _Chosen(best, scores[best], test, held[best], made, time.monotonic() - began)
+
+
+def _with_peer(work: Work, chosen: _Chosen, found: Learned, joins: bool) -> tuple[_Chosen, Peer]:
+    """The model with its peer, which answers with it where that is better on the validation examples."""
+    least = found.peer.steps[0]
+    step = best_step(work, found, chosen.held) if joins else least
+    peer = beside(work, found, chosen.made, step)
+    if step == least:
+        return chosen, peer
+    save_peer(work.folder / chosen.name, found.peer, step)
+    work.notes.append(f"{found.peer.says} answers with the model, which is better on the validation examples")
+    work.notes.append("trials and the law of the task are of the model alone")
+    validation = work.scores(found.together(VALIDATION, chosen.held, step), work.rows[VALIDATION])
+    test = work.scores(found.together(TEST, chosen.made, step), work.rows[TEST])
+    return chosen._replace(validation=validation, test=test), peer

@@ -111,7 +111,9 @@ class Peer(Record):
     says: str  # what it is
     examples: int  # that it learned from
     test: tuple[Score, ...]
-    apart: tuple[Comparison, ...]  # how much the adapted model is above it
+    apart: tuple[Comparison, ...]  # how much what is kept is above it
+    step: float | None = None  # how much it has to say beside the model; None: it answers nothing
+    gain: tuple[Comparison, ...] = ()  # how much the two together are above the model alone
 
 
 class Adapted(Record):
@@ -140,4 +142,4 @@ class Adapted(Record):
     notes: tuple[str, ...] = ()
     law: TaskLaw | None = None
     taught: Taught | None = None
-    ngrams: Peer | None = None  # of tasks that give a text a label or a number
+    peer: Peer | None = None  # of tasks that have one

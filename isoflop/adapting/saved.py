@@ -4,6 +4,7 @@
     isoflop_task.json                                     the task, its spec, how it was adapted
     adapted.safetensors                                   only of methods that cannot be merged: what learned
     model.onnx                                            only of an export: it is in the place of the weights
+    peer/                                                 only where it answers with the model: `joined`
 
 A folder of the latter kind has the base's own weights too, so that it needs no other folder; the method is
 put on again when it is read, and all that learned, the head among it, is in `adapted.safetensors`.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from isoflop.adapting.joined import with_peer
 from isoflop.adapting.methods import merged, method_of, prepared
 from isoflop.adapting.records import AdaptConfig
 from isoflop.engines import ONNX
@@ -79,17 +81,18 @@ def save_adapted(
             shutil.rmtree(temp, ignore_errors=True)
 
 
-def load_adapted(folder: Path) -> tuple[Task, Base, Spec, nn.Module]:
+def load_adapted(folder: Path, *, alone: bool = False) -> tuple[Task, Base, Spec, nn.Module]:
     """What `save_adapted` wrote, or an export of it; the model is in evaluation mode.
 
-    An export is called alike, and cannot be trained. Raises AdaptError for a folder that is no adapted model,
+    The task predicts by the folder's peer too, if it has one, or by the model `alone`. An export is called
+    alike, and cannot be trained. Raises AdaptError for a folder that is no adapted model,
     CorruptError for one that was changed since, ProjectError for an export without its engine.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     says = _read(folder)
-    task = task_of(says.task)
+    task = task_of(says.task) if alone else with_peer(task_of(says.task), folder)
     base = load_base(folder, max_length=says.max_length or None)
     if (folder / ONNX).is_file():
         from isoflop.engines.adapted import Served

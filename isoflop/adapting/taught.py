@@ -47,7 +47,7 @@ def learned_from(work: Work, folder: Path) -> Lesson:
     AdaptError for a folder that is no adapted model, or that the student cannot learn from.
     """
     with work.part("teacher"):
-        teacher = Teacher(*load_adapted(folder))
+        teacher = Teacher(*load_adapted(folder, alone=True))
         teacher.check(work.task, work.base, work.spec)
         work.features.mkdir(parents=True, exist_ok=True)
         if isinstance(work.task, FromTextToText):

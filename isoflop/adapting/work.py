@@ -183,7 +183,7 @@ class Work:
 
     def saved(self, name: str) -> nn.Module | None:
         """That model, if it is there."""
-        return load_adapted(self.folder / name)[3] if is_adapted(self.folder / name) else None
+        return load_adapted(self.folder / name, alone=True)[3] if is_adapted(self.folder / name) else None
 
     def predicted(self, model: nn.Module, rows: Dataset) -> list[Any]:
         """What a model says of rows."""

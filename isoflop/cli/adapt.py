@@ -112,6 +112,13 @@ def adapt(
         int | None,
         typer.Option(min=1, help="Adapt a smaller model: so many of MODEL's layers, evenly spread."),
     ] = None,
+    peer: Annotated[
+        bool,
+        typer.Option(
+            help="Let n-grams, or for texts a memory of the examples, answer with the model where that is "
+            "better on validation examples, and neither a method nor a teacher is named."
+        ),
+    ] = True,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Adapt a model to a task: what is tried fits the data and the time, the best is kept.
@@ -131,8 +138,8 @@ def adapt(
         done = adapted(
             home, model, task, data, budget_seconds=seconds, method=method, columns=roles,
             validation=valid or (), test=test or (), set=given, max_length=max_length, also=also or (),
-            image_model=image_model, law=law, teacher=teacher, keep_layers=keep_layers, seed=seed,
-            progress=progress,
+            image_model=image_model, law=law, teacher=teacher, keep_layers=keep_layers, peer=peer,
+            seed=seed, progress=progress,
         )  # fmt: skip
     folder = home.folder / done.model
     if json:
@@ -258,7 +265,7 @@ def _show(done: Adapted) -> None:
     prompted = {"zero-shot": done.baseline, "few-shot": done.few_shot}
     others = {name: {s.metric: s for s in scores} for name, scores in prompted.items() if scores}
     table(
-        "Scores on test examples", ("metric", *others, done.config.method, "90% interval", "unit"),
+        "Scores on test examples", ("metric", *others, _kept(done), "90% interval", "unit"),
         [
             (s.metric, *(_with_interval(by.get(s.metric)) for by in others.values()), f"{s.value:.4f}",
              _interval(s), s.unit)
@@ -267,14 +274,22 @@ def _show(done: Adapted) -> None:
     )  # fmt: skip
     for says in filter(None, (done.baseline_says, done.few_shot_says)):
         typer.echo(f"the base, {says}")
-    if done.ngrams:
-        _show_comparison(done.ngrams.apart, f"{done.ngrams.says}, of {done.ngrams.examples:,} examples")
+    if done.peer:
+        _show_comparison(done.peer.apart, f"{done.peer.says}, of {done.peer.examples:,} examples")
+    if done.peer and done.peer.gain:
+        _show_comparison(done.peer.gain, "the model alone")
     if done.taught:
         _show_comparison(done.taught.apart, f"its teacher {done.taught.path}")
     for sentence in done.law.sentences if done.law else ():
         typer.echo(sentence)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
     typer.echo(f"{sum(done.seconds.values()) / 60:.1f} minutes ({parts})")
+
+
+def _kept(done: Adapted) -> str:
+    """What answers, in few words."""
+    joined = done.peer is not None and done.peer.step is not None
+    return f"{done.config.method} and its peer" if joined else done.config.method
 
 
 def _row(done: Adapted, trial: Trial) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def card(name: str, found: Explained, adapted: Adapted | None = None, *, method:
         method=method, found=found, licence=licence or NO_LICENCE, baseline=bool(baseline),
         options=_options(adapted), level=_level(found),
         scores=[_score_row(score, baseline) for score in found.scores],
-        ngrams=[(c.metric, _number(c.first), *_change(c)) for c in _ngrams(adapted)],
+        peers=_peer_rows(adapted),
         law=() if adapted is None or adapted.law is None else adapted.law.sentences,
         slices=[_slice_row(s) for s in found.slices.slices[:SHOWN]] if found.slices else [],
         robustness=[
@@ -96,8 +96,12 @@ def _what(found: Explained, adapted: Adapted | None) -> str:
     return f"`{base}`, adapted to {found.task}{named}."
 
 
-def _ngrams(adapted: Adapted | None) -> tuple[Comparison, ...]:
-    return () if adapted is None or adapted.ngrams is None else adapted.ngrams.apart
+def _peer_rows(adapted: Adapted | None) -> list[tuple[str, ...]]:
+    """What is kept beside its peer, and beside the model that it is of, each alone."""
+    if adapted is None or adapted.peer is None:
+        return []
+    sides = {"the peer": adapted.peer.apart, "the model": adapted.peer.gain}
+    return [(c.metric, name, _number(c.first), *_change(c)) for name, apart in sides.items() for c in apart]
 
 
 def _options(adapted: Adapted | None) -> str:

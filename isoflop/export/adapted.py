@@ -9,6 +9,7 @@ Shapes: b examples of a batch, t tokens, C labels, n targets of all examples.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from isoflop.adapting.batches import CUT, Rows
 from isoflop.adapting.inputs import TEST, TRAIN, Sources, some
+from isoflop.adapting.joined import FOLDER as PEER
 from isoflop.adapting.rates import weight_bytes
 from isoflop.adapting.saved import ADAPTED, TASK, load_adapted
 from isoflop.engines import ONNX
@@ -109,6 +111,8 @@ def export_adapted(
         original.base.processor.save_pretrained(target)
         original.base.config.save_pretrained(target)
         (target / TASK).write_bytes((folder / TASK).read_bytes())
+        if (folder / PEER).is_dir():
+            shutil.copytree(folder / PEER, target / PEER)
         write_graph(original.model, _example(original, rows), target / ONNX, kind=kind)
         progress.update(STAGE, 1, "written; its logits are compared")
         made.append((weight_bytes(target), *compare(original, Served(target), rows, kind)))

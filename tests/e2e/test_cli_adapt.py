@@ -63,8 +63,8 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     assert [s.metric for s in done.few_shot] == [s.metric for s in done.baseline]
     assert done.law is not None
     assert done.law.sentences
-    assert done.ngrams is not None
-    assert [c.second for c in done.ngrams.apart] == [s.value for s in done.test]
+    assert done.peer is not None
+    assert [c.second for c in done.peer.apart] == [s.value for s in done.test]
 
     again = isoflop(*asked)
     assert "nothing to do" in again.err
@@ -72,7 +72,7 @@ def test_adapted_applied_and_scored(  # type: ignore[no-untyped-def]
     assert "label is the column 'verdict'" in again.out
     assert "Scores on test examples" in again.out
     assert "few-shot" in again.out
-    assert "Above n-grams of characters" in again.out
+    assert "Above a linear model of n-grams of characters" in again.out
     assert all(sentence in again.out for sentence in done.law.sentences)
 
     said = isoflop("apply", folder, "--text", "the day was bright", "--text", "a cruel walk")
