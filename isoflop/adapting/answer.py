@@ -51,7 +51,8 @@ from isoflop.tasks.text import check_kind
 
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
-BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first again where it takes prompts, and for its peer
+BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first again where it takes prompts
+PEER = 0.1  # at most: few seconds are enough for most examples
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
@@ -146,7 +147,7 @@ def _answer(
     if method is not None:
         seen = seen._replace(ready=False)  # whoever names a method wants what it makes
     _cap_scored(work, seen)
-    simple = learned(work, BASELINE * work.budget)
+    simple = learned(work, PEER * work.budget)
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     _baseline(work)
