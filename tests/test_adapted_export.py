@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tiny import reviews, tiny_bert, tiny_qwen3, tiny_t5
 
 from isoflop.adapting.answer import adapt
 from isoflop.adapting.applied import predictions, scores
+from isoflop.adapting.joined import save_peer
 from isoflop.adapting.loop import fine_tune
+from isoflop.adapting.ngrams import NGrams
 from isoflop.adapting.records import AdaptConfig
 from isoflop.adapting.saved import load_adapted, save_adapted
 from isoflop.engines.adapted import Served
@@ -68,6 +71,20 @@ def exported(
     """The classifier's graph of floats."""
     home = Project(tmp_path_factory.mktemp("exported") / "home")
     return home, export_adapted(home, classifier[0], [classifier[1]])
+
+
+def test_a_graph_has_the_peer_of_its_model(classifier: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the extra isoflop[adapt] is not installed")
+    folder, data = classifier
+    shutil.copytree(folder, tmp_path / "model")
+    task, base, spec, _ = load_adapted(folder)
+    save_peer(tmp_path / "model", NGrams.learn(task, base, spec, rows_of("classification")), 0.75)
+    home = Project(tmp_path / "home")
+    done = export_adapted(home, tmp_path / "model", [data])
+    paths = (home.folder / done.path, tmp_path / "model", folder)
+    served, both, alone = (predictions(path, [data])[0]["probabilities"] for path in paths)
+    assert served == pytest.approx(both, abs=1e-4)
+    assert served != pytest.approx(alone, abs=1e-3)
 
 
 @pytest.mark.parametrize(

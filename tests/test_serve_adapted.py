@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 from tiny import encoder_in, reviews, tiny_bert, tiny_qwen3
 
 from isoflop.adapting.applied import predictions
+from isoflop.adapting.joined import save_peer
 from isoflop.adapting.loop import fine_tune
+from isoflop.adapting.ngrams import NGrams
 from isoflop.adapting.records import AdaptConfig
-from isoflop.adapting.saved import save_adapted
+from isoflop.adapting.saved import load_adapted, save_adapted
 from isoflop.errors import AdaptError, ProjectError
 from isoflop.serve.engines.adapted import Classifier, Tagger, spans_of, words_of
 from isoflop.serve.engines.embedding import Embedder
@@ -90,6 +93,17 @@ def check_labels(path: Path) -> None:
 
 def test_labels_of_a_folder(classifier: Path) -> None:
     check_labels(classifier)
+
+
+def test_a_peer_answers_here_too(classifier: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the extra isoflop[adapt] is not installed")
+    both, rows = tmp_path / "model", reviews(60, seed=2)
+    shutil.copytree(classifier, both)
+    task, base, spec, _ = load_adapted(classifier)
+    save_peer(both, NGrams.learn(task, base, spec, rows), 0.5)
+    check_labels(both)
+    alone, joined = (predictions(path, [], texts=TEXTS)[0]["probabilities"] for path in (classifier, both))
+    assert alone != pytest.approx(joined, abs=1e-3)
 
 
 def test_several_labels_of_parts_beside_a_decoder(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from isoflop.tasks.protocol import Base, Spec, Task
 
-SIZES = 2, 5
+SIZES = 1, 4
 FEATURES = 300_000
 WEIGHTS = 30_000_000  # of all labels: with many, each has fewer features
 STRENGTH = 100.0  # inverse of the regularization's: long texts have many weak features
