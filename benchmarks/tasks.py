@@ -34,7 +34,7 @@ from isoflop.metrics import METRICS, compared
 from isoflop.progress import Silent
 from isoflop.store import Project
 from isoflop.tasks import load_base, task_of
-from isoflop.tasks.protocol import Base, Spec
+from isoflop.tasks.protocol import Base, Spec, Task
 from isoflop.tasks.scratch import measured, scratch
 
 TEST = 2000  # examples that are scored
@@ -132,10 +132,10 @@ class Bench:
             project, self.base.folder, self.entry.task, parts["train"], validation=parts["validation"],
             test=parts["test"], budget_seconds=self.budget, seed=seed,
         )  # fmt: skip
-        _, base, spec, model = load_adapted(project.folder / done.model)
+        task, base, spec, model = load_adapted(project.folder / done.model)
         law = done.law
         return {
-            **self.scored(base, spec, model, OURS, seed), "seconds": sum(done.seconds.values()),
+            **self.scored(task, base, spec, model, OURS, seed), "seconds": sum(done.seconds.values()),
             "method": done.config.method, "max_length": done.spec.max_length or None,
             "zero_shot": done.baseline[0].model_dump(mode="json") if done.baseline else None,
             "zero_shot_says": done.baseline_says,
@@ -152,11 +152,12 @@ class Bench:
             self.task, self.base, self.spec, self.rows["train"], way, seconds=self.budget, seed=seed
         )
         seconds = time.monotonic() - began
-        return {**self.scored(self.base, self.spec, model, way, seed), "seconds": seconds, "steps": steps}
+        made = self.scored(self.task, self.base, self.spec, model, way, seed)
+        return {**made, "seconds": seconds, "steps": steps}
 
-    def scored(self, base: Base, spec: Spec, model: Any, who: str, seed: int) -> dict[str, Any]:
+    def scored(self, task: Task, base: Base, spec: Spec, model: Any, who: str, seed: int) -> dict[str, Any]:
         """The chief metric, of inputs as long as it learned from; predictions are kept to be compared."""
-        predictions = predict_all(self.task, base, spec, model, self.rows["test"])
+        predictions = predict_all(task, base, spec, model, self.rows["test"])
         (self.work / f"{who}-{seed}.pickle").write_bytes(pickle.dumps(predictions))
         score = scores_of(self.task, predictions, self.references)[0]
         return {"score": score.model_dump(mode="json"), "train": len(self.rows["train"])}
