@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ pytest.importorskip("sklearn", reason="the extra isoflop[adapt] is not installed
 from isoflop.adapting import ngrams, peers
 from isoflop.adapting.answer import adapt
 from isoflop.adapting.applied import predictions
+from isoflop.adapting.contexts import Contexts
 from isoflop.adapting.joined import FOLDER, SAYS, Joined, save_peer, with_peer
 from isoflop.adapting.loop import predict_all
 from isoflop.adapting.memory import EXAMPLES, Memory
@@ -62,7 +64,7 @@ def spec_of(name: str, train: Dataset) -> Spec:
 def at_work(name: str, train: Dataset, rows: Dataset, base: Any = NO_BASE, spec: Spec | None = None) -> Any:
     """What peers ask of an adaptation's work."""
     task = task_of(name)
-    spec = spec or spec_of(name, train)
+    spec = spec or task.spec(train, base)
     metric = METRICS[task.metrics[0]]
     return SimpleNamespace(
         task=task, base=base, spec=spec, rows={"train": train, "validation": rows, "test": rows}, seed=0,
@@ -149,7 +151,42 @@ def test_a_peer_says_as_much_as_helps() -> None:
 
 
 def test_other_tasks_have_none() -> None:
-    assert learned(SimpleNamespace(task=task_of("tagging")), 1.0) is None  # type: ignore[arg-type]
+    assert learned(SimpleNamespace(task=task_of("embedding")), 1.0) is None  # type: ignore[arg-type]
+
+
+# -- tokens around ------------------------------------------------------------------------------------
+
+
+def places(count: int, seed: int) -> Dataset:
+    """What comes after "in" is a place, whatever it is; and what looks like one."""
+    rng = random.Random(seed)
+    tokens, tags = list[list[str]](), list[list[str]]()
+    for _ in range(count):
+        name, other = (f"{rng.choice('abc')}{rng.randrange(10_000)}" for _ in range(2))
+        tokens.append([*rng.choices(FILL[6:12], k=4), "in", name, "was", other, f"{rng.randrange(900)}burg"])
+        tags.append([*["O"] * 5, "B-X", "O", "O", "B-Y"])
+    return Dataset.from_dict({"tokens": tokens, "tags": tags})
+
+
+def test_tags_are_of_the_tokens_around(tmp_path: Path) -> None:
+    work = at_work("tagging", places(200, 0), places(50, 1), load_base(tiny_bert()))
+    found = learn(work)
+    (score,) = work.scores(found.alone("test"), work.rows["test"])
+    assert score.value > 0.95
+    assert found.together("test", [["own"]] * 50, 0.0) == [["own"]] * 50
+    found.peer.save(tmp_path)
+    again = Contexts.load(tmp_path)
+    answers = again.answers(work.task, work.base, work.spec, work.rows["test"][:])
+    assert all(np.array_equal(a, b) for a, b in zip(answers, found.answers["test"], strict=True))
+
+
+def test_a_tag_that_was_not_drawn_is_not_said() -> None:
+    train = places(60, 0)
+    work = at_work("tagging", train, places(20, 1), load_base(tiny_bert()))
+    few = train.map(lambda row: {"tags": ["O" if tag == "B-Y" else tag for tag in row["tags"]]})
+    peer = Contexts.learn(work.task, work.base, work.spec, few)
+    said = peer.answers(work.task, work.base, work.spec, work.rows["test"][:])
+    assert {peer.labels[int(n)] for answer_k in said for n in answer_k} == {"O", "B-X"}
 
 
 # -- a memory -----------------------------------------------------------------------------------------
@@ -241,12 +278,13 @@ def test_a_damaged_peer_is_named(file: str, tmp_path: Path) -> None:
 # -- kept with a model --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["classification", "translation"])
+@pytest.mark.parametrize("name", ["classification", "tagging", "translation"])
 def test_a_peer_that_is_better_answers_with_the_model(name: str, tmp_path: Path, own_time: None) -> None:
+    made: Any = {"tagging": places, "translation": pairs}.get(name, partial(rows_of, name))
     pytest.importorskip("optuna", reason="the extra isoflop[adapt] is not installed")
-    labels, data = name == "classification", tmp_path / "rows.jsonl"
-    base = tiny_bert() if labels else tiny_t5()
-    (rows_of(name, 200, 3) if labels else pairs(200, 3)).to_json(data)
+    base = tiny_t5() if name == "translation" else tiny_bert()
+    data, rows, held = tmp_path / "rows.jsonl", made(200, 3), made(12, 4)
+    rows.to_json(data)
     home = Project(tmp_path / "home")
     wanted: dict[str, Any] = {
         "budget_seconds": 30.0, "law": False, "set": {"lr": 1e-6, "batch": 8, "steps": 4}
@@ -256,16 +294,16 @@ def test_a_peer_that_is_better_answers_with_the_model(name: str, tmp_path: Path,
     assert done.peer.step is not None
     assert done.peer.gain[0].difference > 0.3
     assert done.peer.gain[0].second == pytest.approx(done.test[0].value)
-    assert done.test[0].value > (0.9 if labels else 90)
+    assert done.test[0].value > (90 if name == "translation" else 0.9)
     folder = home.folder / done.model
     task, *_ = load_adapted(folder)
     assert isinstance(task, Joined)
     peer: Learner = task.peer
     assert peer.says == done.peer.says
     assert not isinstance(load_adapted(folder, alone=True)[0], Joined)
-    held = rows_of(name, 12, 4) if labels else pairs(12, 4)
-    said = [row["prediction"] for row in predictions(folder, [], texts=held[held.column_names[0]])]
-    right = held["label" if labels else "target"]
+    held.remove_columns(held.column_names[1]).to_json(tmp_path / "held.jsonl")
+    said = [row["prediction"] for row in predictions(folder, [tmp_path / "held.jsonl"])]
+    right = held[held.column_names[1]]
     assert sum(a == b for a, b in zip(said, right, strict=True)) >= 10
     alone = adapt(home, base, name, [data], peer=False, **wanted)
     assert alone.peer is not None

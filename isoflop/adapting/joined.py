@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 
-from isoflop.adapting.memory import Memory
-from isoflop.adapting.ngrams import NGrams
-from isoflop.adapting.peers import Learner
+from isoflop.adapting.peers import KINDS, Learner
 from isoflop.errors import CorruptError, ProjectError
 from isoflop.records import Record
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FOLDER, SAYS = "peer", "peer.json"
 ANSWERS = "peer"  # in features and batches
-KINDS: Mapping[str, type[Learner]] = {kind.name: kind for kind in (NGrams, Memory)}
 
 
 class _Says(Record):
@@ -53,13 +52,14 @@ class Joined:
 
     def encode(self, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         answers = self.peer.answers(self.task, base, spec, rows)
-        return {**self.task.encode(base, spec, rows), ANSWERS: answers.tolist()}
+        return {**self.task.encode(base, spec, rows), ANSWERS: [answer_k.tolist() for answer_k in answers]}
 
     def collate(self, base: Base, spec: Spec, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         plain = [{name: value for name, value in f.items() if name != ANSWERS} for f in features]
         batch = self.task.collate(base, spec, plain)
         if ANSWERS in features[0]:
-            batch[ANSWERS] = torch.tensor([f[ANSWERS] for f in features], dtype=torch.float32)
+            answers = [torch.tensor(f[ANSWERS], dtype=torch.float32) for f in features]
+            batch[ANSWERS] = pad_sequence(answers, batch_first=True, padding_value=torch.nan)
         return batch
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -72,13 +72,15 @@ class Joined:
         """The model is asked for what the peer does not answer alone."""
         if ANSWERS not in batch:
             return self.task.predict(model, base, spec, batch)
-        answers_bk = batch[ANSWERS].cpu().numpy()
-        asked = [i for i, answer_k in enumerate(answers_bk) if self.peer.asks(answer_k, self.step)]
+        answers = [answer_k[~np.isnan(answer_k)] for answer_k in batch[ANSWERS].cpu().numpy()]
+        asked = [i for i, answer_k in enumerate(answers) if self.peer.asks(answer_k, self.step)]
         own: dict[int, Any] = {}
         if asked:
-            some = {name: values[asked] for name, values in _plain(batch).items()}
+            some = _plain(batch)
+            if len(asked) < len(answers):
+                some = {name: values[asked] for name, values in some.items()}
             own = dict(zip(asked, self.task.predict(model, base, spec, some), strict=True))
-        return [self.peer.together(own.get(i), answer_k, self.step) for i, answer_k in enumerate(answers_bk)]
+        return [self.peer.together(own.get(i), answer_k, self.step) for i, answer_k in enumerate(answers)]
 
 
 def _plain(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,12 +106,18 @@ def with_peer(task: Task, model: Path) -> Task:
         return task
     try:
         says = _Says.model_validate_json((folder / SAYS).read_text())
-        peer = KINDS[says.kind].load(folder)
+        peer = next(kind for kind in KINDS if kind.name == says.kind).load(folder)
     except ImportError:
         raise ProjectError(
             f"{folder} needs the package scikit-learn", hint="pip install 'isoflop[adapt]'"
         ) from None
-    except (OSError, ValueError, KeyError, SafetensorError) as error:  # ValidationError is a ValueError
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        StopIteration,
+        SafetensorError,
+    ) as error:
         raise CorruptError(
             f"{folder} is not what was written: {str(error).splitlines()[0]}",
             hint="restore the folder, or adapt the model anew",

@@ -63,14 +63,15 @@ class Memory:
     def room(self) -> float:
         return min(HELD / max(1, sum(map(len, self.sources))), MOST / len(self.sources))
 
-    def answers(self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> Array:
-        """(n, 2)."""
+    def answers(
+        self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]
+    ) -> Sequence[Array]:
         asked = self.vectors.transform(_cut(_sources(task, base, spec, rows)))
         found, size = np.zeros((asked.shape[0], 2)), max(1, TOGETHER // len(self.sources))
         for start in range(0, len(found), size):
             cosines = (asked[start : start + size] @ self.x).toarray()
             found[start : start + size] = np.stack([cosines.max(1), cosines.argmax(1)], 1)
-        return found
+        return list(found)
 
     def asks(self, answer_k: Array, step: float) -> bool:
         return bool(answer_k[0] < 1 - step - np.finfo(np.float32).eps * 8)

@@ -67,16 +67,18 @@ class NGrams:
     def room(self) -> float:
         return HELD / max(1, self.characters)
 
-    def answers(self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> Array:
+    def answers(
+        self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]
+    ) -> Sequence[Array]:
         said = self.vectors.transform(_texts(rows["text"])) @ self.weights_fc + self.biases_c
         if self.number:
-            return np.asarray(said, np.float64)
+            return list(np.asarray(said, np.float64))
         with np.errstate(over="ignore"):
             found = 1 / (1 + np.exp(-said))
         if task.name == "classification":
             found = np.hstack([1 - found, found]) if found.shape[1] == 1 else found
             found = found / np.maximum(found.sum(1, keepdims=True), np.finfo(float).tiny)
-        return np.asarray(found, np.float64)
+        return list(np.asarray(found, np.float64))
 
     def asks(self, answer_k: Array, step: float) -> bool:
         return step < 1

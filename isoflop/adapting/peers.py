@@ -1,10 +1,11 @@
 """Peers: what is made of the same examples in seconds, without a pretrained model.
 
-Where answers are labels or numbers, n-grams under a linear model (`ngrams`); where they are texts, the answer
-of the training example that is most alike (`memory`). A peer stands beside every adapted model, and answers
-with it where that is better on the validation examples (`joined`).
+Where answers are labels or numbers, n-grams under a linear model (`ngrams`); where they are tags, the tokens
+around each token under one (`contexts`); where they are texts, the answer of the training example that is
+most alike (`memory`). A peer stands beside every adapted model, and answers with it where that is better on
+the validation examples (`joined`).
 
-Shapes: n rows, k numbers of a peer's answer.
+Shapes: n rows, k numbers of a peer's answer to one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
+from isoflop.adapting.contexts import Contexts
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
+from isoflop.adapting.memory import Memory
+from isoflop.adapting.ngrams import NGrams
 from isoflop.adapting.records import Peer
 from isoflop.metrics import METRICS, compared
 from isoflop.metrics.protocol import Array
@@ -35,6 +39,7 @@ class Learner(Protocol):
 
     name: ClassVar[str]
     says: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
     steps: ClassVar[tuple[float, ...]]  # how much it may have to say beside a model, the least first
 
     @classmethod
@@ -45,8 +50,10 @@ class Learner(Protocol):
     def room(self) -> float:
         """How many times as many examples it could hold."""
 
-    def answers(self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> Array:
-        """(n, k) of a batch of rows."""
+    def answers(
+        self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]
+    ) -> Sequence[Array]:
+        """n of a batch of rows, (k,) each."""
 
     def asks(self, answer_k: Array, step: float) -> bool:
         """Whether a model is asked too."""
@@ -62,12 +69,15 @@ class Learner(Protocol):
         """What was saved. Raises OSError, ValueError or KeyError for what was not."""
 
 
+KINDS: tuple[type[Learner], ...] = (NGrams, Contexts, Memory)
+
+
 class Learned(NamedTuple):
     """A peer, and its answers to the held-out examples."""
 
     peer: Learner
     examples: int  # that it learned from
-    answers: dict[str, Array]  # by split, (n, k)
+    answers: dict[str, Sequence[Array]]  # by split
 
     def alone(self, split: str) -> list[Any]:
         """Its predictions, in the task's form."""
@@ -81,10 +91,7 @@ class Learned(NamedTuple):
 
 def kind_of(task: Task) -> type[Learner] | None:
     """The peer of a task; None: it has none."""
-    from isoflop.adapting.memory import Memory
-    from isoflop.adapting.ngrams import NGrams
-
-    return next((kind for kind in (NGrams, Memory) if task.name in kind.tasks), None)
+    return next((kind for kind in KINDS if task.name in kind.tasks), None)
 
 
 def learned(work: Work, seconds: float) -> Learned | None:
