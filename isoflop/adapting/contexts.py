@@ -1,8 +1,8 @@
 """The tokens around a token under a linear model: a peer of taggers, which takes seconds.
 
 What maximum-entropy taggers look at (Ratnaparkhi 1996, "A Maximum Entropy Model for Part-Of-Speech Tagging",
-table 1): the token, its neighbours alone and as n-grams, its first and last characters and their kinds; hashed
-(Weinberger et al., arXiv 0902.2206). A logistic regression for each tag learns by stochastic gradients.
+table 1): the token, its neighbours alone and as n-grams, how it begins, ends and looks. They are hashed
+(Weinberger et al., arXiv 0902.2206), and a logistic regression for each tag learns by stochastic gradients.
 
 Shapes: n tokens, C tags, f features.
 """
