@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from isoflop.adapting.work import Work
     from isoflop.tasks.protocol import Base, Spec, Task
 
-FIRST = 500  # examples that are learned from at first
+FIRST = 100  # examples that are learned from at first
 GROWS = 1.3  # power of their number by which the time for them grows, at most
 SURE = 0.95  # share of resamples in which one is better
 
@@ -95,7 +95,7 @@ def kind_of(task: Task) -> type[Learner] | None:
 
 
 def learned(work: Work, seconds: float) -> Learned | None:
-    """The task's peer after the training examples: 500 drawn at random, and then as many as there are and
+    """The task's peer after the training examples: 100 drawn at random, and then as many as there are and
     about so many seconds suffice for. None: it has none."""
     kind = kind_of(work.task)
     if kind is None:
