@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from isoflop.tasks.protocol import Base, Spec, Task
 
 FIRST = 100  # examples that are learned from at first
+TIMED = 32  # held-out examples that tell how long its answers take
+HELD_OUT = VALIDATION, TEST
 GROWS = 1.3  # power of their number by which the time for them grows, at most
 SURE = 0.95  # share of resamples in which one is better
 
@@ -100,19 +102,21 @@ def learned(work: Work, seconds: float) -> Learned | None:
     kind = kind_of(work.task)
     if kind is None:
         return None
+    asked = work.task, work.base, work.spec
     with work.part("peer"):
         ends, size, train = time.monotonic() + seconds, FIRST, work.rows[TRAIN]
         while True:
-            began, drawn = time.monotonic(), some(train, size, work.seed)
-            peer = kind.learn(work.task, work.base, work.spec, drawn)
-            answers = {
-                split: peer.answers(work.task, work.base, work.spec, work.rows[split][:])
-                for split in (VALIDATION, TEST)
-            }
-            now = time.monotonic()
-            time_for = max(0.0, (ends - now) / (now - began)) ** (1 / GROWS)
+            drawn, began = some(train, size, work.seed), time.monotonic()
+            peer = kind.learn(*asked, drawn)
+            learning, began = time.monotonic() - began, time.monotonic()
+            shown = some(work.rows[TEST], TIMED, work.seed)
+            peer.answers(*asked, shown[:])
+            each, now = (time.monotonic() - began) / len(shown), time.monotonic()
+            took = learning + each * sum(len(work.rows[split]) for split in HELD_OUT)
+            time_for = max(0.0, (ends - now) / took) ** (1 / GROWS)
             larger = min(int(size * min(time_for, peer.room)), len(train))
             if larger < 2 * size and (larger < len(train) or len(train) <= size):  # not worth it
+                answers = {split: peer.answers(*asked, work.rows[split][:]) for split in HELD_OUT}
                 return Learned(peer, len(drawn), answers)
             size = larger
 
