@@ -26,6 +26,7 @@ from isoflop.adapting.joined import FOLDER, SAYS, Joined, save_peer, with_peer
 from isoflop.adapting.loop import predict_all
 from isoflop.adapting.memory import EXAMPLES, Memory
 from isoflop.adapting.ngrams import NGrams
+from isoflop.adapting.peer_law import law_of_peer
 from isoflop.adapting.peers import Learned, Learner, beside, best_step, learned
 from isoflop.adapting.saved import load_adapted
 from isoflop.errors import CorruptError
@@ -273,6 +274,40 @@ def test_a_damaged_peer_is_named(file: str, tmp_path: Path) -> None:
     (tmp_path / FOLDER / file).write_bytes(b"\x00")
     with pytest.raises(CorruptError, match=FOLDER):
         with_peer(task_of("translation"), tmp_path)
+
+
+# -- what twice the labels would buy ------------------------------------------------------------------
+
+
+def phrases(count: int, seed: int) -> Dataset:
+    """Two words of a hundred each, in another language: the more are known, the more alike is one."""
+    rng = random.Random(seed)
+    both = [(rng.randrange(100), rng.randrange(100)) for _ in range(count)]
+    return Dataset.from_dict(
+        {
+            "source": [f"{a * 7919:07d} {b * 6007:07d}" for a, b in both],
+            "target": [f"{a * 104_729:09d} {b * 15_485:09d}" for a, b in both],
+        }
+    )
+
+
+def test_a_peer_has_a_law_too() -> None:
+    work = at_work("translation", phrases(1600, 0), phrases(300, 1), load_base(tiny_t5()))
+    law = law_of_peer(work, learn(work), 60.0)
+    assert law is not None
+    assert law.twice_labels is not None
+    assert sorted({(p.examples, p.seed) for p in law.points}) == [
+        (200, 0), (200, 1), (200, 2), (400, 0), (400, 1), (400, 2), (800, 0), (800, 1), (1600, 0)
+    ]  # fmt: skip
+    assert all(sentence.startswith("Of the peer alone: ") for sentence in law.sentences)
+    assert "each seen once" in law.sentences[0]
+    assert law.now is not None
+    assert law.now < law.twice_labels.value < law.twice_labels.high
+
+
+def test_no_time_no_law() -> None:
+    work = at_work("translation", pairs(100, 0), pairs(20, 1), load_base(tiny_t5()))
+    assert law_of_peer(work, learn(work), 0.0) is None
 
 
 # -- kept with a model --------------------------------------------------------------------------------

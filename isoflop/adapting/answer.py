@@ -32,6 +32,7 @@ from isoflop.adapting.joined import save_peer
 from isoflop.adapting.lawful import law_is_paid, law_of_task
 from isoflop.adapting.methods import FULL, method_of
 from isoflop.adapting.pace import Pace, Seen, length_for, look
+from isoflop.adapting.peer_law import law_of_peer
 from isoflop.adapting.peers import Learned, beside, best_step, learned
 from isoflop.adapting.prompting import prompted, takes_shots
 from isoflop.adapting.records import AdaptConfig, Adapted, Peer
@@ -52,7 +53,7 @@ from isoflop.tasks.text import check_kind
 ADAPTED = "adapted"
 # Shares of the budget. The long training has what the others leave, and the law's where there is none.
 BASELINE, LAW, SCORING = 0.03, 0.2, 0.08  # the first again where it takes prompts
-PEER = 0.1  # at most: few seconds are enough for most examples
+PEER, PEER_LAW = 0.1, 0.05  # at most: few seconds are enough for most examples
 LEAST_TEST, LEAST_VALIDATION = 100, 32  # examples that are scored in any case
 MOST_VALIDATION = 1000  # in the search
 SCORED = 0.06  # share of a trial's time that one score of it may take
@@ -148,6 +149,7 @@ def _answer(
         seen = seen._replace(ready=False)  # whoever names a method wants what it makes
     _cap_scored(work, seen)
     simple = learned(work, PEER * work.budget)
+    curve = law_of_peer(work, simple, PEER_LAW * work.budget) if law and simple is not None else None
     lesson = learned_from(work, teacher) if teacher is not None else None
     work.encode()
     _baseline(work)
@@ -171,7 +173,10 @@ def _answer(
     chosen = _chosen(work, seen)
     with work.part("score"):
         taught = None if lesson is None else lesson.beside(work, chosen.made)
-        chosen, peer = (chosen, None) if simple is None else _with_peer(work, chosen, simple, joins)
+        peer = None
+        if simple is not None:
+            chosen, peer = _with_peer(work, chosen, simple, joins)
+            peer = peer.model_copy(update={"law": curve})
     if chosen.name == BASE:
         best, law = work.as_is, False  # it has learned from no examples
     found = law_of_task(work, best, chosen.name, others, seen, chosen.seconds) if law else None

@@ -242,10 +242,11 @@ def _of_labels(
 ) -> str:
     better = float((twice < now).mean())
     unsure = "" if better >= SURE else " The runs cannot tell that from no gain."
+    seen = "once" if passes == 1 else f"{passes:.2g} times"
     return (
         f"With twice the training examples ({2 * examples:,}), {metric.name} is expected at "
         f"{_range(labels)}; the law has {_score(now, metric):.4g} for those that there are, each seen "
-        f"{passes:.2g} times.{unsure}"
+        f"{seen}.{unsure}"
     )
 
 

@@ -80,6 +80,8 @@ class Learned(NamedTuple):
     peer: Learner
     examples: int  # that it learned from
     answers: dict[str, Sequence[Array]]  # by split
+    learning: float  # seconds
+    answering: float  # and for all held-out examples
 
     def alone(self, split: str) -> list[Any]:
         """Its predictions, in the task's form."""
@@ -112,12 +114,12 @@ def learned(work: Work, seconds: float) -> Learned | None:
             shown = some(work.rows[TEST], TIMED, work.seed)
             peer.answers(*asked, shown[:])
             each, now = (time.monotonic() - began) / len(shown), time.monotonic()
-            took = learning + each * sum(len(work.rows[split]) for split in HELD_OUT)
-            time_for = max(0.0, (ends - now) / took) ** (1 / GROWS)
+            answering = each * sum(len(work.rows[split]) for split in HELD_OUT)
+            time_for = max(0.0, (ends - now) / (learning + answering)) ** (1 / GROWS)
             larger = min(int(size * min(time_for, peer.room)), len(train))
             if larger < 2 * size and (larger < len(train) or len(train) <= size):  # not worth it
                 answers = {split: peer.answers(*asked, work.rows[split][:]) for split in HELD_OUT}
-                return Learned(peer, len(drawn), answers)
+                return Learned(peer, len(drawn), answers, learning, answering)
             size = larger
 
 

@@ -114,6 +114,7 @@ class Peer(Record):
     apart: tuple[Comparison, ...]  # how much what is kept is above it
     step: float | None = None  # how much it has to say beside the model; None: it answers nothing
     gain: tuple[Comparison, ...] = ()  # how much the two together are above the model alone
+    law: TaskLaw | None = None  # of the peer alone
 
 
 class Adapted(Record):

@@ -280,8 +280,9 @@ def _show(done: Adapted) -> None:
         _show_comparison(done.peer.gain, "the model alone")
     if done.taught:
         _show_comparison(done.taught.apart, f"its teacher {done.taught.path}")
-    for sentence in done.law.sentences if done.law else ():
-        typer.echo(sentence)
+    for law in (done.law, done.peer.law if done.peer else None):
+        for sentence in law.sentences if law else ():
+            typer.echo(sentence)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
     typer.echo(f"{sum(done.seconds.values()) / 60:.1f} minutes ({parts})")
 

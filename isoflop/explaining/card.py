@@ -53,7 +53,7 @@ def card(name: str, found: Explained, adapted: Adapted | None = None, *, method:
         options=_options(adapted), level=_level(found),
         scores=[_score_row(score, baseline) for score in found.scores],
         peers=_peer_rows(adapted),
-        law=() if adapted is None or adapted.law is None else adapted.law.sentences,
+        law=_laws(adapted),
         slices=[_slice_row(s) for s in found.slices.slices[:SHOWN]] if found.slices else [],
         robustness=[
             (d.perturbation, f"{d.rate:.0%}", *_change(d.comparison)) for d in found.robustness
@@ -94,6 +94,12 @@ def _what(found: Explained, adapted: Adapted | None) -> str:
     named = f", with the labels {', '.join(labels[:20])}" if 1 < len(labels) <= 20 else ""
     base = "/".join(Path(adapted.base_path).parts[-2:])  # a folder is often called "model", or by its size
     return f"`{base}`, adapted to {found.task}{named}."
+
+
+def _laws(adapted: Adapted | None) -> list[str]:
+    """What the laws of the model and of its peer say."""
+    laws = () if adapted is None else (adapted.law, adapted.peer.law if adapted.peer else None)
+    return [sentence for law in laws if law for sentence in law.sentences]
 
 
 def _peer_rows(adapted: Adapted | None) -> list[tuple[str, ...]]:
