@@ -1,6 +1,6 @@
 """Whether the law of a peer foretells what twice the labels buy.
 
-    python benchmarks/peer_law.py --data .demo-tasks --record records/DATE_peer-law
+    python benchmarks/task_peer_law.py --data .demo-tasks --record records/DATE_task-peer-law
 
 DATA is the folder that `make demo-tasks` fills. Of each data set so many training examples are drawn; the
 peer's law is fitted as `isoflop adapt` does to runs on half of them and less, and foretells the score of a
