@@ -261,8 +261,9 @@ def _judged(pairs: Sequence[dict[str, Any]]) -> str:
     return (
         f"Of {len(pairs)} comparisons (paired bootstrap on the same test examples) the automatic choice is "
         f"better in {better} (p at least .95) and worse in {worse} (p at most .05). The best by hand is the "
-        "best on these test examples. Its peer is n-grams under a linear model, or of texts the answer of "
-        "the most alike training example; the model alone is given where the peer answers with it. "
+        "best on these test examples. Its peer is a linear model of n-grams, of the tokens around for tags, "
+        "and for texts the answer of the most alike training example; the model alone is given where the "
+        "peer answers with it. "
         "`isoflop adapt` spends its budget on its baseline, search and law too; by hand the whole budget is "
         "training. p: share of resamples in which ours is better."
     )
