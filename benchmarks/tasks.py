@@ -29,7 +29,7 @@ from isoflop.adapting.inputs import SPLITS, Sources, some
 from isoflop.adapting.loop import predict_all, scores_of
 from isoflop.adapting.saved import load_adapted
 from isoflop.budget import Budget
-from isoflop.errors import IsoflopError
+from isoflop.errors import AdaptError, IsoflopError
 from isoflop.metrics import METRICS, compared
 from isoflop.progress import Silent
 from isoflop.store import Project
@@ -115,7 +115,11 @@ class Bench:
         if self.entry.vocab is not None:
             kind += ["--vocab", str(self.entry.vocab)]
         words = ["run", str(texts), *kind, "--budget", self.pretrain, "--project", str(folder), "--json"]
-        done = subprocess.run([sys.executable, "-m", "isoflop", *words], stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([sys.executable, "-m", "isoflop", *words], stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise AdaptError(
+                f"its base could not be trained in {self.pretrain}", hint="give more time: --pretrain"
+            )
         return Path(json.loads(done.stdout)["model"])
 
     def read_to(self, length: int | None) -> None:
