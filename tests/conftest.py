@@ -33,6 +33,7 @@ from isoflop.store import Project
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster as Nodes
 
+THREADS = torch.get_num_threads()
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 # A file is one worker's: where the longest came last, a worker would end alone with one.
@@ -54,6 +55,13 @@ def same_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isoflop.devices.preferred_precision", lambda: "float32")
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> None:
+    """What was trained with all cores before leaves no second thread: the other worker's tests would wait."""
+    if torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
 
 
 @pytest.fixture
