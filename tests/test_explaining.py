@@ -422,6 +422,8 @@ def test_the_card_is_read_back_with_its_numbers(
         f"{found.faithfulness.comprehensiveness.value:.4f}" if found.faithfulness else "",
     ):  # fmt: skip
         assert words in read.text
+    signed = scores[0].model_copy(update={"says": "nrefs:1|case:mixed"})
+    assert "| nrefs:1\\|case:mixed |" in card("reviews", found.model_copy(update={"scores": (signed,)}))
     plain: Any = ModelCard(card("reviews", Explained(task="similarity", data="x", examples=3)))
     assert plain.data.license is None
     assert "Not stated" in plain.text

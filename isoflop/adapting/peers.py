@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -106,6 +107,8 @@ def learned(work: Work, seconds: float) -> Learned | None:
         return None
     asked = work.task, work.base, work.spec
     with work.part("peer"):
+        for module in ("feature_extraction.text", "linear_model"):
+            import_module(f"sklearn.{module}")  # takes a second, which is not learning
         ends, size, train = time.monotonic() + seconds, FIRST, work.rows[TRAIN]
         while True:
             drawn, began = some(train, size, work.seed), time.monotonic()

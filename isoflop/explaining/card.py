@@ -122,14 +122,18 @@ def _level(found: Explained) -> str:
 def _score_row(score: Score, baseline: Mapping[str, Score]) -> tuple[str, ...]:
     before = baseline.get(score.metric)
     other = () if not baseline else ("–", "–") if before is None else (_number(before.value), _range(before))
-    return score.metric, _number(score.value), _range(score), *other, score.says
+    return score.metric, _number(score.value), _range(score), *other, _cell(score.says)
+
+
+def _cell(text: str) -> str:
+    """In a table."""
+    return text.replace("|", "\\|")
 
 
 def _slice_row(s: Slice) -> tuple[str, ...]:
-    name = s.name.replace("|", "\\|")
     return (
-        name, str(s.score.examples), _number(s.score.value), _range(s.score), _number(s.others), f"{s.q:.2g}",
-        "worse" if s.worse else "",
+        _cell(s.name), str(s.score.examples), _number(s.score.value), _range(s.score), _number(s.others),
+        f"{s.q:.2g}", "worse" if s.worse else "",
     )  # fmt: skip
 
 
