@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from isoflop.adapting.inputs import TRAIN, VALIDATION, Sources
 from isoflop.adapting.memory import READ, Memory
-from isoflop.metrics import METRICS
+from isoflop.metrics import METRICS, value_of
 from isoflop.progress import Silent
 from isoflop.tasks import task_of
 from isoflop.tasks.protocol import Spec
@@ -64,7 +64,7 @@ def main() -> None:
         made["the memory of isoflop adapt"] = [memory.together(None, a, memory.steps[-1]) for a in answers]
         metric = METRICS[task.metrics[0]]
         for name, said in made.items():
-            value = metric.value(metric.statistics(said, references).sum(0)[None])[0]
+            value = value_of(metric, said, references)
             print(f"| {data.name} | {len(train):,} | {len(held):,} | {metric.name} | {name} | {value:.4g} |")
 
 

@@ -24,7 +24,7 @@ from tasks import MINILM
 from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, Sources, some
 from isoflop.adapting.peer_law import law_of_peer
 from isoflop.adapting.peers import Learned, learned
-from isoflop.metrics import METRICS
+from isoflop.metrics import METRICS, value_of
 from isoflop.progress import Silent
 from isoflop.tasks import load_base, task_of
 
@@ -61,7 +61,7 @@ def measured(name: str, data: Path, draw: int) -> dict[str, Any]:
                 "points": points}  # fmt: skip
     work.rows[TRAIN] = train
     made = _learned(work).alone(TEST)
-    score = float(metric.value(metric.statistics(made, task.references(spec, test)).sum(0)[None])[0])
+    score = value_of(metric, made, task.references(spec, test))
     return {
         "metric": law.metric, "examples": len(train), "now": law.now, "told": told.value, "low": told.low,
         "high": told.high, "found": score, "held": told.low <= score <= told.high, "law": law.law,

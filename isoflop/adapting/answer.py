@@ -81,7 +81,7 @@ def adapt(
 
     Where no method is named, a base that answers the task without training is kept as it is unless a training
     is better on the validation examples; and where there is no teacher either, the model answers together
-    with its `peer` (n-grams, or a memory of the examples: `peers`) if that is better on them.
+    with its `peer` (a linear model, or a memory of the examples: `peers`) if that is better on them.
 
     Raises AdaptError for data, a base, a method or a value that does not fit; BudgetError where there is no
     time for one trial, with the time that it needs; Interrupted, saved, at Ctrl-C.

@@ -49,6 +49,7 @@ class Contexts:
         self.labels, self.biases_c, self.used_f = tuple(labels), biases_c, used_f
         self.weights_fc = weights_fc  # of the features that are used
         self.tokens = tokens  # that it learned from
+        self.hasher = _hasher()
 
     @classmethod
     def learn(cls, task: Task, base: Base, spec: Spec, rows: Dataset) -> Contexts:
@@ -56,16 +57,17 @@ class Contexts:
 
         numbers = {label: number for number, label in enumerate(spec.labels)}
         tags = np.array([numbers[tag] for row in task.references(spec, rows) for tag in row])
-        weights_fc = np.zeros((FEATURES, len(spec.labels)), np.float32)
+        x, there = _hashed(_hasher(), rows["tokens"]), np.unique(tags)
+        used_f = np.unique(x.indices)
+        x = x[:, used_f]
+        weights_fc = np.zeros((len(used_f), len(spec.labels)), np.float32)
         biases_c = np.full(len(spec.labels), -np.inf, np.float32)  # of a tag that no row has
-        x, there = _hashed(rows["tokens"]), np.unique(tags)
         for number in there if len(there) > 1 else ():
             one = SGDClassifier(loss="log_loss", alpha=DECAY, max_iter=PASSES, tol=None, random_state=0)
             one.fit(x, tags == number)
             weights_fc[:, number], biases_c[number] = one.coef_[0], one.intercept_[0]
         biases_c[there] = np.maximum(biases_c[there], np.finfo(np.float32).min)
-        used_f = np.flatnonzero(weights_fc.any(1))
-        return cls(spec.labels, weights_fc[used_f], biases_c, used_f, len(tags))
+        return cls(spec.labels, weights_fc, biases_c, used_f, len(tags))
 
     @property
     def room(self) -> float:
@@ -73,7 +75,7 @@ class Contexts:
 
     def answers(self, task: Task, base: Base, spec: Spec, rows: Mapping[str, Sequence[Any]]) -> list[Array]:
         texts = rows["tokens"]
-        said_nc = _hashed(texts)[:, self.used_f] @ self.weights_fc + self.biases_c
+        said_nc = _hashed(self.hasher, texts)[:, self.used_f] @ self.weights_fc + self.biases_c
         ends = np.cumsum([len(tokens) for tokens in texts])[:-1]
         return np.split(np.asarray(said_nc.argmax(1), np.float64), ends)
 
@@ -99,11 +101,14 @@ class Contexts:
         return cls(labels, numbers["weights"], numbers["biases"], numbers["used"])
 
 
-def _hashed(texts: Sequence[Sequence[str]]) -> Any:
-    """(n, f) sparse, of the tokens of all texts one after the other."""
+def _hasher() -> Any:
     from sklearn.feature_extraction import FeatureHasher
 
-    hasher = FeatureHasher(FEATURES, input_type="string", alternate_sign=False, dtype=np.float32)
+    return FeatureHasher(FEATURES, input_type="string", alternate_sign=False, dtype=np.float32)
+
+
+def _hashed(hasher: Any, texts: Sequence[Sequence[str]]) -> Any:
+    """(n, f) sparse, of the tokens of all texts one after the other."""
     return hasher.transform(seen for tokens in texts for seen in _seen(tokens))
 
 

@@ -29,6 +29,7 @@ READ = 4000  # characters of a source
 HELD = 20_000_000  # characters of all sources
 MOST = 100_000  # examples: every answer is compared with all of them
 TOGETHER = 10_000_000  # cosines at a time
+ROUNDING = 1e-6  # by which the cosine of a text with itself may be off
 EXAMPLES = "memory.parquet"
 
 
@@ -74,7 +75,7 @@ class Memory:
         return list(found)
 
     def asks(self, answer_k: Array, step: float) -> bool:
-        return bool(answer_k[0] < 1 - step - np.finfo(np.float32).eps * 8)
+        return bool(answer_k[0] < 1 - step - ROUNDING)
 
     def together(self, own: Any, answer_k: Array, step: float) -> Any:
         return own if self.asks(answer_k, step) else self.targets[int(answer_k[1])]

@@ -21,7 +21,8 @@ from isoflop.adapting.inputs import TEST, TRAIN, VALIDATION, some
 from isoflop.adapting.memory import Memory
 from isoflop.adapting.ngrams import NGrams
 from isoflop.adapting.records import Peer
-from isoflop.metrics import METRICS, compared
+from isoflop.errors import AdaptError
+from isoflop.metrics import METRICS, compared, value_of
 from isoflop.metrics.protocol import Array
 
 if TYPE_CHECKING:
@@ -107,8 +108,11 @@ def learned(work: Work, seconds: float) -> Learned | None:
         return None
     asked = work.task, work.base, work.spec
     with work.part("peer"):
-        for module in ("feature_extraction.text", "linear_model"):
-            import_module(f"sklearn.{module}")  # takes a second, which is not learning
+        try:
+            for module in ("feature_extraction.text", "linear_model"):
+                import_module(f"sklearn.{module}")  # takes a second, which is not learning
+        except ImportError:
+            raise AdaptError("scikit-learn is not installed", hint="pip install 'isoflop[adapt]'") from None
         ends, size, train = time.monotonic() + seconds, FIRST, work.rows[TRAIN]
         while True:
             drawn, began = some(train, size, work.seed), time.monotonic()
@@ -133,8 +137,7 @@ def best_step(work: Work, found: Learned, own: Sequence[Any]) -> float:
     sign = 1 if work.metric.higher_is_better else -1
 
     def gain(step: float) -> float:
-        made = found.together(VALIDATION, own, step)
-        return sign * float(work.metric.value(work.metric.statistics(made, references).sum(0)[None])[0])
+        return sign * value_of(work.metric, found.together(VALIDATION, own, step), references)
 
     return max(found.peer.steps, key=gain)  # the first of equals
 

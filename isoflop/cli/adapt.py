@@ -115,8 +115,8 @@ def adapt(
     peer: Annotated[
         bool,
         typer.Option(
-            help="Let n-grams, or for texts a memory of the examples, answer with the model where that is "
-            "better on validation examples, and neither a method nor a teacher is named."
+            help="Let a linear model, or for texts a memory of the examples, answer with the model where "
+            "that is better on validation examples, and neither a method nor a teacher is named."
         ),
     ] = True,
     project: ProjectOption = DEFAULT_PROJECT, seed: SeedOption = 0, json: JsonOption = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from isoflop.metrics.bootstrap import compared, scored
+from isoflop.metrics.bootstrap import compared, scored, value_of
 from isoflop.metrics.code import ParseRate
 from isoflop.metrics.labels import Accuracy, MacroF1
 from isoflop.metrics.modelling import CalibrationError, Perplexity
@@ -17,7 +17,7 @@ from isoflop.metrics.speech import CharacterErrorRate, WordErrorRate
 from isoflop.metrics.tags import EntityF1, TokenAccuracy
 from isoflop.metrics.texts import Bleu, BleuChinese, ChrF, Rouge1, Rouge2, RougeL
 
-__all__ = ["METRICS", "Comparison", "Metric", "Score", "compared", "scored"]
+__all__ = ["METRICS", "Comparison", "Metric", "Score", "compared", "scored", "value_of"]
 
 KNOWN: tuple[Metric, ...] = (
     Accuracy(), MacroF1(), CalibrationError(),

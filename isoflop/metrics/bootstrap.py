@@ -34,6 +34,11 @@ def scored(
     )  # fmt: skip
 
 
+def value_of(metric: Metric, predictions: Sequence[Any], references: Sequence[Any]) -> float:
+    """A metric without its interval."""
+    return float(metric.value(metric.statistics(predictions, references).sum(0, keepdims=True))[0])
+
+
 def resampled(
     metric: Metric, predictions: Sequence[Any], references: Sequence[Any], *, resamples: int = RESAMPLES,
     seed: int = 0,
